@@ -1,0 +1,283 @@
+"""The command line: reproduce, run, restore, doctor.
+
+Commands import what they need themselves, so that `rr --help` answers at once. Whatever a user gave wrong ends as one
+line `error: ...` on stderr: exit code 2 for a call that cannot be done, 1 for one that was done in part or that failed
+on the way.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rr import io, notebook
+from rr.io import InputError, read_json, write_json, writing
+from rr.presets import PRESETS, preset as preset_of
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="RetinaRegen: restore unreadable fundus photographs, and reproduce the paper.",
+)  # fmt: skip
+Preset = Annotated[str, typer.Option(help=f"The values of the run: {', '.join(PRESETS)}.")]
+SNAKEFILE = io.ROOT / "workflow" / "Snakefile"
+
+
+def main():
+    """Entry point of `rr` and of `python -m rr`."""
+    try:
+        app(prog_name="rr")
+    except (InputError, notebook.NotebookError) as error:
+        fail(error)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+def fail(message):
+    """One line on stderr, whatever the message."""
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------------------------------------------ reproduce
+
+
+@app.command()
+def reproduce(
+    preset: Preset = "smoke",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    out: Annotated[str, typer.Option(help="Folder of the results; a relative one lies in the project.")] = "results",
+    cores: Annotated[int, typer.Option(min=1, help="Notebooks that may run side by side.")] = os.cpu_count() or 1,
+):
+    """Run every notebook that has no result yet, or whose parameters have changed, and say where everything lies."""
+    import fcntl
+
+    preset_of(preset)
+    folder = io.results(preset, out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".reproduce.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{folder}: another `rr reproduce` is at work there; wait for its end, or stop it") from None
+        errors, code = _snakemake(preset, seed, out, cores, lock.fileno())
+    if code:
+        print("\nnot everything could be made; the same command continues after a repair", file=sys.stderr)
+        for line in errors or ["error: the workflow itself failed; see the lines above"]:
+            print(line, file=sys.stderr)
+        raise typer.Exit(1)
+    print(f"\npreset {preset}, seed {seed}: everything is made")
+    places = {
+        "figures": io.figures(preset, out),
+        "tables": folder / "tables",
+        "restored photograph": folder / "restored",
+        "trained models": folder / "checkpoints",
+        "executed notebooks": folder / "executed",
+    }
+    for what, place in places.items():
+        if place.is_dir():
+            print(f"  {what + ':':21}{_short(place)}/")
+
+
+def _snakemake(preset, seed, out, cores, lock):
+    """Run the workflow; returns (lines of errors, exit code).
+
+    Snakemake inherits the file descriptor `lock`: the lock is held while either of us lives and is released by the
+    system however we die, so that Snakemake's own lock, which survives a kill, is not needed (--nolock).
+    """
+    config = {"preset": preset, "seed": seed, "out": out}
+    command = [
+        sys.executable, "-m", "snakemake", "--snakefile", SNAKEFILE, "--directory", io.results(preset, out),
+        "--cores", str(cores), "--keep-going", "--rerun-incomplete", "--nolock", "--scheduler", "greedy",
+        "--quiet", "rules", "progress", "host", "reason", "--nocolor",
+        "--config", *(f"{key}={json.dumps(value)}" for key, value in config.items()),
+    ]  # fmt: skip
+    errors = []
+    workflow = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        start_new_session=True, pass_fds=[lock],
+    )  # fmt: skip
+    with notebook.terminable():
+        try:
+            for line in workflow.stdout:
+                if line.startswith("error: "):
+                    errors.append(line.rstrip())
+                print(line, end="", flush=True)
+            return errors, workflow.wait()
+        finally:
+            if workflow.poll() is None:  # Ctrl-C or SIGTERM: to Snakemake and all notebooks, which end their kernels
+                os.killpg(workflow.pid, signal.SIGTERM)
+                try:
+                    workflow.wait(20)
+                except subprocess.TimeoutExpired:
+                    os.killpg(workflow.pid, signal.SIGKILL)
+
+
+def _short(path):
+    """A path as one types it: relative to the current folder where it lies below."""
+    path, here = Path(path), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+# ------------------------------------------------------------------------------------------------------------ run
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(metavar="NOTEBOOK", help="Name (01_data) or path of a notebook.")],
+    values: Annotated[list[str], typer.Option("-p", metavar="NAME=VALUE", help="A parameter; may be repeated.")] = [],
+    executed: Annotated[Path | None, typer.Option(help="Executed notebook to write; default: among the results.")] = None,
+):
+    """Run one notebook with papermill; its parameters are checked before anything starts."""
+    path = notebook.find(name)
+    given = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not equals:
+            raise InputError(f"-p {value}: must be NAME=VALUE")
+        given[key.strip()] = text
+    every = notebook.check(path, given)
+    if executed is None:
+        if not {"preset", "out"} <= every.keys():
+            raise InputError(f"{path.name}: has no parameters preset and out; say with --executed where to write it")
+        executed = io.results(every["preset"], every["out"]) / "executed" / f"{path.stem}.ipynb"
+    notebook.execute(path, given, executed)
+
+
+# -------------------------------------------------------------------------------------------------------- restore
+
+
+@app.command()
+def restore(
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO_OR_FOLDER...", help="Photographs, folders of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the restored photographs and restore.json.")] = Path("restored"),
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder of a restorer; default: the best one made.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+):
+    """Restore photographs: one PNG each, of the same name and size, and restore.json with the readabilities."""
+    folder = checkpoint or _best_checkpoint()
+    targets = _targets(photos, out)
+    report = read_json(out / "restore.json") if (out / "restore.json").exists() else {}
+
+    from rr import data, restorer, train
+
+    regen = restorer.RetinaRegen.load(folder, train.fabric(device).device)
+    print(f"restorer: {_short(folder)}")
+    failed = 0
+    try:
+        for target, photo in targets.items():
+            try:
+                image = data.read_photograph(photo)
+                restored, facts = restorer.restore_photograph(regen, image, seed)
+                with writing(target) as part:
+                    data.Image.fromarray(restored).save(part)
+            except InputError as error:
+                failed += 1
+                line = str(error) if str(photo) in str(error) else f"{photo}: {error}"
+                fail(line)
+                facts = {"status": "failed", "error": line}
+            else:
+                print(f"{target}: {facts['status']}{'' if facts['passed'] else ', not readable in all four labels'}")
+            report[target.name] = {"input": str(photo), "checkpoint": str(folder), "seed": seed, **facts}
+    finally:
+        write_json(out / "restore.json", report)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _best_checkpoint():
+    for name in ("paper", "course", "smoke"):
+        folder = io.results(name) / "checkpoints" / "restorer"
+        if (folder / "denoiser" / "config.json").is_file():
+            return folder
+    raise InputError("no trained restorer yet; run `make reproduce` first or give --checkpoint")
+
+
+def _targets(photos, out):
+    """{PNG to write: photograph}. Raises InputError before any work if a name is missing, doubled, or an input."""
+    from rr.data import EXTENSIONS
+
+    inputs = []
+    for photo in photos:
+        if photo.is_dir():
+            inside = sorted(each for each in photo.iterdir() if each.suffix.lower() in EXTENSIONS)
+            if not inside:
+                raise InputError(f"{photo}: no photographs in this folder ({', '.join(EXTENSIONS)})")
+            inputs += inside
+        elif photo.exists():
+            inputs.append(photo)
+        else:
+            raise InputError(f"{photo}: no such file or folder")
+    targets = {}
+    for photo in dict.fromkeys(inputs):
+        target = out / f"{photo.stem}.png"
+        if target in targets:
+            raise InputError(f"{targets[target]}, {photo}: both would become {target}; restore them in separate calls")
+        targets[target] = photo
+    originals = {photo.resolve() for photo in inputs}
+    for target in targets:
+        if target.resolve() in originals:
+            raise InputError(f"{target}: is itself a photograph to restore and would be lost; choose another --out")
+    return targets
+
+
+# --------------------------------------------------------------------------------------------------------- doctor
+
+
+@app.command()
+def doctor():
+    """Say what is installed, which device, weights and data there are, and how to get what is missing."""
+    import platform
+    from importlib.metadata import version
+
+    def row(what, value):
+        print(f"  {what:22}{value}")
+
+    print("versions")
+    row("python", f"{platform.python_version()} ({sys.executable})")
+    for package in (*io.PACKAGES, "papermill", "snakemake"):
+        try:
+            row(package, version(package))
+        except ModuleNotFoundError:
+            raise InputError(f"{package}: not installed; run `make test`, or pip install -r requirements.lock") from None
+    try:
+        import torch
+        import torchvision.ops  # noqa: F401  torchvision of another torch fails here
+
+        from rr import data, features, weights
+    except (ImportError, RuntimeError) as error:
+        raise InputError(f"torch and torchvision do not import ({error}); take both from one place") from None
+
+    print("device")
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        row(f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
+    if not torch.cuda.is_available():
+        row("cuda", "no GPU: preset smoke takes minutes, course and paper want one")
+    row("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")
+
+    print(f"pretrained weights ({weights.FOLDER}={os.environ.get(weights.FOLDER, '')})")
+    trunks = [build.__name__ for build, *_ in filter(None, features.EXTRACTORS.values())]
+    for name in sorted({"inception_v3", "alexnet", *trunks}):
+        path = weights.available(name)
+        row(name, path or f"missing: downloaded when needed, or put it into a folder and set {weights.FOLDER}")
+
+    print("made so far")
+    for name in PRESETS:
+        folder = io.results(name)
+        results = sorted(path.stem for path in folder.glob("[0-9]*.json"))
+        row(name, f"results {', '.join(results)}" if results else f"nothing: rr reproduce --preset {name}")
+        for manifest in sorted(folder.glob("data/**/manifest.json")):
+            packed = data.Packed(manifest.parent)
+            row("", f"data {_short(manifest.parent)}: {len(packed)} images of {packed.size} px")
+        for config in sorted(folder.glob("checkpoints/*/config.json")) + sorted(
+            folder.glob("checkpoints/*/denoiser/config.json")
+        ):
+            row("", f"checkpoint {_short(config.parent)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Figures: one style, a few panels, one way to save. Nothing here computes a result.
+
+Images are tensors (3, H, W) or (N, 3, H, W) in [0, 1]. Every panel returns a matplotlib Figure; `save` writes it as PNG
+and PDF, byte by byte the same on every run, and shows what was saved.
+"""
+
+import matplotlib
+
+matplotlib.rcParams.update({
+    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7, "figure.dpi": 100,
+    "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42, "image.interpolation": "nearest",
+})  # fmt: skip
+
+import matplotlib.pyplot as plt  # noqa: E402 (the style comes first)
+import numpy as np  # noqa: E402
+import seaborn as sns  # noqa: E402
+
+from rr.io import writing  # noqa: E402
+from rr.readability import LABELS  # noqa: E402
+
+COLOURS = dict(zip(LABELS, sns.color_palette("colorblind")))
+
+
+def save(figure, folder, stem):
+    """Write folder/stem.png (200 dpi) and folder/stem.pdf; returns the PNG for display in a notebook."""
+    from IPython.display import Image
+
+    for suffix in ("pdf", "png"):
+        facts = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
+        with writing(folder / f"{stem}.{suffix}") as part:
+            figure.savefig(part, format=suffix, dpi=200, bbox_inches="tight", metadata=facts)
+    plt.close(figure)
+    return Image(str(folder / f"{stem}.png"), width=900)
+
+
+def grid(rows, titles=None, side=1.1):
+    """Images in rows: {label: (N, 3, H, W)}; titles: a line over each column. Rows may differ in length."""
+    columns = max(len(images) for images in rows.values())
+    figure, axes = plt.subplots(len(rows), columns, figsize=(side * columns + 0.6, side * len(rows) + 0.2), squeeze=False)
+    for line, (label, images) in zip(axes, rows.items()):
+        for axis, image in zip(line, images):
+            _picture(axis, image)
+        line[0].text(-0.06, 0.5, label, transform=line[0].transAxes, ha="right", va="center")
+        for axis in line[len(images):]:
+            axis.axis("off")
+    for axis, title in zip(axes[0], titles or []):
+        axis.set_title(title)
+    figure.subplots_adjust(wspace=0.04, hspace=0.06)
+    return figure
+
+
+def sheet(images, columns=10, side=1.0):
+    """A contact sheet of images (N, 3, H, W), without frames or titles."""
+    lines = -(-len(images) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(side * columns, side * lines), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image in zip(axes.flat, images):
+        _picture(axis, image)
+    figure.subplots_adjust(0, 0, 1, 1, 0.02, 0.02)
+    return figure
+
+
+def confusion(report):
+    """Four 2x2 matrices, one per label (never one over a multi-label vector); rows are true, columns predicted."""
+    figure, axes = plt.subplots(1, len(report), figsize=(1.8 * len(report), 1.9))
+    for axis, row in zip(axes, report.itertuples()):
+        counts = np.array([[row.tn, row.fp], [row.fn, row.tp]])
+        sns.heatmap(counts, annot=True, fmt="d", cmap="Blues", cbar=False, square=True, ax=axis,
+                    xticklabels=("no", "yes"), yticklabels=("no", "yes"))
+        axis.set(title=f"{row.label}: accuracy {row.accuracy:.2f}\n(majority {row.majority:.2f})", xlabel="predicted",
+                 ylabel="true" if row.label == report.label.iloc[0] else "")
+    figure.tight_layout()
+    return figure
+
+
+def roc_pr(curves, report):
+    """ROC and precision-recall curves per label; dotted: what a classifier scores that looks at nothing."""
+    figure, (roc, pr) = plt.subplots(1, 2, figsize=(6.6, 3))
+    roc.plot([0, 1], [0, 1], ":", color="grey")
+    for row in report.itertuples():
+        if np.isnan(row.roc_auc):
+            continue
+        colour, mine = COLOURS[row.label], curves[curves.label == row.label]
+        roc.plot(*mine[mine.curve == "roc"][["x", "y"]].T.values, color=colour, label=f"{row.label}: AUC {row.roc_auc:.2f}")
+        pr.plot(*mine[mine.curve == "pr"][["x", "y"]].T.values, color=colour,
+                label=f"{row.label}: AP {row.average_precision:.2f}")
+        pr.axhline(row.prevalence, ls=":", color=colour)
+    roc.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC", aspect="equal")
+    pr.set(xlabel="recall", ylabel="precision", title="Precision-recall (dotted: prevalence)", ylim=(0, 1.02))
+    for axis in (roc, pr):
+        axis.legend(loc="lower right" if axis is roc else "lower left", frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def learning(history, columns=("loss",)):
+    """Training loss per step (thin: each step, thick: mean over 10) and validation loss per epoch."""
+    figure, axes = plt.subplots(1, len(columns), figsize=(3.3 * len(columns), 2.4), squeeze=False)
+    for axis, column in zip(axes[0], columns):
+        axis.plot(history.step, history[column], lw=0.4, color="0.7")
+        axis.plot(history.step, history[column].rolling(10, min_periods=1).mean(), color="C0", label="training")
+        if column == "loss":
+            ends = history.dropna(subset="val_loss")
+            axis.plot(ends.step, ends.val_loss, "o-", ms=2, color="C1", label="validation")
+            axis.legend(frameon=False)
+        axis.set(xlabel="step", ylabel=column)
+    figure.tight_layout()
+    return figure
+
+
+def attention(image, A, shape, tokens):
+    """Attention of given tokens over the image, mean of the heads. A (heads, L, L), shape (h, w) with h w = L."""
+    figure, axes = plt.subplots(1, len(tokens) + 1, figsize=(1.6 * (len(tokens) + 1), 1.8))
+    _picture(axes[0], image)
+    axes[0].set_title("image")
+    height, width = image.shape[-2:]
+    mean = A.mean(0).float().cpu().numpy()
+    for axis, token in zip(axes[1:], tokens):
+        _picture(axis, image)
+        axis.imshow(mean[token].reshape(shape), cmap="magma", alpha=0.6, extent=(0, width, height, 0), interpolation="bilinear",
+                    vmin=0, vmax=mean.max())
+        row, column = divmod(token, shape[1])
+        axis.plot((column + 0.5) * width / shape[1], (row + 0.5) * height / shape[0], "o", mfc="none", mec="w")
+        axis.set_title(f"asked from ({row + 1}, {column + 1})")
+    figure.tight_layout()
+    return figure
+
+
+def lines(table, x, y, hue, xlabel=None, ylabel=None):
+    """One line per value of `hue` of a long table."""
+    figure, axis = plt.subplots(figsize=(3.6, 2.5))
+    sns.lineplot(table, x=x, y=y, hue=hue, ax=axis)
+    axis.set(xlabel=xlabel or x, ylabel=ylabel or y)
+    axis.legend(frameon=False, title=None)
+    figure.tight_layout()
+    return figure
+
+
+def bars(table, metrics, by="method"):
+    """Mean and 95 % bootstrap interval over images of each metric, one bar per value of `by`; n/a where unknown.
+
+    table: long rows with columns `by`, metric, mean, low, high.
+    """
+    names = list(dict.fromkeys(table[by]))
+    figure, axes = plt.subplots(1, len(metrics), figsize=(2.2 * len(metrics), 0.4 * len(names) + 1), sharey=True)
+    for axis, metric in zip(np.atleast_1d(axes), metrics):
+        rows = table[table.metric == metric].set_index(by).loc[names]
+        error = np.stack([rows["mean"] - rows.low, rows.high - rows["mean"]])
+        axis.barh(names, rows["mean"], xerr=error, color=sns.color_palette("colorblind", len(names)), height=0.6)
+        if rows["mean"].isna().all():
+            axis.text(0.5, 0.5, "n/a", transform=axis.transAxes, ha="center", color="0.4")
+        axis.set_xlabel({"psnr": "PSNR / dB", "ssim": "SSIM", "lpips": "LPIPS (lower is better)"}.get(metric, metric))
+        axis.invert_yaxis() if axis is np.atleast_1d(axes)[0] else None
+    figure.tight_layout()
+    return figure
+
+
+def pipeline(before, trajectory, after, p_before, p_after, reference=None, shown=5):
+    """RetinaRegen on one eye (paper, Fig. 1): input, noised, steps of the reverse process, restored, readability.
+
+    before, after, reference (3, H, W); trajectory [(t, x_t, x_0_hat)] with tensors (1, 3, H, W); p_* (4,).
+    """
+    picks = [trajectory[i] for i in np.linspace(0, len(trajectory) - 1, shown).round().astype(int)]
+    columns = shown + 3 + (reference is not None)
+    figure = plt.figure(figsize=(1.25 * columns, 2.9))
+    spec = figure.add_gridspec(2, columns, width_ratios=[1] * (columns - 1) + [1.7], wspace=0.08, hspace=0.12)
+
+    def place(column, image, title, row=slice(0, 2)):
+        axis = figure.add_subplot(spec[row, column])
+        _picture(axis, image)
+        axis.set_title(title)
+        return axis
+
+    place(0, before, "input y")
+    for column, (t, x_t, x_0_hat) in enumerate(picks, 1):
+        axis = place(column, x_t[0].clamp(0, 1), f"t = {t}", 0)
+        second = place(column, x_0_hat[0], "", 1)
+        if column == 1:
+            axis.set_ylabel("$x_t$", rotation=0, labelpad=8, va="center")
+            second.set_ylabel(r"$\hat{x}_0$", rotation=0, labelpad=8, va="center")
+    place(shown + 1, after, "restored")
+    if reference is not None:
+        place(shown + 2, reference, "reference x")
+    axis = figure.add_subplot(spec[:, -1])
+    at = np.arange(len(LABELS))
+    axis.barh(at - 0.2, p_before, 0.36, color="0.7", label="before")
+    axis.barh(at + 0.2, p_after, 0.36, color="C0", label="after")
+    axis.axvline(0.5, ls=":", color="k", lw=0.8)
+    axis.set(xlim=(0, 1), title="readability")
+    axis.set_yticks(at, LABELS)
+    axis.yaxis.tick_right()
+    axis.invert_yaxis()
+    axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
+    axis.spines["left"].set_visible(False)
+    return figure
+
+
+def _picture(axis, image):
+    axis.imshow(image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy())
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[:].set_visible(False)

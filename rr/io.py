@@ -1,0 +1,153 @@
+"""Paths, atomic writes and provenance.
+
+Defines InputError (the one exception that a user is meant to read), `writing` (a file is complete or absent),
+the layout of `results/` and `figures/`, and `provenance` (where a number comes from).
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "torchvision", "lightning", "lpips", "numpy", "pandas", "pillow", "scikit-image", "scikit-learn")
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The message is one line: the thing, what is wrong, the way out."""
+
+
+@contextmanager
+def writing(path):
+    """Yield a temporary path beside `path`; on success it becomes `path`, on failure `path` stays as it was.
+
+    Same folder (a rename across file systems is a copy), flushed to disk before the rename, so that neither a killed
+    process nor a full disk leaves half a file under the final name. Raises InputError if the disk is full.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    os.chmod(name, 0o644)
+    part = Path(name)
+    try:
+        yield part
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+            raise InputError(f"{path}: the disk is full; free some space and run the same command again") from error
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Write `text` (UTF-8) to `path`, atomically."""
+    with writing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path, value):
+    """Write `value` as indented JSON, atomically. NaN is written as null: JSON has no NaN."""
+    write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path):
+    """Read a JSON file. Raises InputError if it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); delete it and make it again") from None
+
+
+def write_table(path, table):
+    """Write a pandas DataFrame as CSV at full precision, without its index, atomically."""
+    with writing(path) as part:
+        table.to_csv(part, index=False)
+
+
+def sha256(path):
+    """SHA-256 of a file, as hexadecimal text."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def results(preset, out="results"):
+    """Folder of everything a preset produced: <out>/<preset>. Relative paths start at the project's root."""
+    return (ROOT / out / preset).resolve()
+
+
+def figures(preset, out="results"):
+    """Folder of a preset's figures: figures/<preset> beside the default `results`, else <out>/<preset>/figures."""
+    return ROOT / "figures" / preset if out == "results" else results(preset, out) / "figures"
+
+
+def provenance(*, started=None, device="cpu", **facts):
+    """Where a result comes from: commit (and whether dirty), versions, machine, device, threads, seconds, memory.
+
+    started: time.time() at the start of the work, to give `seconds`. facts: anything else worth knowing (preset,
+    seed, data hash, weights used).
+    """
+    import resource
+
+    import torch
+
+    on_gpu = torch.device(device).type == "cuda"
+    return {
+        **facts,
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "threads": torch.get_num_threads(),
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated(device) / 2**20) if on_gpu else None,
+        "seconds": round(time.time() - started, 2) if started else None,
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _version(package):
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*words):
+    """Output of a git command in the project, or None outside of a git checkout."""
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _plain(value):
+    """`value` with dataclasses, paths, arrays and NaN turned into what JSON knows."""
+    if is_dataclass(value):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy and torch scalars and arrays
+        return _plain(value.tolist())
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value

@@ -1,0 +1,213 @@
+"""Image metrics: PSNR, SSIM and LPIPS. One range, one implementation, a batch in, a vector out.
+
+Defines `psnr`, `ssim` and `load_lpips`; `score`, the table of all three over the full frame, inside the field of view
+and in the disc crop; `text`, that table for a reader; `bootstrap`, a mean over images with its interval.
+
+x and y are (N, 3, H, W) in [0, 1]. Every number belongs to one image; nothing is pooled over images (pooled PSNR is
+another quantity) and nothing is resized.
+"""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torchvision
+from torch import Tensor
+
+from rr import weights as pretrained
+from rr.io import InputError
+
+METRICS = ("psnr", "ssim", "lpips")
+K1, K2 = 0.01, 0.03  # SSIM's constants, C = (K * data_range)^2 with data_range 1
+WINDOW, SIGMA = 11, 1.5  # SSIM's Gaussian window
+LPIPS_SIDE = 64  # pixels; below that the trunk's last layers see nothing but their own padding
+LPIPS_TRUNKS = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
+DISC_CROP = 3.0  # half-width of the disc crop in disc radii: disc, peripapillary vessels and rim of nerve fibres
+
+
+def psnr(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Peak signal-to-noise ratio in dB, 10 log10(1 / MSE), per image (N,), float64; inf where x equals y.
+
+    mask (N, 1, H, W): the mean of the squared error is taken over its pixels only. NaN where the mask is empty.
+    """
+    x, y, mask = _checked(x, y, mask)
+    return -10 * torch.log10(_mean((x - y) ** 2, mask))
+
+
+def ssim(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Structural similarity (Wang et al. 2004, eq. 13), per image (N,), float64.
+
+    Gaussian window of 11 pixels, sigma 1.5, population covariance, mean over the three channels: scikit-image's
+    `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)`, which leaves
+    out the 5 pixels next to the border, where the window would stick out of the image. mask (N, 1, H, W): mean of the
+    SSIM map over the mask's pixels (windows centred there may look beyond the mask). NaN where the mask is empty.
+    """
+    x, y, mask = _checked(x, y, mask)
+    if min(x.shape[-2:]) < WINDOW:
+        raise InputError(f"SSIM: images of {x.shape[-1]}x{x.shape[-2]} pixels; its window needs {WINDOW}x{WINDOW}")
+    mu_x, mu_y = _window(x), _window(y)
+    var_x, var_y = _window(x * x) - mu_x**2, _window(y * y) - mu_y**2
+    cov = _window(x * y) - mu_x * mu_y
+    C1, C2 = K1**2, K2**2
+    ssim_map = (2 * mu_x * mu_y + C1) * (2 * cov + C2) / ((mu_x**2 + mu_y**2 + C1) * (var_x + var_y + C2))
+    pad = WINDOW // 2
+    return _mean(ssim_map, mask if mask is None else mask[..., pad:-pad, pad:-pad])
+
+
+def load_lpips(
+    net: str = "alex",  # trunk: "alex" | "squeeze" | "vgg"
+    weights: str = "none",  # "imagenet": get the trunk, by download if need be; "none": only if it lies here already
+    folder: str | Path | None = None,  # of weight files; default: RR_WEIGHTS
+    device: str | torch.device = "cpu",
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """LPIPS (Zhang et al. 2018) as a function of (x, y) in [0, 1] => (N,), or None where its trunk cannot be had.
+
+    The `lpips` package with its own v0.1 heads on the trunk's ImageNet weights: never a random trunk. A run that starts
+    its networks from "none" downloads nothing, so it gets None (n/a in the tables) unless the file is on this machine.
+    The function carries its provenance as `.note` and raises InputError for values outside [0, 1] and for images below
+    64 pixels. Raises InputError for an unknown `net`, a trunk that "imagenet" cannot get, a damaged file or one that
+    does not cover every parameter of the trunk.
+    """
+    if net not in LPIPS_TRUNKS:
+        raise InputError(f"LPIPS trunk {net!r}: unknown; choose one of {', '.join(LPIPS_TRUNKS)}")
+    if weights not in pretrained.WEIGHTS:
+        raise InputError(f"weights={weights!r}: unknown; choose one of {', '.join(pretrained.WEIGHTS)}")
+    name = LPIPS_TRUNKS[net]
+    if weights == "none" and pretrained.available(name, folder) is None:
+        return None
+    import lpips
+
+    trunk = getattr(torchvision.models, name)(weights=None)
+    note = pretrained.load(trunk, name, "imagenet", folder, skip=("classifier.",))
+    with warnings.catch_warnings():  # lpips calls torchvision in a way of speaking that torchvision deprecates
+        warnings.simplefilter("ignore")
+        model = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False)  # pnet_rand: no download of its own
+    # lpips sorts the layers of `features` into slices but keeps their numbers: sliceK.N.weight is features.N.weight
+    loaded = trunk.features.state_dict()
+    model.net.load_state_dict({key: loaded[key.split(".", 1)[1]] for key in model.net.state_dict()}, strict=True)
+    heads = torch.load(Path(lpips.__file__).parent / f"weights/v0.1/{net}.pth", map_location="cpu", weights_only=True)
+    if not all(torch.equal(model.state_dict()[key], value) for key, value in heads.items()):
+        raise InputError("LPIPS: the package's own heads are not loaded; install lpips again (version 0.1.4)")
+    model = model.to(device).requires_grad_(False)
+
+    @torch.no_grad()
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        if min(x.shape[-2:]) < LPIPS_SIDE:
+            raise InputError(f"LPIPS: images of {x.shape[-1]}x{x.shape[-2]} pixels; it needs at least {LPIPS_SIDE}")
+        for image in (x, y):
+            if not (image.amin() >= 0 and image.amax() <= 1):
+                raise InputError(f"LPIPS: values from {image.amin():.3g} to {image.amax():.3g}; give images in [0, 1]")
+        return model(x.to(device, torch.float32), y.to(device, torch.float32), normalize=True).flatten().double().cpu()
+
+    distance.note = f"LPIPS v0.1 {net}, trunk {note}"
+    return distance
+
+
+def score(
+    x: Tensor,  # reference (N, 3, H, W)
+    y: Tensor,  # what is scored
+    fov: Tensor | None = None,  # (N, 1, H, W) field of view
+    disc: Tensor | None = None,  # (N, 3): x, y, radius of the optic disc in fractions of the width; NaN where unknown
+    lpips: Callable | None = None,  # from `load_lpips`
+) -> pd.DataFrame:
+    """One row per image: psnr, ssim and lpips over the full frame, and each with `_fov` and `_disc`.
+
+    `_fov`: PSNR and SSIM average over the field of view; LPIPS compares both images with black outside. `_disc`: the
+    square of half-width 3 disc radii around the disc, clipped at the image. NaN (shown as n/a by `text`) where a value
+    cannot be had: no `fov`, disc unknown or outside, no LPIPS trunk, or fewer than 64 pixels for LPIPS (11 for SSIM).
+    """
+    x, y, fov = _checked(x, y, fov)
+    n = len(x)
+    table = {f"{metric}{where}": np.full(n, np.nan) for where in ("", "_fov", "_disc") for metric in METRICS}
+
+    def fill(where, rows, a, b, mask=None):
+        side = min(a.shape[-2:])
+        if side:
+            table[f"psnr{where}"][rows] = psnr(a, b, mask).cpu().numpy()
+        if side >= WINDOW:
+            table[f"ssim{where}"][rows] = ssim(a, b, mask).cpu().numpy()
+        if side >= LPIPS_SIDE and lpips is not None:
+            a, b = (a, b) if mask is None else (a * mask, b * mask)
+            table[f"lpips{where}"][rows] = lpips(a, b).cpu().numpy()
+
+    fill("", slice(None), x, y)
+    if fov is not None:
+        fill("_fov", slice(None), x, y, fov)
+    if disc is not None:
+        for i, (left, right, top, bottom) in enumerate(_disc_boxes(disc, *x.shape[-2:])):
+            crop = (slice(i, i + 1), slice(None), slice(top, bottom), slice(left, right))
+            fill("_disc", slice(i, i + 1), x[crop], y[crop])
+    return pd.DataFrame(table)
+
+
+def text(table: pd.DataFrame) -> pd.DataFrame:
+    """The same table as strings for a reader: dB with two digits, the others with four, NaN as "n/a"."""
+    return pd.DataFrame(
+        {
+            name: ["n/a" if np.isnan(v) else f"{v:.{2 if name.startswith('psnr') else 4}f}" for v in column]
+            for name, column in table.items()
+        },
+        index=table.index,
+    )
+
+
+def bootstrap(values, n: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean over images and its 95 % percentile-bootstrap interval: (mean, low, high).
+
+    values: one number per image; NaN (unknown) are left out, and without any value all three are NaN.
+    """
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return (float("nan"),) * 3
+    picks = np.random.default_rng(seed).integers(len(values), size=(n, len(values)))
+    means = values[picks].mean(axis=1)
+    # percentiles that are values of the sample, so that an infinite PSNR gives inf and not inf - inf
+    low, high = np.percentile(means, [2.5, 97.5], method="nearest")
+    return float(values.mean()), float(low), float(high)
+
+
+def _checked(x, y, mask):
+    """Images in float64 (the variances in SSIM are differences of nearly equal numbers), on one device."""
+    if x.shape != y.shape or x.ndim != 4:
+        raise InputError(f"images of shapes {tuple(x.shape)} and {tuple(y.shape)}: give two of (N, 3, H, W)")
+    if mask is not None:
+        if mask.shape != (len(x), 1, *x.shape[-2:]):
+            raise InputError(f"mask of shape {tuple(mask.shape)}: give {(len(x), 1, *x.shape[-2:])}")
+        mask = mask.to(x.device).double()
+    return x.double(), y.to(x.device).double(), mask
+
+
+def _mean(values, mask):
+    """Mean over channels and pixels, (N, C, H, W) => (N,), weighted with the mask (N, 1, H, W)."""
+    if mask is None:
+        return values.mean(dim=(1, 2, 3))
+    return (values * mask).sum(dim=(1, 2, 3)) / (mask.sum(dim=(1, 2, 3)) * values.shape[1])
+
+
+def _window(image):
+    """Gaussian-weighted mean around each pixel whose window fits: (N, C, H, W) => (N, C, H - 10, W - 10)."""
+    offsets = torch.arange(WINDOW, dtype=image.dtype) - WINDOW // 2
+    w = torch.exp(-(offsets**2) / (2 * SIGMA**2))
+    w = (w / w.sum()).tolist()
+    # a sum of shifted slices, exact on every device (convolutions may run in TF32)
+    for dim in (-1, -2):
+        length = image.shape[dim] - WINDOW + 1
+        image = sum(weight * image.narrow(dim, k, length) for k, weight in enumerate(w))
+    return image
+
+
+def _disc_boxes(disc, height, width):
+    """Pixel bounds (left, right, top, bottom) of each image's disc crop; an empty box where the disc is unknown."""
+    disc = torch.as_tensor(disc).detach().cpu().double().numpy()
+    for x, y, r in disc * width:
+        if not np.isfinite([x, y, r]).all():
+            yield 0, 0, 0, 0
+            continue
+        half = DISC_CROP * r
+        left, right = (int(np.clip(round(edge), 0, width)) for edge in (x - half, x + half))
+        top, bottom = (int(np.clip(round(edge), 0, height)) for edge in (y - half, y + half))
+        yield left, right, top, bottom

@@ -1,0 +1,92 @@
+"""The paper's own numbers and the gaps in its text: the only place where either is typed.
+
+RetinaRegen, arXiv 2502.19153. PSNR in dB, measured by its authors on SynFundus-1M (which is not public without an
+application): they are quoted beside ours, never compared as if the data were the same.
+"""
+
+from typing import NamedTuple
+
+
+class Score(NamedTuple):
+    psnr: float
+    ssim: float
+    lpips: float
+
+
+RETINAREGEN = Score(27.4521, 0.9556, 0.1911)  # C1: abstract and 3.2, optic-disc (RO) subset
+
+OTHER_BACKBONES = {"lowest": Score(9.4982, 0.0773, 0.5300), "highest": Score(10.5970, 0.2226, 0.7857)}  # C2: 3.2, ranges
+
+EXTRACTORS = {  # C3: Table 1, in its order
+    "attention": Score(27.0733, 0.9461, 0.1736),
+    "alexnet": Score(25.7213, 0.9445, 0.2383),
+    "resnet18": Score(25.8058, 0.9320, 0.2092),
+    "resnet34": RETINAREGEN,
+    "resnet50": Score(26.4427, 0.9446, 0.1836),
+    "vgg16": Score(24.8090, 0.9106, 0.2038),
+    "resnext50": Score(26.5226, 0.9458, 0.1939),
+    "mobilenet": Score(26.5648, 0.9202, 0.1511),
+}
+
+FUSIONS = {  # C4: 3.2
+    "upsample-static": Score(11.99, 0.350, 0.546),
+    "upsample-dynamic": Score(12.21, 0.681, 0.329),
+    "bilinear-static": RETINAREGEN,
+    "bilinear-dynamic": Score(15.26, 0.713, 0.271),
+}
+
+
+class Choice(NamedTuple):
+    """Where the paper is silent: its words, what we do, what else would be reasonable."""
+
+    about: str
+    paper: str
+    ours: str
+    alternatives: str
+
+
+CHOICES = (
+    Choice("reference image", "unreadable images are restored; their target is not named (2.1, 3.1)",
+           "two protocols, never mixed: `paired` (a readable image, degraded by a known operator, is its own reference) "
+           "and `literal` (the unreadable input is the target)", "real pairs of one eye; no-reference scores"),
+    Choice("image range in the diffusion", "the decoder's sigmoid constrains to [0, 1] (2.5)", "x in [0, 1] throughout",
+           "[-1, 1], as in DDPM"),
+    Choice("steps T and schedule", "beta_t, alpha_t without values (2.4)",
+           "per preset: cosine, T = 100 or 200; `paper`: linear, T = 1000; linear betas are rescaled by 1000 / T",
+           "unscaled betas, sigmoid schedule, zero terminal SNR"),
+    Choice("where the reverse chain starts", "unreadable images are corrupted with noise (2.1)",
+           "at the unreadable image noised to t_0 = start * T (`start` in the presets); training draws t from 1..t_0",
+           "pure noise (start = 1)"),
+    Choice("what the backbone predicts", "the noise (2.4); the VAE's decoder reconstructs the image (2.1, 2.5)",
+           "`objective`: image for the VAE, any of noise, image, v for the others", "one objective for all backbones"),
+    Choice("loss of the VAE in the diffusion", "noise MSE (2.4) and BCE + KL (2.5)", "BCE + KL against the clear image",
+           "noise MSE, both, MSE + beta KL, continuous Bernoulli"),
+    Choice("sign of the BCE", "printed without its minus (2.5)", "the negative log-likelihood", "none: the printed sum would be maximized"),
+    Choice("condition and state", "x_t^conditioned = c + x_t, also on the left of the reverse step (2.4)",
+           "c is added to the network's input only; the state keeps its distribution", "added to the state at every step"),
+    Choice("256 to 3 channels", "mismatches in resolution and channels (3.2)", "a learned 1x1 convolution",
+           "mean over channels, 3x3 convolution"),
+    Choice("`upsample` against `bilinear`", "after upsampling / bilinear interpolation (3.2)",
+           "nearest-neighbour repetition / bilinear interpolation", "transposed convolution"),
+    Choice("`static` against `dynamic`", "fixed weights / learned weights (3.2)", "1 and 1 / one learned weight per channel and term",
+           "a gate from the features; weights that depend on t"),
+    Choice("training of compression and attention", "not stated (2.3)",
+           "the extractor is trained on the four readability labels, then frozen", "frozen at random; jointly with the denoiser"),
+    Choice("static condition", "pooling features extracted from all readable images (4)",
+           "mean over the readable training images, place kept", "also pooled over the place; per-image conditions"),
+    Choice("attention block", "enhances the feature maps (2.3)", "added to the features; no position code, no dropout",
+           "concatenated; with position code"),
+    Choice("time in the VAE", "t enters epsilon_theta (2.4); the VAE's figure shows none",
+           "one bias per channel of the first convolution", "no time; FiLM in every layer"),
+    Choice("size and widths of the VAE", "three convolutions, three transposed (2.5)",
+           "4x4 kernels, stride 2, widths and latent per preset", "other kernels; a spatial latent"),
+    Choice("InceptionV3's auxiliary head", "not mentioned (2.2)", "left out", "kept at 299 px"),
+    Choice("sampling", "the DDPM step (2.4)", "that step, z = 0 at t = 1, x_0 clipped to [0, 1]; DDIM with k steps on request",
+           "no clipping"),
+    Choice("epochs, batch, optimizer", "RMSprop 1e-4 for the classifier (2.2), nothing else",
+           "AdamW elsewhere; epochs and batch per preset; averaged weights (EMA) are kept", "others"),
+    Choice("metrics", "PSNR, SSIM, LPIPS (3.1)", "data range 1; SSIM Gaussian 11 px, sigma 1.5; LPIPS AlexNet v0.1; full frame, "
+           "field of view, disc", "other windows, other trunks"),
+    Choice("labels of the embedded data", "SynFundus-1M's labels", "a declared rule on what the degradation left of a region "
+           "(`degrade.readable`)", "human graders"),
+)  # fmt: skip

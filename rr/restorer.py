@@ -1,0 +1,223 @@
+"""RetinaRegen (section 2.1): screen, condition, noise, restore, verify.
+
+    screen     the readability classifier finds the images that are unreadable
+    condition  c, the mean of the features of the readable training images, is fused with
+    noise      the unreadable image y, noised to step t_0:  x_t0 = sqrt(alpha_bar) y + sqrt(1 - alpha_bar) epsilon
+    restore    the reverse process with the chosen backbone walks from t_0 to 0
+    verify     the classifier judges the result
+
+`Denoiser` is what is trained (backbone, fusion, schedule); `RetinaRegen` puts the classifier round it. Two protocols,
+never mixed, decide what a training pair (y, x) is: "literal" takes an unreadable image as its own target, as the
+paper's text does, for no clean reference exists; "paired" degrades a readable image with a known operator and asks for
+that image back.
+"""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from rr import backbones, checkpoint, degrade
+from rr.data import LABELS, crop_fov, fov_mask
+from rr.diffusion import OBJECTIVES, Diffusion
+from rr.fusion import Fusion
+from rr.io import InputError
+from rr.presets import choose
+from rr.readability import Readability
+from rr.vae import elbo
+
+
+def literal(batch, generator):
+    """The paper read literally: the pair is (x, x)."""
+    return batch.x, batch.x
+
+
+def paired(batch, generator):
+    """The pair is (A(x), x), A drawn anew for every image: families and severity from 0 (identity) to 1."""
+    families = (torch.rand(len(batch.x), len(degrade.FAMILIES), generator=generator) < 0.7).float()
+    parameters = degrade.sample(len(batch.x), generator, families=families)
+    parameters = {name: value.to(batch.x.device) for name, value in parameters.items()}
+    return degrade.apply(batch.x, parameters, batch.fov), batch.x
+
+
+PROTOCOLS = {"paired": paired, "literal": literal}
+
+
+def training_rows(data, split, protocol):
+    """The images a protocol trains on: readable ones (paired), or fundus images with an unreadable disc (literal)."""
+    choose("protocol", protocol, PROTOCOLS)
+    return data.rows(split, readable=True) if protocol == "paired" else data.rows(split, fundus=1, disc=0)
+
+
+class Denoiser(nn.Module):
+    """Backbone, fusion and schedule round a static condition c."""
+
+    def __init__(
+        self,
+        size,                         # side of the images, px
+        backbone="vae",               # a key of backbones.BACKBONES
+        fusion="bilinear-static",     # a key of fusion.FUSIONS
+        objective="image",            # what the backbone predicts: "image" | "noise" | "v"
+        protocol="paired",            # "paired" | "literal"
+        width=32,                     # channels of the backbone's first convolution
+        latent=128,                   # length of the VAE's z
+        T=1000,                       # diffusion steps
+        schedule="linear",            # a key of diffusion.SCHEDULES
+        start=0.25,                   # share of T to which the input is noised; 1: all of the chain
+        condition=(256, 3, 3),        # shape of c
+    ):
+        super().__init__()
+        self.arguments = {
+            "size": size, "backbone": backbone, "fusion": fusion, "objective": objective, "protocol": protocol,
+            "width": width, "latent": latent, "T": T, "schedule": schedule, "start": start,
+            "condition": list(condition),
+        }  # fmt: skip
+        if objective not in OBJECTIVES:
+            raise InputError(f"objective {objective!r}: unknown; choose one of {', '.join(OBJECTIVES)}")
+        if backbone == "vae" and objective != "image":
+            raise InputError(f"objective {objective!r}: the VAE ends in a sigmoid and predicts images; use 'image'")
+        self.objective = objective
+        self.pair = choose("protocol", protocol, PROTOCOLS)
+        self.diffusion = Diffusion(T, schedule)
+        self.t_0 = max(1, round(start * T))
+        self.backbone = backbones.backbone(backbone, size, width, latent)
+        self.fusion = Fusion(fusion, condition[0])
+        self.register_buffer("c", torch.zeros(condition))
+
+    def forward(self, x_t, t, generator=None):
+        """The backbone's Output for the fused x_t; x_t itself, the state of the diffusion, is left as it is (2.4)."""
+        return self.backbone(self.fusion(x_t, self.c), t, generator)
+
+    def loss(self, batch, generator):
+        """Noise y to a random t of the steps that restoration visits, 1..t_0; predict towards x: {"loss", parts}, means.
+
+        U-Nets: squared error of the prediction (2.4). VAE: BCE + KL (2.5).
+        """
+        y, x = self.pair(batch, generator)
+        t = torch.randint(1, self.t_0 + 1, (len(x),), generator=generator).to(x.device)
+        epsilon = torch.randn(x.shape, generator=generator).to(x)
+        x_t = self.diffusion.add_noise(y, t, epsilon)
+        output = self(x_t, t, generator)
+        if output.mu is not None:
+            return elbo(output, x)
+        error = (output.prediction.float() - self.diffusion.target(self.objective, x_t, t, x)) ** 2
+        return {"loss": (self.diffusion.weight(self.objective, t) * error).mean()}
+
+    @torch.no_grad()
+    def trajectory(self, y, generator, steps=None):
+        """Noise y to t_0 and walk back: yields (t, x_t, x_0_hat), at last (0, x_0, x_0). See Diffusion.reverse."""
+        epsilon = torch.randn(y.shape, generator=generator).to(y)
+        x_t = self.diffusion.add_noise(y, self.t_0, epsilon)
+        yield from self.diffusion.reverse(
+            lambda x, t: self(x, t).prediction.float(), x_t, self.t_0, self.objective, generator, steps
+        )
+
+    def restore(self, y, fov, generator, steps=None, batch=64):
+        """y (N, 3, H, W) in [0, 1], fov (N, 1, H, W) => the restored images; black outside of the field of view."""
+        parts = []
+        for part, mask in zip(y.split(batch), fov.split(batch)):
+            for _, x_0, _ in self.trajectory(part, generator, steps):
+                pass
+            parts.append(x_0 * mask)
+        return torch.cat(parts)
+
+
+
+
+class Restoration(NamedTuple):
+    """What RetinaRegen returns for N images."""
+
+    image: Tensor             # (N, 3, H, W) in [0, 1]; images that were readable are returned as they came
+    before: Tensor            # (N, 4) probabilities of the labels before
+    after: Tensor             # (N, 4) and after
+    readable: Tensor          # (N,) bool: readable already, left alone
+    passed: Tensor            # (N,) bool: all four labels are readable in the end
+    trajectory: list | None   # [(t, x_t, x_0_hat)] of the images that were restored, if asked for
+
+
+class RetinaRegen:
+    """The whole method: classifier and denoiser, in evaluation mode, on one device."""
+
+    THRESHOLD = 0.5  # of a label's probability
+
+    def __init__(self, classifier, denoiser):
+        self.classifier, self.denoiser = classifier.eval(), denoiser.eval()
+
+    @property
+    def size(self):
+        return self.denoiser.arguments["size"]
+
+    @torch.no_grad()
+    def __call__(self, y, fov, seed=0, steps=None, trajectory=False, screen=True):
+        """Restore photographs y (N, 3, size, size) in [0, 1] with fields of view fov (N, 1, size, size).
+
+        screen: leave alone what the classifier calls readable in all four labels; False restores every image.
+        Raises InputError for images of another size.
+        """
+        if y.shape[-2:] != (self.size, self.size):
+            raise InputError(f"images {y.shape[-1]}x{y.shape[-2]}: this restorer was trained on {self.size}x{self.size}")
+        before = self.classifier.probabilities(y)
+        readable = (before >= self.THRESHOLD).all(1) if screen else torch.zeros(len(y), dtype=torch.bool)
+        image, todo, generator = y.clone(), ~readable, torch.Generator().manual_seed(seed)
+        steps_taken = None
+        if todo.any():
+            if trajectory:
+                steps_taken = list(self.denoiser.trajectory(y[todo], generator, steps))
+                image[todo] = steps_taken[-1][1] * fov[todo]
+            else:
+                image[todo] = self.denoiser.restore(y[todo], fov[todo], generator, steps)
+        after = self.classifier.probabilities(image)
+        return Restoration(image, before, after, readable, (after >= self.THRESHOLD).all(1), steps_taken)
+
+    @classmethod
+    def load(cls, folder, device="cpu"):
+        """The restorer whose parts lie in `folder`/classifier and `folder`/denoiser."""
+        folder = Path(folder)
+        return cls(checkpoint.load(folder / "classifier", Readability, device),
+                   checkpoint.load(folder / "denoiser", Denoiser, device))
+
+
+def restore_photograph(regen, image, seed=0):
+    """Restore one photograph, uint8 (H, W, 3) of any size; returns a photograph of the same size and a report.
+
+    The field of view is cropped, restored at the size of the model, enlarged and put back; what lies outside of it is
+    left as it was. Detail finer than the model's pixels is therefore not that of the photograph. A photograph that is
+    readable already is returned as it came. The report holds "status" ("restored" | "readable already"), "passed",
+    and under "before" and "after" the probability of every label. Raises InputError if there is no field of view.
+    """
+    device = next(regen.denoiser.parameters()).device
+    crop, circle, box = crop_fov(image, regen.size)
+    y = torch.from_numpy(crop).permute(2, 0, 1)[None].to(device).float() / 255
+    done = regen(y, fov_mask([circle], regen.size).to(device), seed)
+    report = {"status": "readable already" if done.readable[0] else "restored", "passed": bool(done.passed[0])}
+    for name, probabilities in (("before", done.before), ("after", done.after)):
+        report[name] = dict(zip(LABELS, probabilities[0].tolist()))
+    if done.readable[0]:
+        return image, report
+    small = Image.fromarray((done.image[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+    patch = small.resize((box.side, box.side), Image.LANCZOS)
+    inside = Image.fromarray(fov_mask([circle], box.side)[0, 0].numpy().astype(np.uint8) * 255)
+    result = Image.fromarray(image)
+    result.paste(patch, (box.left, box.top), inside)
+    return np.array(result), report
+
+
+def assemble(folder, classifier):
+    """Put the checkpoint folder `classifier` beside `folder`/denoiser, which makes `folder` a restorer of its own.
+
+    Files are linked where the file system can, copied elsewhere.
+    """
+    target = Path(folder) / "classifier"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(classifier, target, ignore=shutil.ignore_patterns("last"), copy_function=_link)
+
+
+def _link(source, target):
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,409 @@
+"""Procedural colour fundus photographs with exact anatomy masks: the embedded data set.
+
+Defines `fundus` (a photograph of an eye with its masks) and `not_fundus` (an image of something else), both a function
+of (seed, index, size) alone. From top to bottom: anatomy, vessel tree, painting, lesions, camera, not a fundus.
+
+Anatomy is laid out in the *retinal frame*: origin at the fovea, t temporal, s superior, unit F = distance from disc to
+fovea. Lengths in *widths* are fractions of the image width, so that one eye looks the same at every size.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+COARSE = 96  # pixels; smooth fields are computed on this grid and enlarged
+POINTS = 23  # per vessel
+DISC = -1.0  # disc centre in the retinal frame
+FAZ = 0.18  # F; every vessel is pushed out of the foveal avascular zone
+VEIN, ARTERY = 0.0066, 0.0046  # widths; radius of a trunk at the disc (A:V about 2:3)
+CAPILLARY = 0.0008  # widths; thinner branches are not drawn
+
+
+def rgb(*values):
+    """Column (3,1,1) that turns a field (S,S) into three channels (3,S,S)."""
+    return np.array(values, np.float32).reshape(3, 1, 1)
+
+
+# Change of the logarithm of red, green and blue light per unit of each substance.
+VENOUS_BLOOD = rgb(-0.28, -0.92, -0.60)
+ARTERIAL_BLOOD = rgb(-0.08, -0.66, -0.50)
+MELANIN = rgb(-0.75, -1.00, -0.90)
+MACULAR_PIGMENT = rgb(-0.50, -0.75, -1.00)
+NERVE_FIBRE = rgb(0.10, 1.00, 0.80)
+CHOROID = rgb(0.30, 0.90, 0.60)
+ILLUMINATION = rgb(0.70, 1.00, 1.00)  # red is near saturation, so it follows the illumination less
+
+# Gain of a lesion over the colour around it.
+YELLOW, BLOOD, SCAR = rgb(1.08, 2.1, 1.7), rgb(0.62, 0.38, 0.50), rgb(0.35, 0.70, 0.90)
+
+# Mean colours between which eyes (light to heavy pigmentation) and cameras vary.
+PALETTE = np.array([[214, 82, 58], [226, 62, 26], [212, 52, 34], [208, 98, 52], [142, 55, 28], [140, 40, 32]]) / 255
+
+
+class Eye(NamedTuple):
+    image: np.ndarray  # uint8 (S,S,3), RGB, exactly 0 outside the field of view
+    fov: np.ndarray  # bool (S,S)
+    disc: np.ndarray  # bool (S,S)
+    cup: np.ndarray  # bool (S,S), inside the disc
+    vessels: np.ndarray  # bool (S,S), at least half of the pixel is vessel
+    fovea: tuple[float, float]  # x, y in pixels
+    disc_circle: tuple[float, float, float]  # x, y and mean radius in pixels
+    side: str  # "right" | "left"
+
+
+# ------------------------------------------------------------------------------------------------------------ anatomy
+class Anatomy(NamedTuple):  # in widths; points and vectors are complex numbers x + iy
+    side: str
+    fovea: complex
+    t: complex  # unit vectors of the retinal frame
+    s: complex
+    disc: tuple  # centre, horizontal radius, vertical radius
+    cup: tuple  # centre, horizontal radius, vertical radius
+    view: tuple  # of the field of view: centre, radius, half height at which it is cut off
+
+
+def anatomy(rng):
+    """Positions and sizes of one eye: fovea 2.3 to 2.7 disc diameters temporal of the disc, slightly below it."""
+    side = ("right", "left")[rng.integers(2)]
+    nasal = 1 if side == "right" else -1  # a right eye has its disc on the right of the photograph
+    diameter = rng.uniform(0.100, 0.140)
+    F = diameter * np.clip(rng.normal(2.5, 0.08), 2.3, 2.7)
+    dip = np.deg2rad(np.clip(rng.normal(7, 3), 1, 14))
+    t, s = F * complex(-nasal * np.cos(dip), np.sin(dip)), F * complex(-nasal * np.sin(dip), -np.cos(dip))
+    fovea = complex(0.5 - nasal * 0.45 * (F - 0.27), 0.5) + complex(*rng.normal(0, (0.022, 0.018)).clip(-0.045, 0.045))
+    rx, ry = diameter / 2 * rng.uniform([0.90, 1.0], [0.98, 1.06])
+    ratio = np.clip(rng.gamma(8, 0.055), 0.2, 0.78)  # cup to disc
+    shift = (1 - ratio) * complex(-0.25 * nasal * rx, rng.normal(0, 0.1) * ry)
+    cup = fovea - t + shift, *(ratio * rng.uniform(0.95, 1.05, 2) * (rx, ry))
+    flat = rng.uniform(0.35, 0.43) if rng.random() < 0.3 else 1.0
+    view = complex(*rng.uniform(0.495, 0.505, 2)), rng.uniform(0.485, 0.495), flat
+    return Anatomy(side, fovea, t, s, (fovea - t, rx, ry), cup, view)
+
+
+def corners(eye, points, scale):
+    """Rows of points t + is in the retinal frame as lists [x0, y0, x1, y1, ...] in pixels, for drawing."""
+    return (scale * (eye.fovea + points.real * eye.t + points.imag * eye.s)).copy().view(float).tolist()
+
+
+# -------------------------------------------------------------------------------------------------------- vessel tree
+def murray(r0, ratio):
+    """Radii (r1, r2) of the two daughters of a vessel of radius r0, r2 = ratio r1: r0^3 = r1^3 + r2^3 (Murray)."""
+    r1 = r0 * (1 + ratio**3) ** (-1 / 3)
+    return r1, ratio * r1
+
+
+def jitter(rng, sd, n):
+    return rng.normal(0, sd, n) + 1j * rng.normal(0, sd, n)
+
+
+def curves(rng, start, c1, c2, end, tortuosity):
+    """Cubic Bezier curves (n,P), bent sideways by waves of about `tortuosity` times their length."""
+    u, k = np.linspace(0, 1, POINTS), np.arange(2, 11)
+    bernstein = np.stack([(1 - u) ** 3, 3 * u * (1 - u) ** 2, 3 * u**2 * (1 - u), u**3])
+    waves = tortuosity * rng.normal(0, 1, (len(start), 9)) / k**0.8 @ np.sin(np.pi * k[:, None] * u)
+    return np.stack([start, c1, c2, end], 1) @ bernstein + waves * (1j * (end - start))[:, None]
+
+
+def trunks(rng):
+    """The vessels that leave the disc, an artery and a vein of each: path, radius at the disc, artery."""
+    kind = np.tile([0, 1, 2, 3], 4)  # temporal arcade, its outer companion, nasal arcade, twig
+    n = len(kind)
+    artery, superior = np.arange(n) % 8 >= 4, np.arange(n) < 8
+    start = jitter(rng, 0.012, n) - 0.04
+    c1 = np.array([0.08 + 0.48j, 0.02 + 0.45j, -0.08 + 0.36j, 0.20 + 0.10j])[kind] + jitter(rng, 0.06, n)
+    c2 = np.array([0.85 + 1.25j, 0.35 + 1.00j, -0.35 + 0.70j, 0.45 + 0.30j])[kind] + jitter(rng, 0.10, n)
+    end = np.array([3.10 + 0.45j, 1.20 + 2.10j, -0.90 + 1.50j, 0.78 + 0.10j])[kind]
+    end = end + jitter(rng, np.array([0.30, 0.28, 0.28, 0.06])[kind], n)
+    nasal = (kind == 3) & (rng.random(n) < 0.6)
+    c1.real[nasal], c2.real[nasal], end.real[nasal] = -0.2, -0.5, -1.0
+    path = curves(rng, *(DISC + np.where(superior, p, p.conj()) for p in (start, c1, c2, end)), 0.022)
+    radius = np.where(artery, ARTERY, VEIN) * np.array([1.0, 0.62, 0.68, 0.36])[kind] * rng.uniform(0.85, 1.12, n)
+    return path, radius, artery
+
+
+def branch(rng, path, radius, artery, sites, length):
+    """`sites` branchings along each vessel, which bends away from every branch (`path` is changed in place).
+
+    Returns the radius along the vessels (n,P) and the branches, about `length` F long: path, starting radius, artery.
+    """
+    n, u = len(path), np.linspace(0, 1, POINTS)
+    at = ((0.08 + 0.87 * (np.arange(sites) + rng.random((n, sites))) / sites) * (POINTS - 1)).astype(int)  # (n,sites)
+    hand = np.where((np.arange(sites) + rng.integers(2, size=(n, 1))) % 2, 1.0, -1.0)  # left and right in turn
+    ratio = rng.uniform(0.3, 0.9, (n, sites))
+    main, side = np.empty((n, sites + 1)), np.empty((n, sites))
+    main[:, 0] = radius
+    for j in range(sites):
+        main[:, j + 1], side[:, j] = murray(main[:, j], ratio[:, j])
+    along = np.take_along_axis(main, (np.arange(POINTS)[:, None] > at[:, None]).sum(2), 1)  # branchings upstream
+    bend = ((-0.45 * hand * ratio**2)[:, None] * np.maximum(u[:, None] - u[at][:, None], 0)).sum(2)  # (n,P)
+    path += (bend - u * bend[:, -1:]) * (1j * (path[:, -1:] - path[:, :1]))
+
+    start = np.take_along_axis(path, at, 1)
+    keep = (side > CAPILLARY) & (abs(start) < 1.75) & (abs(start - DISC) > 0.35)
+    heading = (np.take_along_axis(path, at + 1, 1) - start)[keep]
+    heading /= abs(heading)
+    start, hand, ratio, m = start[keep], hand[keep], ratio[keep], keep.sum()
+    angle = 1j * hand * np.deg2rad(85 - 42 * ratio + rng.normal(0, 8, m))  # a thin branch leaves more steeply
+    way = length * rng.uniform(0.6, 1.3, m) * (0.5 + 0.6 * ratio) * heading * np.exp(0.8 * angle)
+    fall = -np.sign(start.imag) * way.imag  # a branch ends before it crosses the horizontal raphe
+    way *= np.where(fall > 0, np.clip((abs(start.imag) - 0.05) / np.maximum(fall, 1e-3), 0.2, 1), 1)
+    c1, c2 = start + way / 3 * np.exp(0.2 * angle), start + way - way / 3 * np.exp(-0.25 * angle)
+    return along, curves(rng, start, c1, c2, start + way, 0.035), side[keep], artery[np.nonzero(keep)[0]]
+
+
+def vessel_tree(rng):
+    """Trunks and three generations of branches, thinner after every branching (Murray's law).
+
+    Returns path (n,P), complex t + is in the retinal frame; radius (n,P) in widths; artery (n,), False for veins.
+    """
+    path, radius, artery = trunks(rng)
+    tree, n = [], len(path)
+    for sites, length in ((5, 1.05), (3, 0.55), (2, 0.30)):
+        along, *branches = branch(rng, path, radius, artery, sites, length)
+        tree.append((path, along, artery))
+        path, radius, artery = branches
+    tree.append((path, np.repeat(radius[:, None], POINTS, 1), artery))
+    path, radius, artery = (np.concatenate(a) for a in zip(*tree, strict=True))
+    path = path * np.sqrt(1 + (FAZ / np.maximum(abs(path), 1e-3)) ** 2)
+    taper = np.where(np.arange(len(path)) < n, 0.2, 0.7)[:, None]  # by branches too thin to draw
+    return path, radius * (1 - taper * np.linspace(0, 1, POINTS) ** 2), artery
+
+
+def draw_vessels(eye, path, radius, artery, size):
+    """Anti-aliased (3,S,S) in [0,1]: part of the pixel covered, density of arterial blood, density of venous blood."""
+    over = max(2, round(672 / size))  # supersampling: a line is at least 1/672 of the width
+    scale = size * over
+    side = 1j * np.diff(path, axis=1, append=2 * path[:, -1:] - path[:, -2:-1])
+    side *= (radius - 0.5 / scale).clip(0) / (abs(side) + 1e-9) / abs(eye.t)  # a polygon also covers its outline
+    outline = corners(eye, np.concatenate([path + side, (path - side)[:, ::-1]], 1), scale)
+    line = corners(eye, path[:, ::2], scale)
+    start = radius[:, 0]
+    density = 255 * (start / 0.004).clip(0, 1) ** 0.6  # less blood on the line of sight of a thin vessel
+    reflex = (density * np.where(artery, 0.5, 0.75)).astype(int).tolist()
+    density, width = density.astype(int).tolist(), (2 * scale * start).tolist()
+    canvas = Image.new("RGB", (scale, scale))
+    draw = ImageDraw.Draw(canvas)
+    for i in np.argsort(start).tolist():  # the widest on top
+        fill = (255, density[i], 0) if artery[i] else (255, 0, density[i])
+        if width[i] < 2.5:
+            draw.line(line[i], fill=fill, width=max(1, round(0.9 * width[i])))
+        else:
+            draw.polygon(outline[i], fill=fill)
+        if start[i] > 0.0022 and width[i] > 4:  # central light reflex
+            fill = (255, reflex[i], 0) if artery[i] else (255, 0, reflex[i])
+            draw.line(corners(eye, path[i], scale), fill=fill, width=round(0.28 * width[i]))
+    return np.asarray(canvas.reduce(over)).transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(255)
+
+
+# ----------------------------------------------------------------------------------------------------------- painting
+@lru_cache(maxsize=8)
+def grid(size):
+    """Pixel centres in widths: x (1,S), y (S,1)."""
+    x = ((np.arange(size) + 0.5) / size).astype(np.float32)
+    return x[None], x[:, None]
+
+
+def distance(size, centre, rx, ry):
+    """Elliptic distance (S,S) from `centre`, 1 on the ellipse with the radii `rx`, `ry`."""
+    (x, y), (cx, cy, rx, ry) = grid(size), np.float32([centre.real, centre.imag, rx, ry])
+    return np.sqrt(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2)
+
+
+def hill(distance, radius):
+    return np.exp(-((distance / np.float32(radius)) ** 2))
+
+
+def uniform(rng, low, high):
+    return np.float32(rng.uniform(low, high))  # float32 keeps whole images in float32
+
+
+def enlarge(field, size):
+    return np.asarray(Image.fromarray(np.asarray(field, np.float32)).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def noise(rng, amplitudes, size):
+    """Sum of smooth random fields: {number of cells across: amplitude}."""
+    return sum(enlarge(rng.standard_normal((k, k), np.float32) * np.float32(a), size) for k, a in amplitudes.items())
+
+
+def draw_lines(eye, path, width, level):
+    """Lines (C,C) of `width` (in widths) and brightness `level` (0..1) on the coarse grid: enlarging softens them."""
+    canvas = Image.new("L", (2 * COARSE, 2 * COARSE))
+    draw, width = ImageDraw.Draw(canvas), (2 * COARSE * width).round().astype(int).tolist()
+    for line, w, v in zip(corners(eye, path, 2 * COARSE), width, (255 * level).astype(int).tolist(), strict=True):
+        draw.line(line, fill=v, width=max(1, w))
+    return np.asarray(canvas.reduce(2), np.float32) / 255
+
+
+def nerve_fibres(rng, eye, n=70):
+    """Striae (C,C) that fan out of the disc, densest along the temporal arcades."""
+    aside = rng.random(n)
+    way = rng.uniform(0.4, 1.2, n) * (-0.2 + aside + 1j * np.where(np.arange(n) % 2, 1, -1) * (0.45 + 0.5 * aside))
+    c1, c2 = 0.1 * way.real + 0.5j * way.imag, 0.5 * way.real + 0.95j * way.imag
+    path = curves(rng, 0 * way + DISC, c1 + DISC, c2 + DISC, way + DISC, 0.01)
+    return draw_lines(eye, path[:, 4::2], np.full(n, 0.005), rng.uniform(0.2, 1, n))
+
+
+def choroid(rng, eye, n=300):
+    """Choroidal vessels (C,C): broad wavy bands that run outwards from the posterior pole."""
+    start = rng.uniform(-2.2, 2.0, n) + 1j * rng.uniform(-2.1, 2.1, n)
+    way = 0.7 * (start / (abs(start) + 0.3) + jitter(rng, 0.45, n))
+    path = curves(rng, start, start + 0.4 * way, start + 0.6 * way, start + way, 0.06)
+    return draw_lines(eye, path[:, ::3], rng.uniform(0.008, 0.018, n), rng.uniform(0.4, 1, n))
+
+
+def background(rng, eye, size):
+    """Fundus without disc and vessels (3,S,S) in [0,1]: choroid, pigment, macula, nerve fibres, illumination."""
+    x, y = grid(COARSE)
+    fovea, disc = (distance(COARSE, centre, abs(eye.t), abs(eye.t)) for centre in (eye.fovea, eye.disc[0]))  # in F
+    melanin = noise(rng, {3: 0.10, 6: 0.06, 14: 0.03, 40: 0.03, COARSE: 0.022}, COARSE)
+    pigment = uniform(rng, 0.2, 0.55) * hill(fovea, rng.uniform(0.32, 0.5))
+    pigment += uniform(rng, 0.1, 0.45) * hill(fovea, rng.uniform(0.10, 0.16))
+    light = uniform(rng, 0.1, 0.4) * hill(disc, 0.8)
+    light += uniform(rng, -0.4, 0.4) * (x - 0.5) + uniform(rng, -0.4, 0.4) * (y - 0.5)
+    light -= uniform(rng, 0.15, 0.6) * distance(COARSE, complex(*rng.normal(0.5, 0.05, 2)), 0.5, 0.5) ** 3  # vignetting
+    if rng.random() < 0.2:  # foveal reflex
+        light += uniform(rng, 0.1, 0.5) * hill(fovea, 0.025)
+    log = np.log(rgb(*rng.dirichlet(np.full(len(PALETTE), 0.35)) @ PALETTE)) + light * ILLUMINATION
+    log += melanin * MELANIN + pigment * MACULAR_PIGMENT
+    log += uniform(rng, 0.03, 0.22) * nerve_fibres(rng, eye) * NERVE_FIBRE
+    if rng.random() < 0.3:  # tessellated: the choroid shows through outside the macula
+        log += uniform(rng, 0.15, 0.4) * (choroid(rng, eye) - 0.5) * np.clip(0.8 * fovea - 0.1, 0, 1) * CHOROID
+    return np.exp(np.stack([enlarge(channel, size) for channel in log]))
+
+
+def paint_disc(rng, eye, image, size):
+    """Optic disc with rim and cup, peripapillary halo and crescent, painted into `image`. Returns (disc, cup) masks."""
+    centre, rx, ry = eye.disc
+    temporal = np.sign(eye.t.real)
+    q, cup = distance(size, *eye.disc), distance(size, *eye.cup)
+    around = rgb(*image[:, int(centre.imag * size), int(centre.real * size)])  # the disc is lit like its surroundings
+    rim = np.minimum(around * rgb(0.9, 1.65, 1.4) + rgb(0.30, 0.10, 0.04), rgb(1.0, 0.72, 0.44))
+    pale = np.minimum(around * rgb(0.9, 2.2, 2.5) + rgb(0.40, 0.20, 0.13), rgb(1.0, 0.92, 0.72))
+    image += (rim - image) * (uniform(rng, 0.05, 0.3) * hill(np.maximum(q - 1, 0), 0.3))
+    if rng.random() < 0.3:  # temporal crescent, pale or pigmented
+        crescent = distance(size, centre + temporal * rng.uniform(0.06, 0.16) * rx, rx, ry)
+        crescent = np.clip((1.12 - crescent) / np.float32(0.12), 0, 1) * uniform(rng, 0.2, 0.6)
+        image += ((rim + pale) / 2 - image) * crescent if rng.random() < 0.7 else -0.5 * image * crescent
+    depth = np.clip((1.45 - cup) / np.float32(0.75), 0, 1) * uniform(rng, 0.7, 1)
+    depth += (grid(size)[0] - np.float32(centre.real)) * np.float32(0.22 * temporal / rx)  # the temporal rim is paler
+    inside = np.clip((1.10 - q) / np.float32(0.2), 0, 1) * uniform(rng, 0.85, 1)
+    image += (rim + (pale - rim) * np.clip(depth, 0, 1) - image) * inside
+    return q < 1, (cup < 1) & (q < 1)
+
+
+# ------------------------------------------------------------------------------------------------------------ lesions
+def spots(rng, eye, image, where, radius, gain, strength):
+    """Multiply `image` by `gain` in irregular spots at `where` (retinal frame) with `radius` (widths)."""
+    size = image.shape[1]
+    ring = np.exp(2j * np.pi * np.arange(8) / 8) * (1 + 0.25 * rng.standard_normal((len(where), 8)))
+    canvas = Image.new("L", (2 * size, 2 * size))
+    draw = ImageDraw.Draw(canvas)
+    for polygon in corners(eye, where[:, None] + radius[:, None] / abs(eye.t) * ring, 2 * size):
+        draw.polygon(polygon, fill=255)
+    cover = np.asarray(canvas.reduce(2).filter(ImageFilter.BoxBlur(0.003 * size)), np.float32) / 255
+    image *= 1 + (gain - 1) * (cover * np.float32(strength))
+
+
+def lesions(rng, eye, image):
+    """Paint drusen, diabetic lesions or laser scars into `image`, in about half of the eyes."""
+    disease = rng.choice(["none", "drusen", "diabetes", "laser"], p=[0.5, 0.18, 0.27, 0.05])
+    if disease == "drusen":
+        n = rng.integers(20, 90)
+        spots(rng, eye, image, jitter(rng, 0.35, n), rng.uniform(0.002, 0.006, n), YELLOW, rng.uniform(0.25, 0.6))
+    elif disease == "diabetes":
+        n = rng.integers(6, 40)  # many microaneurysms, few haemorrhages
+        spots(rng, eye, image, jitter(rng, 0.75, n), 0.0018 + 0.010 * rng.beta(0.6, 2.5, n), BLOOD, 0.9)
+        n = rng.integers(1, 70)  # hard exudates in up to three clusters
+        where = jitter(rng, 0.45, 3)[rng.integers(rng.integers(1, 4), size=n)] + jitter(rng, 0.09, n)
+        spots(rng, eye, image, where, 0.0012 + 0.005 * rng.beta(0.8, 2, n), YELLOW, 0.95)
+    elif disease == "laser":
+        where = jitter(rng, 1.0, 160)
+        where = where[(abs(where) > 0.5) & (abs(where - DISC) > 0.4)]
+        spots(rng, eye, image, where, rng.uniform(0.006, 0.011, len(where)), YELLOW, 0.4)
+        spots(rng, eye, image, where[::4], rng.uniform(0.003, 0.008, len(where[::4])), SCAR, 0.8)
+
+
+# ------------------------------------------------------------------------------------------------------------- camera
+def photograph(rng, eye, image, fov):
+    """Camera: exposure and colour cast, soft edge of the field of view, sensor noise, softness; uint8 (S,S,3)."""
+    size = len(fov)
+    image *= 255 * rgb(*(rng.uniform(0.88, 1.18) * rng.uniform(0.95, 1.05, 3)))
+    image += (rng.random((size, size), np.float32) - 0.5) * uniform(rng, 2, 8)
+    image *= np.clip((1 - distance(size, eye.view[0], eye.view[1], eye.view[1])) / np.float32(0.025), 0, 1)
+    photo = Image.merge("RGB", [Image.fromarray(channel) for channel in image.clip(0, 255).astype(np.uint8)])
+    photo = photo.filter(ImageFilter.BoxBlur(max(0, rng.uniform(-0.0006, 0.0024)) * size))
+    photo.paste(0, mask=Image.fromarray(np.where(fov, np.uint8(0), np.uint8(255))))
+    return np.array(photo)
+
+
+def fundus(seed: int, index: int, size: int = 224) -> Eye:
+    """Photograph number `index` of the data set `seed`, `size` pixels wide (64 to 1024), with its exact masks.
+
+    The field of view is a circle at the image centre, nearly as wide as the image; in about 30 % it is cut off flat at
+    the top and the bottom. Deterministic in (seed, index); another size shows the same eye.
+    """
+    rng = np.random.default_rng([seed, index, 0])
+    eye = anatomy(rng)
+    tree = vessel_tree(rng)
+    image = background(rng, eye, size)
+    disc, cup = paint_disc(rng, eye, image, size)
+    covered, arterial, venous = draw_vessels(eye, *tree, size)
+    strength = uniform(rng, 0.45, 0.8) * (1 + np.float32(0.6) * disc)  # no choroid shines through it on the disc
+    image *= np.exp((strength * arterial) * ARTERIAL_BLOOD + (strength * venous) * VENOUS_BLOOD)
+    lesions(rng, eye, image)
+    centre, radius, flat = eye.view
+    fov = (distance(size, centre, radius, radius) < 1) & (abs(grid(size)[1] - 0.5) < flat)
+    image = photograph(rng, eye, image, fov)
+    x, y, r = (float(v) * size for v in (eye.disc[0].real, eye.disc[0].imag, (eye.disc[1] + eye.disc[2]) / 2))
+    return Eye(
+        image,
+        fov,
+        disc & fov,
+        cup & fov,
+        (covered >= 0.5) & fov,
+        (eye.fovea.real * size, eye.fovea.imag * size),
+        (x, y, r),
+        eye.side,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- not a fundus
+def not_fundus(seed: int, index: int, size: int = 224) -> np.ndarray:
+    """An image of something else, uint8 (S,S,3): scenery, text, external eye, B-scan, blobs, failed exposure, noise."""
+    rng = np.random.default_rng([seed, index, 1])
+    x, y = (a[..., None] for a in grid(size))  # (1,S,1), (S,1,1)
+    cloud = noise(rng, {4: 0.25, 8: 0.12, 16: 0.06, 64: 0.03}, size)[..., None]
+    c = rng.random((4, 3), np.float32)  # colours
+    match rng.choice(["scene", "text", "eye", "b-scan", "blobs", "blank", "static", "colours"]):
+        case "scene":  # sky above ground
+            sky = 0.5 + 0.5 * c[1] * (0.5 + y)
+            image = np.where(y + 0.4 * cloud > rng.uniform(0.3, 0.7), c[0] * (0.6 + cloud), sky)
+        case "text":
+            rows, columns = rng.integers(10, 30), rng.integers(30, 70)
+            ink = enlarge(rng.random((rows, columns)) < 0.6, size)[..., None] * (np.sin(2 * np.pi * rows * y) > 0)
+            image = rng.uniform(0.8, 1) - 0.8 * ink * ((abs(x - 0.5) < 0.4) & (abs(y - 0.5) < 0.43))
+        case "eye":  # skin, sclera between the lids, iris, pupil
+            lids = distance(size, 0.5 + 0.5j, 0.45, rng.uniform(0.15, 0.25))[..., None] < 1
+            iris = distance(size, complex(*rng.uniform(0.42, 0.58, 2)), 0.15, 0.15)[..., None]
+            ball = np.where(iris < 0.4, 0.03, np.where(iris < 1, 0.6 * c[0], 0.85 + 0.2 * cloud))
+            image = np.where(lids, ball, np.array([0.8, 0.6, 0.5]) * (rng.uniform(0.4, 1.1) + 0.5 * cloud))
+        case "b-scan":  # optical coherence tomography: bright layers, speckle
+            depth = y - 0.5 - 0.4 * cloud[:1] + 0.1 * hill(x - 0.5, 0.1)
+            layers = 0.6 * hill(depth + 0.1, 0.02) + 0.3 * hill(depth, 0.05) + 0.9 * hill(depth - 0.1, 0.015)
+            image = (0.1 + layers) * rng.random((size, size, 1))
+        case "blobs":  # a coloured circle on black that is no retina
+            image = c[0] + 0 * cloud
+            for blob in c:
+                image[distance(size, complex(*rng.random(2)), *rng.uniform(0.05, 0.3, 2)) < 1] = blob
+            image *= distance(size, 0.5 + 0.5j, 0.49, 0.49)[..., None] < 1
+        case "blank":  # shutter closed, overexposed, or evenly lit
+            image = rng.choice([0.0, 0.02, 0.5, 3.0]) * c[0] + 0 * cloud
+        case "static":
+            image = rng.random((size, size, 3)) * c[0]
+        case "colours":
+            image = c[0] + (c[1] - 0.5) * x + (c[2] - 0.5) * y + cloud * c[3]
+    image = image + rng.normal(0, 0.01, (size, size, 1)) + np.zeros(3)
+    return (255 * image.clip(0, 1)).astype(np.uint8)

@@ -1,0 +1,126 @@
+"""The variational autoencoder of section 2.5: three convolutions, mu and log sigma^2, a fully connected layer back to
+feature maps, three transposed convolutions, a sigmoid; and its two losses.
+
+It serves alone (notebook 05) and as the backbone of the diffusion model (2.1: the fused noisy image enters the
+encoder, the decoder returns the clear image), where the time step t enters as one more bias of the first convolution.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rr.io import InputError
+
+
+class Output(NamedTuple):
+    """What every backbone returns: the prediction (N, 3, H, W) and, of a VAE, mu and log sigma^2 (N, latent)."""
+
+    prediction: Tensor
+    mu: Tensor | None = None
+    logvar: Tensor | None = None
+
+
+class TimeEmbedding(nn.Sequential):
+    """t (N,) => (N, width): sines and cosines of t at 32 frequencies from 1 to 1/1000, then a linear layer."""
+
+    def __init__(self, width):
+        super().__init__(nn.Linear(64, width), nn.SiLU())
+        self.register_buffer("frequencies", torch.logspace(0, -3, 32), persistent=False)
+
+    def forward(self, t):
+        angles = t.float()[:, None] * self.frequencies
+        return super().forward(torch.cat([angles.sin(), angles.cos()], 1))
+
+
+class VAE(nn.Module):
+    """VAE of section 2.5 for images of a fixed size."""
+
+    def __init__(
+        self,
+        size,          # side of the image, px; a multiple of 8 (three halvings)
+        latent=128,    # length of z
+        width=32,      # channels of the first convolution; then 2 width, 2 width
+    ):
+        super().__init__()
+        if size % 8:
+            raise InputError(f"image size {size}: the VAE halves it three times; use a multiple of 8")
+        self.arguments = {"size": size, "latent": latent, "width": width}
+        self.shape = (2 * width, size // 8, size // 8)
+        flat = 2 * width * (size // 8) ** 2
+        self.convolutions = nn.ModuleList([
+            nn.Conv2d(3, width, 4, stride=2, padding=1),
+            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+            nn.Conv2d(2 * width, 2 * width, 4, stride=2, padding=1),
+        ])
+        self.time = nn.Sequential(TimeEmbedding(64), nn.Linear(64, width))
+        self.mu = nn.Linear(flat, latent)
+        self.logvar = nn.Linear(flat, latent)
+        nn.init.zeros_(self.logvar.weight)  # sigma = 1 at the start: no exploding first steps
+        nn.init.zeros_(self.logvar.bias)
+        self.fully_connected = nn.Linear(latent, flat)
+        self.transposed = nn.Sequential(
+            nn.ConvTranspose2d(2 * width, 2 * width, 4, stride=2, padding=1), nn.ReLU(),
+            nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1), nn.ReLU(),
+            nn.ConvTranspose2d(width, 3, 4, stride=2, padding=1),
+        )  # fmt: skip
+
+    def encode(self, x, t=None):
+        """x (N, 3, H, W), t (N,) or None => mu, log sigma^2, each (N, latent)."""
+        first, second, third = self.convolutions
+        h = first(x)                                                       # N, width, H/2, W/2
+        if t is not None:
+            h = h + self.time(t)[:, :, None, None]
+        h = F.relu(third(F.relu(second(F.relu(h))))).flatten(1)            # N, 2 width * H/8 * W/8
+        return self.mu(h), self.logvar(h).clamp(-20, 10)
+
+    def decode_logits(self, z):
+        """z (N, latent) => (N, 3, H, W), before the sigmoid."""
+        return self.transposed(F.relu(self.fully_connected(z)).unflatten(1, self.shape))
+
+    def decode(self, z):
+        """z (N, latent) => x_hat (N, 3, H, W) in [0, 1]."""
+        return self.decode_logits(z).sigmoid()
+
+    def forward(self, x, t=None, generator=None):
+        """x_hat with its mu and log sigma^2. In training z is sampled; in evaluation z = mu, so the result is one."""
+        mu, logvar = self.encode(x, t)
+        z = reparameterize(mu, logvar, generator) if self.training else mu
+        return Output(self.decode(z), mu, logvar)
+
+    def loss(self, batch, generator):
+        """The VAE alone (notebook 05): {"loss", "bce", "kl"} of reconstructing x, see `elbo`."""
+        return elbo(self(batch.x, generator=generator), batch.x)
+
+
+def reparameterize(mu, logvar, generator=None):
+    """z = mu + epsilon * sigma (2.5, first equation), epsilon ~ N(0, 1) from a CPU generator."""
+    epsilon = torch.randn(mu.shape, generator=generator).to(mu)
+    return mu + epsilon * torch.exp(logvar / 2)
+
+
+def bce(x_hat, x):
+    """Reconstruction loss (2.5, second equation), nats per image (N,): summed over pixels and channels.
+
+    The paper prints the sum without its minus sign; what is minimized is the negative log-likelihood. For pixels
+    between 0 and 1 its minimum, at x_hat = x, is the entropy of x and not 0: see notebook 05.
+    """
+    with torch.autocast(x_hat.device.type, enabled=False):  # log of a bf16 probability loses the dark pixels
+        return F.binary_cross_entropy(x_hat.float(), x.float(), reduction="none").flatten(1).sum(1)
+
+
+def kl(mu, logvar):
+    """KL divergence from N(mu, sigma^2) to N(0, 1) (2.5, third equation), nats per image (N,)."""
+    mu, logvar = mu.float(), logvar.float()
+    return 0.5 * (logvar.exp() + mu**2 - 1 - logvar).sum(1)
+
+
+def elbo(output, x):
+    """{"loss": BCE + KL, "bce", "kl"} (2.5): nats, mean over images, over the number of values of an image.
+
+    The division changes no ratio between the two terms; it lets one learning rate serve all image sizes.
+    """
+    values = x[0].numel()
+    reconstruction, divergence = bce(output.prediction, x).mean() / values, kl(output.mu, output.logvar).mean() / values
+    return {"loss": reconstruction + divergence, "bce": reconstruction, "kl": divergence}

@@ -1,0 +1,120 @@
+"""Schedules and steps against diffusers, and the properties that the equations promise."""
+
+import pytest
+import torch
+
+from rr.diffusion import OBJECTIVES, SCHEDULES, Diffusion
+from rr.io import InputError
+
+EVERY = [(name, T) for name in SCHEDULES for T in (20, 200, 1000)]
+
+
+def images(n=2, seed=0):
+    return torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def noise(n=2, seed=1):
+    return torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name, ours", [("linear", "linear"), ("squaredcos_cap_v2", "cosine")])
+def test_schedules_equal_those_of_diffusers_at_1000_steps(name, ours):
+    from diffusers import DDPMScheduler
+
+    oracle = DDPMScheduler(num_train_timesteps=1000, beta_schedule=name)
+    d = Diffusion(1000, ours)
+    assert torch.allclose(d.beta[1:].float(), oracle.betas, atol=1e-6)
+    assert torch.allclose(d.alpha_bar[1:].float(), oracle.alphas_cumprod, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule, T", EVERY)
+def test_alpha_bar_falls_from_one_to_almost_nothing(schedule, T):
+    a = Diffusion(T, schedule).alpha_bar
+    assert a[0] == 1 and len(a) == T + 1
+    assert (a[1:] < a[:-1]).all()
+    assert 0 < a[-1] < 0.01  # unscaled linear betas would end at .82 for T = 20
+
+
+def test_unknown_schedule_names_the_choices():
+    with pytest.raises(InputError, match="linear, cosine"):
+        Diffusion(10, "quadratic")
+
+
+@pytest.mark.parametrize("schedule, T", EVERY)
+def test_forward_process_has_the_mean_and_variance_of_the_equation(schedule, T):
+    d, t = Diffusion(T, schedule), T // 3
+    x_0 = torch.full((1, 3, 256, 256), 0.7)
+    x_t = d.add_noise(x_0, t, torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0)))
+    assert abs(x_t.mean() - d.alpha_bar[t].sqrt() * 0.7) < 0.01
+    assert abs(x_t.var() - (1 - d.alpha_bar[t])) < 0.01
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_x_0_inverts_target_even_if_another_image_was_noised(objective):
+    d, y, x = Diffusion(100, "cosine"), images(seed=2), images(seed=3)
+    t = torch.tensor([3, 80])
+    x_t = d.add_noise(y, t, noise())
+    assert torch.allclose(d.x_0(objective, d.target(objective, x_t, t, x), x_t, t), x, atol=1e-4)
+
+
+def test_noise_target_is_the_true_noise_where_input_and_target_agree():
+    d, x, epsilon, t = Diffusion(100, "cosine"), images(), noise(), torch.tensor([1, 99])
+    assert torch.allclose(d.target("noise", d.add_noise(x, t, epsilon), t, x), epsilon, atol=1e-3)
+
+
+def test_weight_caps_the_weight_on_the_image_error():
+    d, t = Diffusion(100, "cosine"), torch.arange(1, 101)
+    snr = (d.alpha_bar / (1 - d.alpha_bar))[1:].float().view(-1, 1, 1, 1)
+    assert torch.allclose(d.weight("noise", t) * snr, snr.clamp(max=5), rtol=1e-4)
+    assert torch.allclose(d.weight("v", t) * (snr + 1), snr.clamp(max=5), rtol=1e-4)
+    assert (d.weight("image", t) == 1).all()
+
+
+def test_ddpm_and_ddim_steps_equal_those_of_diffusers():
+    from diffusers import DDIMScheduler, DDPMScheduler
+
+    d, x_t, epsilon = Diffusion(1000, "linear"), noise(seed=4), noise(seed=5)
+    ddpm = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", clip_sample=False, variance_type="fixed_large")
+    t = 500  # ours count from 1, theirs from 0
+    mean = d.ddpm_step(x_t, t, epsilon, torch.zeros_like(x_t))
+    alpha, alpha_bar, beta = ddpm.alphas[t - 1], ddpm.alphas_cumprod[t - 1], ddpm.betas[t - 1]
+    x_0 = (x_t - (1 - alpha_bar).sqrt() * epsilon) / alpha_bar.sqrt()
+    before = ddpm.alphas_cumprod[t - 2]
+    posterior = (before.sqrt() * beta * x_0 + alpha.sqrt() * (1 - before) * x_t) / (1 - alpha_bar)
+    assert torch.allclose(mean, posterior, atol=1e-4)
+    z = noise(seed=6)
+    assert torch.allclose(d.ddpm_step(x_t, t, epsilon, z) - mean, beta.sqrt() * z, atol=1e-6)
+
+    ddim = DDIMScheduler(num_train_timesteps=1000, beta_schedule="linear", clip_sample=False, timestep_spacing="leading")
+    ddim.set_timesteps(10)
+    theirs = ddim.step(epsilon, 500, x_t).prev_sample  # 500 -> 400
+    assert torch.allclose(d.ddim_step(x_t, 501, 401, epsilon), theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("steps", [1, 4, 15])
+@pytest.mark.parametrize("schedule, T", EVERY)
+def test_ddim_with_the_oracle_returns_x_0_exactly(schedule, T, steps, objective):
+    d, x = Diffusion(T, schedule), images()
+    start = d.add_noise(x, T // 2, noise())
+    *_, (t, end, _) = d.reverse(lambda x_t, t: d.target(objective, x_t, t, x), start, T // 2, objective, steps=steps)
+    assert t == 0
+    assert torch.allclose(end, x, atol=1e-4)
+
+
+def test_the_papers_chain_with_the_oracle_ends_at_x_0():
+    """z = 0 at the last step: with the oracle the last step is x_0 itself, whatever noise was added on the way."""
+    d, x = Diffusion(50, "cosine"), images()
+    start = d.add_noise(x, 50, noise())
+    chain = list(d.reverse(lambda x_t, t: x, start, 50, "image", torch.Generator().manual_seed(0)))
+    assert [t for t, _, _ in chain] == list(range(50, -1, -1))
+    assert torch.allclose(chain[-1][1], x, atol=1e-4)
+    assert all(torch.allclose(x_0_hat, x) for _, _, x_0_hat in chain[:-1])
+
+
+def test_the_chain_is_deterministic_in_its_generator():
+    d, start = Diffusion(20, "cosine"), noise()
+    ends = [list(d.reverse(lambda x_t, t: x_t * 0.1, start, 20, "noise", torch.Generator().manual_seed(seed)))[-1][1]
+            for seed in (0, 0, 1)]
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])

@@ -1,0 +1,45 @@
+"""The four fusions against their definitions, written out."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rr.fusion import FUSIONS, Fusion
+from rr.io import InputError
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_static_adds_with_fixed_weights_and_dynamic_with_learned_ones(name):
+    torch.manual_seed(0)
+    fusion, x_t, c = Fusion(name, 8), torch.rand(2, 3, 32, 32), torch.rand(8, 2, 2)
+    mode = {"upsample": "nearest", "bilinear": "bilinear"}[name.split("-")[0]]
+    projected = torch.einsum("oc,chw->ohw", fusion.project.weight[:, :, 0, 0], c) + fusion.project.bias[:, None, None]
+    by_hand = x_t + F.interpolate(projected[None], (32, 32), mode=mode)
+    assert torch.allclose(fusion(x_t, c), by_hand, atol=1e-5)
+    learned = {key for key, _ in fusion.named_parameters()} - {"project.weight", "project.bias"}
+    assert learned == ({"w_x", "w_c"} if name.endswith("dynamic") else set())
+
+
+def test_upsample_repeats_features_and_bilinear_does_not():
+    c = torch.rand(8, 2, 2)
+    for name, values in (("upsample-static", 4), ("bilinear-static", 100)):
+        torch.manual_seed(0)
+        term = Fusion(name, 8).condition(c, (32, 32))
+        assert (len(term[0, 0].unique()) <= 4) == (values == 4)
+
+
+def test_the_state_is_not_touched():
+    x_t = torch.rand(1, 3, 32, 32)
+    before = x_t.clone()
+    Fusion("bilinear-dynamic", 8)(x_t, torch.rand(8, 1, 1))
+    assert torch.equal(x_t, before)
+
+
+def test_a_condition_per_image_is_welcome():
+    fusion, x_t, c = Fusion("bilinear-static", 8), torch.zeros(2, 3, 16, 16), torch.rand(2, 8, 2, 2)
+    assert torch.allclose(fusion(x_t, c)[1], fusion(x_t[1:], c[1])[0], atol=1e-6)
+
+
+def test_unknown_fusion():
+    with pytest.raises(InputError, match="bilinear-dynamic"):
+        Fusion("cross-attention")

@@ -1,0 +1,180 @@
+"""Metrics against scikit-image, closed forms and LPIPS's published values."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torchvision.models import alexnet
+
+from rr import metrics
+from rr.io import ROOT, InputError
+
+SHARED = ROOT.parent / "shared/weights"
+TRUNK = pytest.mark.skipif(not (SHARED / "alexnet_features.safetensors").is_file(), reason="no trunk weights here")
+
+
+@pytest.fixture
+def no_weights(monkeypatch, tmp_path):
+    """A machine without any weights file."""
+    monkeypatch.delenv("RR_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+
+
+def pairs(n=3, height=48, width=40, noise=0.1):
+    rng = np.random.default_rng(0)
+    x = torch.nn.functional.interpolate(torch.from_numpy(rng.random((n, 3, 6, 5))), (height, width), mode="bicubic")
+    x = x.clamp(0, 1)
+    y = (x * 0.9 + noise * torch.from_numpy(rng.standard_normal(x.shape))).clamp(0, 1)
+    return x.float(), y.float()
+
+
+def wang(a, b, **options):
+    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
+    return structural_similarity(a.double().numpy(), b.double().numpy(), channel_axis=0, **settings, **options)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02, 0.3])
+def test_ssim_and_psnr_equal_scikit_image(noise):
+    x, y = pairs(noise=noise)
+    for i in range(3):
+        assert metrics.ssim(x, y)[i].item() == pytest.approx(wang(x[i], y[i]), abs=1e-7)
+        expected = peak_signal_noise_ratio(x[i].double().numpy(), y[i].double().numpy(), data_range=1)
+        assert metrics.psnr(x, y)[i].item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_masked_ssim_is_the_mean_of_scikit_images_map():
+    x, y = pairs(2)
+    mask = torch.zeros(2, 1, 48, 40, dtype=torch.bool)
+    mask[0, :, 10:30, 8:20] = True
+    mask[1, :, :12, :] = True  # touches the border, whose 5 pixels do not count
+    for i in range(2):
+        _, ssim_map = wang(x[i], y[i], full=True)
+        inner = np.zeros((48, 40), bool)
+        inner[5:-5, 5:-5] = mask[i, 0, 5:-5, 5:-5]
+        assert metrics.ssim(x, y, mask)[i].item() == pytest.approx(ssim_map[:, inner].mean(), abs=1e-7)
+
+
+def test_masked_psnr_sees_only_the_mask():
+    x = torch.zeros(1, 3, 20, 20)
+    y, mask = x.clone(), torch.zeros(1, 1, 20, 20, dtype=torch.bool)
+    y[..., :10] = 0.5
+    mask[..., 8:12] = True  # half of it differs by 0.5: MSE 1/8
+    assert metrics.psnr(x, y, mask).item() == pytest.approx(10 * math.log10(8))
+    assert metrics.psnr(x, y, torch.ones_like(mask)).item() == pytest.approx(metrics.psnr(x, y).item())
+    assert metrics.psnr(x, y, torch.zeros_like(mask)).isnan().all()
+
+
+def test_identical_images_are_perfect():
+    x, _ = pairs()
+    assert metrics.psnr(x, x).tolist() == [math.inf] * 3
+    assert metrics.ssim(x, x).tolist() == pytest.approx([1.0] * 3, abs=1e-12)
+
+
+def test_metrics_are_per_image():
+    x, y = pairs()
+    for metric in (metrics.psnr, metrics.ssim):
+        whole = metric(x, y)
+        assert whole.shape == (3,) and len(set(whole.tolist())) == 3
+        assert [metric(x[i : i + 1], y[i : i + 1]).item() for i in range(3)] == pytest.approx(whole.tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize("call", [metrics.psnr, metrics.ssim])
+def test_bad_shapes_are_one_clear_line(call):
+    with pytest.raises(InputError, match="shapes"):
+        call(torch.zeros(1, 3, 20, 20), torch.zeros(1, 3, 20, 21))
+    with pytest.raises(InputError, match="mask"):
+        call(torch.zeros(1, 3, 20, 20), torch.zeros(1, 3, 20, 20), torch.ones(20, 20))
+
+
+def test_ssim_needs_its_window():
+    with pytest.raises(InputError, match="11x11"):
+        metrics.ssim(torch.zeros(1, 3, 10, 20), torch.zeros(1, 3, 10, 20))
+
+
+def example(name):
+    image = np.asarray(Image.open(SHARED / "lpips_examples" / f"{name}.png").convert("RGB"))
+    return torch.from_numpy(image.copy()).permute(2, 0, 1)[None] / 255
+
+
+@TRUNK
+@pytest.mark.parametrize("net, far, near", [("alex", 0.722, 0.138), ("squeeze", 0.711, 0.148)])
+def test_lpips_gives_its_published_values(net, far, near):
+    distance = metrics.load_lpips(net, folder=SHARED)
+    reference, p0, p1 = (example(name) for name in ("ex_ref", "ex_p0", "ex_p1"))
+    batch = distance(reference.expand(2, -1, -1, -1), torch.cat([p0, p1]))
+    assert [round(value, 3) for value in batch.tolist()] == [far, near]
+    assert distance(reference, reference).item() == 0
+    assert "sha256" in distance.note and net in distance.note
+
+
+@TRUNK
+def test_lpips_refuses_small_images_and_other_ranges():
+    distance = metrics.load_lpips(folder=SHARED)
+    x = torch.rand(1, 3, 64, 64)
+    for bad in (2 * x - 1, 255 * x, x * torch.nan):
+        with pytest.raises(InputError, match=r"\[0, 1\]"):
+            distance(x, bad)
+    with pytest.raises(InputError, match="at least 64"):
+        distance(x[..., :63], x[..., :63])
+
+
+def test_without_a_trunk_there_is_no_lpips(no_weights, tmp_path):
+    assert metrics.load_lpips() is None
+    assert metrics.load_lpips(folder=tmp_path) is None
+    assert metrics.load_lpips(weights="none", folder=SHARED if SHARED.is_dir() else None) is None
+    with pytest.raises(InputError, match="unknown"):
+        metrics.load_lpips("resnet")
+
+
+def test_a_trunk_that_is_not_complete_is_refused(no_weights, tmp_path):
+    features = {key: v for key, v in alexnet(weights=None).state_dict().items() if key.startswith("features.")}
+    features.pop("features.10.bias")
+    save_file(features, tmp_path / "alexnet_features.safetensors")
+    with pytest.raises(InputError, match="features.10.bias"):
+        metrics.load_lpips(folder=tmp_path)
+
+
+def test_score_has_every_column_and_crops_the_disc():
+    x, y = pairs(3, 80, 80)
+    fov = torch.zeros(3, 1, 80, 80, dtype=torch.bool)
+    fov[..., 10:70, 10:70] = True
+    seen = []
+
+    def lpips(a, b):
+        seen.append((tuple(a.shape), (a[..., 0, 0]).abs().max().item()))
+        return torch.full((len(a),), 0.25)
+
+    disc = torch.tensor([[0.5, 0.5, 0.05], [torch.nan] * 3, [0.9, 0.5, 0.3]])
+    table = metrics.score(x, y, fov, disc, lpips)
+    assert list(table) == [f"{m}{where}" for where in ("", "_fov", "_disc") for m in ("psnr", "ssim", "lpips")]
+    np.testing.assert_allclose(table["psnr"], metrics.psnr(x, y))
+    np.testing.assert_allclose(table["ssim_fov"], metrics.ssim(x, y, fov))
+    # disc 0: half-width 3 x 4 = 12 pixels round (40, 40): too small for LPIPS; disc 1 unknown; disc 2 cut at the border
+    np.testing.assert_allclose(table["psnr_disc"][0], metrics.psnr(x[:1, :, 28:52, 28:52], y[:1, :, 28:52, 28:52])[0])
+    assert table["lpips_disc"].isna().tolist() == [True, True, False]
+    assert table["ssim_disc"].isna().tolist() == [False, True, False]
+    assert [shape for shape, _ in seen] == [(3, 3, 80, 80), (3, 3, 80, 80), (1, 3, 80, 80)]
+    assert seen[0][1] > 0 and seen[1][1] == 0  # black outside the field of view
+
+
+def test_what_cannot_be_had_is_shown_as_not_available():
+    x, y = pairs(2)
+    table = metrics.score(x, y)
+    shown = metrics.text(table)
+    assert set(shown["lpips"]) | set(shown["psnr_fov"]) | set(shown["ssim_disc"]) == {"n/a"}
+    assert shown["psnr"][0] == f"{table['psnr'][0]:.2f}" and shown["ssim"][1] == f"{table['ssim'][1]:.4f}"
+
+
+def test_bootstrap_interval():
+    values = np.random.default_rng(1).normal(20, 2, 400)
+    mean, low, high = metrics.bootstrap(values)
+    assert mean == values.mean() and low < mean < high
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / math.sqrt(400), rel=0.1)
+    assert metrics.bootstrap(values) == (mean, low, high)
+    assert metrics.bootstrap([3.0, float("nan")]) == (3, 3, 3)
+    assert metrics.bootstrap([math.inf, math.inf]) == (math.inf,) * 3
+    assert all(math.isnan(value) for value in metrics.bootstrap([]))

@@ -1,0 +1,143 @@
+"""The loop: resume equals an uninterrupted run, bit by bit; averaged weights; best and last; refusals."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rr import checkpoint, train
+from rr.io import InputError, read_json
+
+
+class Line(nn.Module):
+    """A tiny component with everything that makes a resume hard: dropout, batch normalisation, random noise."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.arguments = {"width": width}
+        self.net = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Dropout(0.5), nn.Linear(width, 1))
+
+    def loss(self, batch, generator):
+        x = batch.x.mean((2, 3)) + 0.1 * torch.randn(len(batch.x), 3, generator=generator)
+        return {"loss": ((self.net(x)[:, 0] - batch.labels[:, 0]) ** 2).mean()}
+
+
+class Data:
+    hash = "fake"
+
+    def __init__(self, n=40):
+        generator = torch.Generator().manual_seed(0)
+        self.images, self.labels = torch.rand(n, 3, 4, 4, generator=generator), torch.rand(n, 4, generator=generator)
+        self.seen = []
+
+    def batch(self, rows, device="cpu"):
+        self.seen.append(list(rows))
+        return self.images[np.asarray(rows)]
+
+    def fov(self, rows, device="cpu"):
+        return torch.ones(len(rows), 1, 4, 4, dtype=torch.bool)
+
+
+def steps(folder, epochs=3, data=None, seed=0, lr=1e-2, **more):
+    torch.manual_seed(0)
+    model = Line()
+    data = data or Data()
+    return model, train.train(model, data, np.arange(32), np.arange(32, 40), folder=folder, epochs=epochs, batch=8,
+                              lr=lr, ema=0.9, seed=seed, fabric=train.fabric("cpu"), **more)
+
+
+def parameters(folder):
+    return checkpoint.load(folder, Line).state_dict()
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
+
+
+def test_a_resumed_run_ends_with_the_parameters_of_an_uninterrupted_one(tmp_path):
+    whole, run = steps(tmp_path / "whole", epochs=4)
+    list(run)
+    _, run = steps(tmp_path / "cut", epochs=4)
+    for row in run:
+        if row["step"] == 11:  # in the middle of the third epoch
+            break
+    run.close()
+    torch.manual_seed(99)
+    cut, run = steps(tmp_path / "cut", epochs=4)
+    rows = list(run)
+    assert rows[0]["step"] == 9  # after the last finished epoch, not from the start
+    assert same(parameters(tmp_path / "whole"), parameters(tmp_path / "cut"))
+    assert same(parameters(tmp_path / "whole" / "last"), parameters(tmp_path / "cut" / "last"))
+    assert same(whole.state_dict(), cut.state_dict())
+    histories = [train.history(tmp_path / name)[["step", "loss", "val_loss"]] for name in ("whole", "cut")]
+    assert histories[0].equals(histories[1]) and len(histories[0]) == 16
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    first, run = steps(tmp_path)
+    list(run)
+    again, run = steps(tmp_path)
+    assert list(run) == []
+    assert same(first.state_dict(), again.state_dict())
+
+
+def test_another_configuration_trains_afresh(tmp_path, capsys):
+    _, run = steps(tmp_path)
+    list(run)
+    _, run = steps(tmp_path, seed=1)
+    assert next(run)["step"] == 1
+    assert "another configuration" in capsys.readouterr().out
+
+
+def test_an_epoch_sees_every_image_once_and_the_seed_decides_the_order(tmp_path):
+    orders = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        data = Data()
+        list(steps(tmp_path / name, epochs=1, data=data, seed=seed)[1])
+        orders.append([row for batch in data.seen[:4] for row in batch])
+    assert sorted(orders[0]) == list(range(32))
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_best_is_the_epoch_of_the_lowest_validation_loss(tmp_path):
+    _, run = steps(tmp_path, epochs=6, lr=0.3)
+    val = [row["val_loss"] for row in run if "val_loss" in row]
+    assert len(val) == 6
+    assert read_json(tmp_path / "config.json")["val_loss"] == pytest.approx(min(val))
+    assert read_json(tmp_path / "last" / "config.json")["val_loss"] == pytest.approx(val[-1])
+    facts = read_json(tmp_path / "provenance.json")
+    assert facts["seed"] == 0 and facts["data"] == "fake" and facts["device"] == "cpu" and facts["seconds"] > 0
+
+
+def test_the_saved_weights_are_the_exponential_average(tmp_path):
+    model, run = steps(tmp_path, epochs=1)
+    seen = []
+    for _ in run:
+        seen.append(model.net[0].weight.detach().clone())
+    average = seen[0]
+    for weight in seen[1:3]:
+        average = 0.9 * average + 0.1 * weight
+    # the last step's weight is not seen: after it `model` takes over the saved average
+    last = checkpoint.load(tmp_path / "last", Line).net[0].weight
+    state = torch.load(tmp_path / "last" / "state.pt", weights_only=True)["model"]["net.0.weight"]
+    assert torch.allclose(last, 0.9 * average + 0.1 * state, atol=1e-6)
+
+
+def test_what_cannot_work_is_said_in_one_line(tmp_path):
+    with pytest.raises(InputError, match="too few"):
+        model = Line()
+        list(train.train(model, Data(), np.arange(4), np.arange(2), folder=tmp_path, epochs=1, batch=8, lr=1, ema=0.9,
+                         fabric=train.fabric("cpu")))
+    _, run = steps(tmp_path, epochs=9, lr=1e18)
+    with pytest.raises(InputError, match="loss is (nan|inf) at step"):
+        list(run)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no GPU"):
+            train.fabric("cuda")
+
+
+def test_rmsprop_is_the_classifiers_optimizer(tmp_path):
+    assert train.OPTIMIZERS["rmsprop"] is torch.optim.RMSprop
+    list(steps(tmp_path, epochs=1, optimizer="rmsprop")[1])
+    state = torch.load(tmp_path / "last" / "state.pt", weights_only=True)
+    assert "square_avg" in state["optimizer"]["state"][0]

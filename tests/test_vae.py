@@ -1,0 +1,70 @@
+"""The VAE: its parts as section 2.5 lists them, its losses against closed forms and torch.distributions."""
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Normal, kl_divergence
+
+from rr.io import InputError
+from rr.vae import VAE, bce, kl, reparameterize
+
+
+def test_three_convolutions_a_fully_connected_layer_and_three_transposed_convolutions():
+    model = VAE(96, latent=32, width=8)
+    kinds = [type(module) for module in model.modules()]
+    assert kinds.count(nn.Conv2d) == 3 and kinds.count(nn.ConvTranspose2d) == 3
+    assert model.fully_connected.in_features == model.mu.out_features == model.logvar.out_features == 32
+
+
+@pytest.mark.parametrize("size", [64, 96, 224])
+def test_shapes_and_range(size):
+    output = VAE(size, latent=16, width=4)(torch.rand(2, 3, size, size))
+    assert output.prediction.shape == (2, 3, size, size)
+    assert output.mu.shape == output.logvar.shape == (2, 16)
+    assert 0 <= output.prediction.min() and output.prediction.max() <= 1
+
+
+def test_a_size_that_cannot_be_halved_three_times_is_refused():
+    with pytest.raises(InputError, match="multiple of 8"):
+        VAE(100)
+
+
+def test_kl_equals_the_closed_form_of_torch():
+    mu, logvar = torch.randn(5, 7), torch.randn(5, 7)
+    oracle = kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(0.0, 1.0)).sum(1)
+    assert torch.allclose(kl(mu, logvar), oracle, atol=1e-5)
+    assert torch.equal(kl(torch.zeros(2, 3), torch.zeros(2, 3)), torch.zeros(2))
+
+
+def test_kl_equals_a_monte_carlo_estimate():
+    mu, logvar = torch.tensor([[0.5, -1.0]]), torch.tensor([[0.2, -0.7]])
+    q, p = Normal(mu, (logvar / 2).exp()), Normal(0.0, 1.0)
+    torch.manual_seed(0)
+    z = q.sample((200_000,))
+    assert abs((q.log_prob(z) - p.log_prob(z)).sum(-1).mean() - kl(mu, logvar)) < 0.02
+
+
+def test_bce_is_the_sum_of_the_equation_and_smallest_at_x():
+    x, x_hat = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
+    by_hand = -(x * x_hat.log() + (1 - x) * (1 - x_hat).log()).sum((1, 2, 3))
+    assert torch.allclose(bce(x_hat, x), by_hand, rtol=1e-5)
+    assert (bce(x, x) < bce(x_hat, x)).all() and (bce(x, x) > 0).all()  # the floor: the entropy of x
+
+
+def test_reparameterized_samples_have_mean_mu_and_deviation_sigma():
+    mu, logvar = torch.full((100_000, 1), 3.0), torch.full((100_000, 1), -1.0)
+    z = reparameterize(mu, logvar, torch.Generator().manual_seed(0))
+    assert abs(z.mean() - 3) < 0.01 and abs(z.std() - torch.tensor(-0.5).exp()) < 0.01
+
+
+def test_evaluation_is_deterministic_training_samples():
+    torch.manual_seed(0)
+    model, x = VAE(32, 8, 4), torch.rand(1, 3, 32, 32)
+    assert not torch.equal(model(x).prediction, model(x).prediction)
+    model.eval()
+    assert torch.equal(model(x).prediction, model(x).prediction)
+
+
+def test_time_reaches_the_output():
+    model, x = VAE(32, 8, 4).eval(), torch.rand(1, 3, 32, 32)
+    assert not torch.equal(model(x, torch.tensor([1])).prediction, model(x, torch.tensor([90])).prediction)
