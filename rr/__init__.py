@@ -2,8 +2,13 @@
 
 Imports point one way, from left to right being "is used by":
 
-    presets, paper, io -> weights, synthetic, degrade, metrics -> data
-    -> readability, features, fusion, diffusion, vae -> backbones -> restorer, train -> figures -> notebooks, __main__
+    presets, paper, io
+    -> weights, synthetic, degrade, metrics, photo
+    -> sources -> data
+    -> readability, features, fusion, diffusion, vae -> backbones
+    -> checkpoint -> restorer, train
+    -> figures
+    -> notebooks (run by notebook.py and __main__.py)
 
 Images are float32 tensors (N, 3, H, W), RGB, values in [0, 1], wherever no docstring says otherwise.
 """

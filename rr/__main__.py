@@ -7,6 +7,7 @@ on the way.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,13 +18,15 @@ import typer
 
 from rr import io, notebook
 from rr.io import InputError, read_json, write_json, writing
-from rr.presets import PRESETS, preset as preset_of
+from rr.presets import PRESETS
+from rr.presets import preset as preset_of
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     help="RetinaRegen: restore unreadable fundus photographs, and reproduce the paper.",
 )  # fmt: skip
 Preset = Annotated[str, typer.Option(help=f"The values of the run: {', '.join(PRESETS)}.")]
+SHOWN = re.compile(r"\d\d_\w+  [^\s\d]|\d+ of \d+ steps")  # of the workflow's output
 SNAKEFILE = io.ROOT / "workflow" / "Snakefile"
 
 
@@ -57,18 +60,20 @@ def reproduce(
     preset_of(preset)
     folder = io.results(preset, out)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".reproduce.lock", "w") as lock:
+    with open(folder / ".reproduce.lock", "a+") as lock:  # holds Snakemake's process id
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(f"{folder}: another `rr reproduce` is at work there; wait for its end, or stop it") from None
-        errors, code = _snakemake(preset, seed, out, cores, lock.fileno())
+            lock.seek(0)
+            raise InputError(
+                f"{folder}: another `rr reproduce` is at work there; wait for its end, or stop it: kill -- -{lock.read()}"
+            ) from None
+        code, done, errors, rest = _snakemake(preset, seed, out, cores, lock)
     if code:
-        print("\nnot everything could be made; the same command continues after a repair", file=sys.stderr)
-        for line in errors or ["error: the workflow itself failed; see the lines above"]:
-            print(line, file=sys.stderr)
+        print("\nnot everything could be made; after a repair the same command continues", file=sys.stderr)
+        print("".join(errors or rest).rstrip() or f"error: snakemake ended with code {code}", file=sys.stderr)
         raise typer.Exit(1)
-    print(f"\npreset {preset}, seed {seed}: everything is made")
+    print(f"\npreset {preset}, seed {seed}: " + ("everything is made" if done else "nothing to do, all was made before"))
     places = {
         "figures": io.figures(preset, out),
         "tables": folder / "tables",
@@ -82,30 +87,33 @@ def reproduce(
 
 
 def _snakemake(preset, seed, out, cores, lock):
-    """Run the workflow; returns (lines of errors, exit code).
+    """Run the workflow, showing the lines of its notebooks: (exit code, those lines, their errors, Snakemake's lines).
 
-    Snakemake inherits the file descriptor `lock`: the lock is held while either of us lives and is released by the
+    Snakemake inherits the open file `lock`: the lock is held while either of us lives and is released by the
     system however we die, so that Snakemake's own lock, which survives a kill, is not needed (--nolock).
     """
     config = {"preset": preset, "seed": seed, "out": out}
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", SNAKEFILE, "--directory", io.results(preset, out),
         "--cores", str(cores), "--keep-going", "--rerun-incomplete", "--nolock", "--scheduler", "greedy",
-        "--quiet", "rules", "progress", "host", "reason", "--nocolor",
+        "--quiet", "rules", "host", "reason", "--nocolor",
         "--config", *(f"{key}={json.dumps(value)}" for key, value in config.items()),
     ]  # fmt: skip
-    errors = []
+    done, errors, rest = [], [], []
     workflow = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        start_new_session=True, pass_fds=[lock],
+        start_new_session=True, pass_fds=[lock.fileno()],
     )  # fmt: skip
+    lock.truncate(0)
+    print(workflow.pid, end="", file=lock, flush=True)
     with notebook.terminable():
         try:
             for line in workflow.stdout:
-                if line.startswith("error: "):
-                    errors.append(line.rstrip())
-                print(line, end="", flush=True)
-            return errors, workflow.wait()
+                kind = errors if line.startswith("error: ") else done if SHOWN.match(line) else rest
+                kind.append(line)
+                if kind is not rest:
+                    print(line, end="", flush=True)
+            return workflow.wait(), done, errors, rest
         finally:
             if workflow.poll() is None:  # Ctrl-C or SIGTERM: to Snakemake and all notebooks, which end their kernels
                 os.killpg(workflow.pid, signal.SIGTERM)
@@ -162,7 +170,10 @@ def restore(
     targets = _targets(photos, out)
     report = read_json(out / "restore.json") if (out / "restore.json").exists() else {}
 
-    from rr import data, restorer, train
+    from PIL import Image
+
+    from rr import restorer, train
+    from rr.photo import read_photograph
 
     regen = restorer.RetinaRegen.load(folder, train.fabric(device).device)
     print(f"restorer: {_short(folder)}")
@@ -170,10 +181,10 @@ def restore(
     try:
         for target, photo in targets.items():
             try:
-                image = data.read_photograph(photo)
+                image = read_photograph(photo)
                 restored, facts = restorer.restore_photograph(regen, image, seed)
                 with writing(target) as part:
-                    data.Image.fromarray(restored).save(part)
+                    Image.fromarray(restored).save(part)
             except InputError as error:
                 failed += 1
                 line = str(error) if str(photo) in str(error) else f"{photo}: {error}"
@@ -198,19 +209,20 @@ def _best_checkpoint():
 
 def _targets(photos, out):
     """{PNG to write: photograph}. Raises InputError before any work if a name is missing, doubled, or an input."""
-    from rr.data import EXTENSIONS
+    for photo in photos:
+        if not photo.exists():
+            raise InputError(f"{photo}: no such file or folder")
+    from rr.sources import EXTENSIONS
 
     inputs = []
     for photo in photos:
         if photo.is_dir():
-            inside = sorted(each for each in photo.iterdir() if each.suffix.lower() in EXTENSIONS)
+            inside = sorted(each for each in photo.iterdir() if each.suffix.lower() in EXTENSIONS and each.name[0] != ".")
             if not inside:
                 raise InputError(f"{photo}: no photographs in this folder ({', '.join(EXTENSIONS)})")
             inputs += inside
-        elif photo.exists():
-            inputs.append(photo)
         else:
-            raise InputError(f"{photo}: no such file or folder")
+            inputs.append(photo)
     targets = {}
     for photo in dict.fromkeys(inputs):
         target = out / f"{photo.stem}.png"
@@ -259,24 +271,36 @@ def doctor():
         row("cuda", "no GPU: preset smoke takes minutes, course and paper want one")
     row("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")
 
+    broken = []
     print(f"pretrained weights ({weights.FOLDER}={os.environ.get(weights.FOLDER, '')})")
     trunks = [build.__name__ for build, *_ in filter(None, features.EXTRACTORS.values())]
-    for name in sorted({"inception_v3", "alexnet", *trunks}):
-        path = weights.available(name)
+    for name in sorted({"inception_v3", "alexnet", *trunks}):  # the classifier, LPIPS, the extractors
+        try:
+            path = weights.available(name)
+        except InputError as error:
+            broken.append(error)
+            break
         row(name, path or f"missing: downloaded when needed, or put it into a folder and set {weights.FOLDER}")
 
     print("made so far")
     for name in PRESETS:
         folder = io.results(name)
         results = sorted(path.stem for path in folder.glob("[0-9]*.json"))
-        row(name, f"results {', '.join(results)}" if results else f"nothing: rr reproduce --preset {name}")
+        row(name, f"results {', '.join(results)}" if results else f"nothing; make it: rr reproduce --preset {name}")
         for manifest in sorted(folder.glob("data/**/manifest.json")):
-            packed = data.Packed(manifest.parent)
-            row("", f"data {_short(manifest.parent)}: {len(packed)} images of {packed.size} px")
-        for config in sorted(folder.glob("checkpoints/*/config.json")) + sorted(
-            folder.glob("checkpoints/*/denoiser/config.json")
-        ):
-            row("", f"checkpoint {_short(config.parent)}")
+            try:
+                packed = data.Packed(manifest.parent)
+            except InputError as error:
+                broken.append(error)
+            else:
+                row("", f"data {_short(packed.path)}: {len(packed)} images of {packed.size} px")
+        for config in sorted(folder.glob("checkpoints/**/config.json")):
+            if config.parent.name != "last":
+                row("", f"checkpoint {_short(config.parent)}")
+    for error in broken:
+        fail(error)
+    if broken:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ import torchvision.models as tv
 from torch import nn
 
 from rr import weights as pretrained
-from rr.data import LABELS
 from rr.io import InputError
 from rr.presets import choose
 from rr.readability import augment
+from rr.sources import LABELS
 
 
 def _resnet(model):

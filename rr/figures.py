@@ -110,20 +110,23 @@ def learning(history, columns=("loss",)):
 
 
 def attention(image, A, shape, tokens):
-    """Attention of given tokens over the image, mean of the heads. A (heads, L, L), shape (h, w) with h w = L."""
-    figure, axes = plt.subplots(1, len(tokens) + 1, figsize=(1.6 * (len(tokens) + 1), 1.8))
+    """Attention of given tokens over the image, mean of the heads, in multiples of the uniform 1 / L.
+
+    A (heads, L, L), rows summing to 1; shape (h, w) with h w = L. A circle marks the place that asks.
+    """
+    figure, axes = plt.subplots(1, len(tokens) + 1, figsize=(1.6 * (len(tokens) + 1), 1.8), layout="constrained")
     _picture(axes[0], image)
     axes[0].set_title("image")
     height, width = image.shape[-2:]
-    mean = A.mean(0).float().cpu().numpy()
+    mean = A.mean(0).float().cpu().numpy() * A.shape[-1]
     for axis, token in zip(axes[1:], tokens):
         _picture(axis, image)
-        axis.imshow(mean[token].reshape(shape), cmap="magma", alpha=0.6, extent=(0, width, height, 0), interpolation="bilinear",
-                    vmin=0, vmax=mean.max())
+        drawn = axis.imshow(mean[token].reshape(shape), cmap="viridis", alpha=0.6, extent=(0, width, height, 0),
+                            interpolation="bilinear", vmin=0, vmax=max(2, mean.max()))
         row, column = divmod(token, shape[1])
         axis.plot((column + 0.5) * width / shape[1], (row + 0.5) * height / shape[0], "o", mfc="none", mec="w")
         axis.set_title(f"asked from ({row + 1}, {column + 1})")
-    figure.tight_layout()
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="times uniform")
     return figure
 
 
@@ -145,13 +148,15 @@ def bars(table, metrics, by="method"):
     names = list(dict.fromkeys(table[by]))
     figure, axes = plt.subplots(1, len(metrics), figsize=(2.2 * len(metrics), 0.4 * len(names) + 1), sharey=True)
     for axis, metric in zip(np.atleast_1d(axes), metrics):
-        rows = table[table.metric == metric].set_index(by).loc[names]
+        rows = table[table.metric == metric].set_index(by).loc[names].replace(np.inf, np.nan)  # no bar reaches inf
         error = np.stack([rows["mean"] - rows.low, rows.high - rows["mean"]])
         axis.barh(names, rows["mean"], xerr=error, color=sns.color_palette("colorblind", len(names)), height=0.6)
         if rows["mean"].isna().all():
             axis.text(0.5, 0.5, "n/a", transform=axis.transAxes, ha="center", color="0.4")
-        axis.set_xlabel({"psnr": "PSNR / dB", "ssim": "SSIM", "lpips": "LPIPS (lower is better)"}.get(metric, metric))
-        axis.invert_yaxis() if axis is np.atleast_1d(axes)[0] else None
+            axis.set_xticks([])
+        name, _, where = metric.partition("_")
+        axis.set_xlabel({"psnr": "PSNR / dB", "ssim": "SSIM", "lpips": "LPIPS (less is better)"}[name] + (where and f", {where}"))
+    axis.invert_yaxis()  # shared: the first method on top
     figure.tight_layout()
     return figure
 
@@ -161,7 +166,8 @@ def pipeline(before, trajectory, after, p_before, p_after, reference=None, shown
 
     before, after, reference (3, H, W); trajectory [(t, x_t, x_0_hat)] with tensors (1, 3, H, W); p_* (4,).
     """
-    picks = [trajectory[i] for i in np.linspace(0, len(trajectory) - 1, shown).round().astype(int)]
+    picks = [trajectory[i] for i in np.unique(np.linspace(0, len(trajectory) - 1, shown).round().astype(int))]
+    shown = len(picks)
     columns = shown + 3 + (reference is not None)
     figure = plt.figure(figsize=(1.25 * columns, 2.9))
     spec = figure.add_gridspec(2, columns, width_ratios=[1] * (columns - 1) + [1.7], wspace=0.08, hspace=0.12)

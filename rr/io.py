@@ -83,6 +83,11 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest(tensor):
+    """First 12 digits of the SHA-256 of a CPU tensor's bytes: says whether two are the same."""
+    return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()[:12]
+
+
 def results(preset, out="results"):
     """Folder of everything a preset produced: <out>/<preset>. Relative paths start at the project's root."""
     return (ROOT / out / preset).resolve()
@@ -107,7 +112,7 @@ def provenance(*, started=None, device="cpu", **facts):
     return {
         **facts,
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(_git("status", "--porcelain", "--", "rr", "notebooks", "workflow")),  # of what computes
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",

@@ -170,6 +170,17 @@ def bootstrap(values, n: int = 2000, seed: int = 0) -> tuple[float, float, float
     return float(values.mean()), float(low), float(high)
 
 
+def summarize(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """{method: table of `score`} as a long table: method, metric, n images, mean, and its bootstrap interval low, high."""
+    rows = []
+    for method, table in scores.items():
+        for metric, values in table.items():
+            mean, low, high = bootstrap(values)
+            n = int(values.notna().sum())
+            rows.append({"method": method, "metric": metric, "n": n, "mean": mean, "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
 def _checked(x, y, mask):
     """Images in float64 (the variances in SSIM are differences of nearly equal numbers), on one device."""
     if x.shape != y.shape or x.ndim != 4:

@@ -30,6 +30,7 @@ TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 START = 60  # seconds in which a kernel must answer; a hung start is killed and tried once more
 EVERY = 10  # seconds between two lines of a progress bar
 _CELL = re.compile(r'^# %%[^\n]*tags=\[[^]\n]*"parameters"[^]\n]*\][^\n]*\n(.*?)(?=^# %%|\Z)', re.M | re.S)
+_BAR = re.compile(r"\[[\d:]+[<,]")  # tqdm's "[elapsed<" or "[elapsed,"
 _CHOICES = re.compile(r"[^\s|]+(?: \| [^\s|]+)+")
 
 
@@ -171,10 +172,10 @@ def _run(nb, part, values, say):
                 return papermill.execute_notebook(
                     part, part, values, kernel_name="python3", language="python", cwd=ROOT, progress_bar=False,
                     km=manager, start_timeout=START, on_notebook_start=on_start,
-                    on_cell_execute=lambda cell, cell_index: say.cell(cell, cell_index, len(nb.cells) + 1),
+                    on_cell_start=lambda cell, cell_index: say.cell(cell, cell_index, len(nb.cells) + 1),
                     stderr_file=say,
                 )  # fmt: skip
-        except Exception as error:
+        except (RuntimeError, TimeoutError) as error:
             if answered:
                 raise
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
@@ -258,27 +259,27 @@ def terminable():
 
 
 class Say:
-    """Lines on stderr that begin with the notebook's name; as a file, what papermill writes the kernel's stderr to.
+    """Lines on stderr that begin with the notebook's name: its headings, and as a file for the kernel's stderr its bars.
 
     A progress bar rewrites its line several times a second: its newest state is shown every EVERY seconds.
     """
 
     def __init__(self, stem):
-        self.stem, self.shown = stem, time.monotonic()
+        self.stem, self.shown = stem, -math.inf
 
     def __call__(self, line):
         sys.stderr.write(f"{self.stem}  {line}\n")  # one write: lines of two notebooks do not mix
         sys.stderr.flush()
+        self.shown = time.monotonic()
 
     def cell(self, cell, index, n):
-        if not {"parameters", "injected-parameters"} & set(cell.metadata.tags):
-            first = next(line for line in cell.source.splitlines() if line.strip())
-            self(f"cell {index + 1}/{n}  {first[:90]}")
+        headings = [line.lstrip("# ") for line in cell.source.splitlines() if line.startswith("#")]
+        if cell.cell_type == "markdown" and headings:
+            self(f"cell {index + 1}/{n}  {headings[-1]}")
 
     def write(self, text):
-        states = [state for state in re.split(r"[\r\n]", text) if "it/s]" in state or "%|" in state]
+        states = [state for state in re.split(r"[\r\n]", text) if _BAR.search(state)]
         if states and time.monotonic() - self.shown >= EVERY:
-            self.shown = time.monotonic()
             self(re.sub(r"\|.*?\|", "|", states[-1], count=1).strip())
 
     def flush(self):

@@ -37,37 +37,39 @@ class Preset:
     T: int                   # diffusion steps                                       (paper: not stated)
     schedule: str            # a key of diffusion.SCHEDULES                          (paper: not stated)
     start: float             # share of T to which the input is noised               (paper: not stated)
-    restorer_epochs: int     # of the backbone + fusion                              (paper: not stated)
+    diffusion_epochs: int    # of the noise model alone, notebook 04                 (paper: not stated)
+    vae_epochs: int          # of the VAE alone, notebook 05                         (paper: not stated)
+    restorer_epochs: int     # of backbone + fusion, notebook 06                     (paper: not stated)
     lr: float                # AdamW, everything but the classifier                  (paper: not stated)
     seed: int = 0
 
 
 # fmt: off
-_HEADER = (  "name",    "n", "size", "weights",  "batch", "ema",
-             "classifier_epochs", "classifier_lr", "extractor", "extractor_epochs", "attention", "heads",
-             "fusion",          "backbone", "objective", "protocol", "width", "latent", "T",  "schedule", "start",
-             "restorer_epochs", "lr")
 _TABLE = (
     # tests only: every code path in seconds
-    Preset(  "mini",      48,   80,  "none",         8,  0.90,
-             1,                    1e-4,            "resnet18", 1,                  256,         8,
-             "bilinear-static", "vae",      "image",     "paired",   8,       32,       20,   "cosine",   0.25,
-             1,                 1e-3),
-    # minutes on two CPU cores: proves that everything runs, quality is poor
-    Preset(  "smoke",    400,   96,  "none",        16,  0.95,
-             6,                    1e-4,            "resnet34", 4,                  256,         8,
-             "bilinear-static", "vae",      "image",     "paired",   24,      128,     100,   "cosine",   0.25,
-             40,                1e-3),
+    Preset("mini",      48,  80, "none",      8, 0.90,
+           classifier_epochs=1,   classifier_lr=1e-4, extractor="resnet18", extractor_epochs=1,  attention=256, heads=8,
+           fusion="bilinear-static", backbone="vae", objective="image", protocol="paired",
+           width=8,  latent=32,  T=20,   schedule="cosine", start=0.15,
+           diffusion_epochs=1,   vae_epochs=1,   restorer_epochs=1,   lr=1e-3),
+    # minutes on two CPU cores: proves that everything runs; its quality is poor
+    Preset("smoke",    400,  96, "none",      8, 0.98,
+           classifier_epochs=12,  classifier_lr=1e-4, extractor="resnet34", extractor_epochs=4,  attention=256, heads=8,
+           fusion="bilinear-static", backbone="vae", objective="image", protocol="paired",
+           width=16, latent=64,  T=100,  schedule="cosine", start=0.15,
+           diffusion_epochs=8,   vae_epochs=40,  restorer_epochs=60,  lr=1e-3),
     # a small GPU or a patient laptop: visible quality
-    Preset(  "course",  8000,  128,  "none",        64,  0.995,
-             20,                   1e-4,            "resnet34", 20,                 256,         8,
-             "bilinear-static", "vae",      "image",     "paired",   48,      256,     200,   "cosine",   0.25,
-             100,               5e-4),
-    # what the paper states; needs a GPU, and torchvision's ImageNet weights
-    Preset(  "paper",  20000,  224,  "imagenet",    64,  0.999,
-             30,                   1e-4,            "resnet34", 30,                 256,         8,
-             "bilinear-static", "vae",      "image",     "paired",   64,      512,    1000,   "linear",   0.25,
-             100,               2e-4),
+    Preset("course",  8000, 128, "none",     64, 0.995,
+           classifier_epochs=20,  classifier_lr=1e-4, extractor="resnet34", extractor_epochs=20, attention=256, heads=8,
+           fusion="bilinear-static", backbone="vae", objective="image", protocol="paired",
+           width=48, latent=256, T=200,  schedule="cosine", start=0.15,
+           diffusion_epochs=60,  vae_epochs=60,  restorer_epochs=100, lr=5e-4),
+    # what the paper states; needs a GPU and torchvision's ImageNet weights
+    Preset("paper",  20000, 224, "imagenet", 64, 0.999,
+           classifier_epochs=30,  classifier_lr=1e-4, extractor="resnet34", extractor_epochs=30, attention=256, heads=8,
+           fusion="bilinear-static", backbone="vae", objective="image", protocol="paired",
+           width=64, latent=512, T=1000, schedule="linear", start=0.15,
+           diffusion_epochs=60,  vae_epochs=60,  restorer_epochs=100, lr=2e-4),
 )
 # fmt: on
 PRESETS = {row.name: row for row in _TABLE}

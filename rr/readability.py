@@ -11,8 +11,8 @@ from torch import nn
 from torchvision.models import inception_v3
 
 from rr import weights as pretrained
-from rr.data import LABELS
 from rr.io import InputError
+from rr.sources import LABELS
 
 SMALLEST = 75  # px; below it InceptionV3's last grid vanishes
 
@@ -78,7 +78,12 @@ def report(labels, probabilities, threshold=0.5):
     labels (N, 4) of 0/1, probabilities (N, 4). Beside accuracy stands the majority baseline, beside average precision
     the prevalence: what a classifier scores that looks at nothing. Where a label has one class only, ROC and PR are NaN.
     """
-    from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support, roc_auc_score
+    from sklearn.metrics import (
+        average_precision_score,
+        confusion_matrix,
+        precision_recall_fscore_support,
+        roc_auc_score,
+    )
 
     rows = []
     for name, y, p in zip(LABELS, np.asarray(labels, int).T, np.asarray(probabilities).T):

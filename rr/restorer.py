@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from rr import backbones, checkpoint, degrade
-from rr.data import LABELS, crop_fov, fov_mask
 from rr.diffusion import OBJECTIVES, Diffusion
 from rr.fusion import Fusion
 from rr.io import InputError
+from rr.photo import crop_fov, fov_mask
 from rr.presets import choose
-from rr.readability import Readability
+from rr.readability import LABELS, Readability
 from rr.vae import elbo
 
 
@@ -51,6 +52,26 @@ def training_rows(data, split, protocol):
     """The images a protocol trains on: readable ones (paired), or fundus images with an unreadable disc (literal)."""
     choose("protocol", protocol, PROTOCOLS)
     return data.rows(split, readable=True) if protocol == "paired" else data.rows(split, fundus=1, disc=0)
+
+
+def test_pairs(data, protocol, seed):
+    """The test images of a protocol: (rows, y, x, parameters of A as a table; literal: an empty one).
+
+    paired: readable test images under all three families at severity .5 to 1, from which A can be replayed
+    (`degrade.from_table`). literal: fundus images with an unreadable disc, x = y. Raises InputError if there are none.
+    """
+    rows = training_rows(data, "test", protocol)
+    if len(rows) == 0:
+        raise InputError(f"{data.path}: no test image for the {protocol} protocol; use more images")
+    x = data.batch(rows)
+    if protocol == "literal":
+        return rows, x, x, pd.DataFrame({"name": data.table["name"][rows]})
+    generator = torch.Generator().manual_seed(seed)
+    severity = 0.5 + 0.5 * torch.rand(len(rows), generator=generator)
+    parameters = degrade.sample(len(rows), generator, severity=severity)
+    table = degrade.to_table(parameters)
+    table.insert(0, "name", data.table["name"].to_numpy()[rows])
+    return rows, degrade.apply(x, parameters, data.fov(rows)), x, table
 
 
 class Denoiser(nn.Module):

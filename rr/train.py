@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rr import checkpoint
-from rr.io import InputError, provenance, read_json, write_table, writing
+from rr.io import InputError, provenance, write_table, writing
 
 OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,  # the classifier (2.2)

@@ -1,0 +1,41 @@
+# make reproduce   every figure and table of preset smoke, on the embedded data
+# make test        lint and tests
+# Both make their own environment in .venv first; they need Python >= 3.11, make and a package index.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: reproduce test lint lock clean
+.DELETE_ON_ERROR:
+
+reproduce: $(VENV)/.installed
+	@$(BIN)/python -m rr reproduce
+
+test: lint
+	@echo "tests ..."
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	@echo "lint ..."
+	@$(BIN)/ruff check --quiet .
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: $(PYTHON) is missing or older than Python 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "installing into $(VENV), about two minutes ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# the newest versions that pyproject.toml allows, for every platform; needs uv (https://docs.astral.sh/uv)
+lock:
+	@uv pip compile --universal --extra test --no-header --no-annotate --python-version 3.11 --upgrade \
+	  --quiet --output-file requirements.lock pyproject.toml
+	@echo "requirements.lock is new: bring environment.yml up to it (make test says where)"
+
+# what commands have made, but not the reference results in git
+clean:
+	@rm -rf $(VENV) .pytest_cache .ruff_cache .snakemake *.egg-info restored results/mini results/smoke figures/mini figures/smoke
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,112 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 00 · Start here: one photograph, restored
+#
+# A fundus photograph may be unreadable: dim, hazy, out of focus. RetinaRegen (arXiv 2502.19153) restores such
+# photographs with four networks: a **classifier** that judges which regions can be read, an **extractor** of what
+# readable eyes look like, a **diffusion model** that adds noise and takes it away, and a **variational autoencoder** that
+# does the taking away. The chapters build them one by one:
+#
+# | chapter | question | paper |
+# | --- | --- | --- |
+# | 01_data | what are the images, and what does unreadable mean? | 2.2, 3.1 |
+# | 02_readability | can a network tell? | 2.2, Fig. 2 |
+# | 03_features | what do readable eyes have in common? | 2.3, Fig. 3 |
+# | 04_diffusion | how does an image become noise, and come back? | 2.4 |
+# | 05_vae | what survives a bottleneck? | 2.5, Fig. 4 |
+# | 06_restoration | does it all help? | 2.1, Fig. 1 |
+#
+# This page shows the whole on one real photograph, which no model here was trained on. It is the only chapter that is
+# *executed* last: it needs the restorer that 06_restoration trains.
+#
+# | | |
+# | --- | --- |
+# | needs | 06_restoration |
+# | writes | `restored/`, figure `00_start_here_pipeline`, `00_start_here.json` |
+# | time | see the cost table of the README |
+
+# %% tags=["parameters"]
+preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
+seed: int = 0  # of everything that is drawn at random
+out: str = "results"  # folder of all results; a relative path starts at the project's root
+device: str = "auto"  # auto | cpu | cuda: where to run
+photo: str = ""  # a photograph of yours; "" = the retina that comes with scikit-image
+severity: float = 0.7  # of the degradation laid over the photograph, 0 to 1; 0 = restore it as it is
+
+# %%
+import time
+
+import skimage.data
+import torch
+from IPython.display import Markdown
+from PIL import Image
+
+from rr import degrade, figures, io, metrics, train
+from rr.photo import crop_fov, fov_mask, read_photograph
+from rr.presets import preset as choose_preset
+from rr.restorer import RetinaRegen, restore_photograph
+
+started = time.time()
+P = choose_preset(preset, seed=seed)
+home, pictures = io.results(preset, out), io.figures(preset, out)
+fabric = train.fabric(device)
+regen = RetinaRegen.load(home / "checkpoints" / "restorer", fabric.device)
+
+# %% [markdown]
+# ## The photograph
+#
+# To see what restoration is worth we need to know the truth: the photograph is a good one, and we degrade it ourselves
+# with the operator of chapter 01. (With `severity` 0 it is left as it is.)
+
+# %%
+original = read_photograph(photo) if photo else skimage.data.retina()
+name = photo.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0] if photo else "retina"
+crop, circle, box = crop_fov(original, min(1024, max(original.shape)))
+x = torch.from_numpy(crop).permute(2, 0, 1)[None] / 255
+fov = fov_mask([circle], x.shape[-1])
+y = degrade.apply(x, degrade.sample(1, torch.Generator().manual_seed(seed), severity=severity), fov)
+degraded = (y[0] * 255).round().byte().permute(1, 2, 0).numpy()
+restored, report = restore_photograph(regen, degraded, seed)
+print(report["status"], {label: round(p, 2) for label, p in report["before"].items()}, "=>",
+      {label: round(p, 2) for label, p in report["after"].items()})
+
+# %%
+z = torch.from_numpy(restored).permute(2, 0, 1)[None] / 255
+for stage, image in (("reference", x), ("input", y), ("restored", z)):
+    with io.writing(home / "restored" / f"{name}_{stage}.png") as part:
+        Image.fromarray((image[0] * 255).round().byte().permute(1, 2, 0).numpy()).save(part)
+figures.save(figures.grid({name: torch.cat([x, y, z])}, ["photograph", "degraded (input)", "restored"], side=2.6), pictures,
+             "00_start_here_photograph")
+
+# %% [markdown]
+# ## How it got there
+#
+# The input is noised to step $t_0$ and walked back; above, what the chain holds, below, the image the network sees in it.
+
+# %%
+small, small_circle, _ = crop_fov(degraded, regen.size)
+inputs = torch.from_numpy(small).permute(2, 0, 1)[None].to(fabric.device) / 255
+way = regen(inputs, fov_mask([small_circle], regen.size).to(fabric.device), seed, trajectory=True, screen=False)
+truth = torch.nn.functional.interpolate(x, (regen.size, regen.size), mode="area")
+figures.save(figures.pipeline(inputs[0], way.trajectory, way.image[0], way.before[0], way.after[0], truth[0]), pictures,
+             "00_start_here_pipeline")
+
+# %% [markdown]
+# ## What to make of it
+
+# %%
+scores = {stage: metrics.score(x, image, fov).iloc[0].dropna().to_dict() for stage, image in (("input", y), ("restored", z))}
+io.write_json(home / "00_start_here.json", {"numbers": {"photograph": name, "report": report, **scores}, "provenance": io.provenance(
+    started=started, device=fabric.device, preset=P, severity=severity)})
+gain = scores["restored"]["psnr_fov"] - scores["input"]["psnr_fov"]
+Markdown(f"Inside the field of view the input stands {scores['input']['psnr_fov']:.1f} dB from the photograph, the result "
+         f"{scores['restored']['psnr_fov']:.1f} dB ({gain:+.1f} dB). " + ("" if gain > 0 else "**The result is further away than the input was.** ")
+         + f"The model works on {regen.size} x {regen.size} pixels and through a code of {P.latent} numbers: finer vessels cannot "
+         f"be in its result. The preset `{preset}` decides how long it was trained; chapter 06 has the numbers on many images.")

@@ -1,0 +1,156 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 01 · The data: eyes, degradations, labels
+#
+# **Question.** What does the method see, and what does "unreadable" mean?
+#
+# Follows sections 2.2 (labels, 64/16/20 split) and 3.1 (data) of the paper. The paper uses SynFundus-1M, which is handed
+# out on application only; by default this notebook therefore *draws* its photographs: procedural eyes with exact
+# anatomy, degraded by a known operator. Any folder of photographs can take their place (parameter `data`).
+#
+# | | |
+# | --- | --- |
+# | needs | nothing |
+# | writes | the packed data set `data/`, `tables/01_data_*.csv`, figures `01_data_*`, `01_data.json` |
+# | time | see the cost table of the README |
+
+# %% tags=["parameters"]
+preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
+seed: int = 0  # of everything that is drawn at random
+data: str = "embedded"  # "embedded" draws eyes; otherwise a folder of photographs (SynFundus-1M's images, or your own)
+labels: str = ""  # CSV with the labels of that folder; "" = none (embedded images bring their own)
+out: str = "results"  # folder of all results; a relative path starts at the project's root
+workers: int = 1  # processes that read or draw images; the result does not depend on it
+
+# %%
+import time
+from inspect import getsource
+
+import pandas as pd
+import torch
+from IPython.display import Code, Markdown
+
+from rr import degrade, figures, io, metrics, synthetic
+from rr.data import pack
+from rr.presets import preset as choose_preset
+from rr.sources import LABELS, embedded, folder
+
+started = time.time()
+P = choose_preset(preset, seed=seed)
+home, pictures = io.results(preset, out), io.figures(preset, out)
+P
+
+# %% [markdown]
+# ## One eye
+#
+# Every embedded eye is drawn from its number alone: field of view, optic disc with cup, the vessel tree (calibres follow
+# Murray's law $r_0^3 = r_1^3 + r_2^3$ at every branching), the fovea about 2.5 disc diameters from the disc, pigment,
+# lesions in some. Because it is drawn, its anatomy is known exactly; a label or a metric can be checked against it.
+
+# %%
+eye = synthetic.fundus(seed, 3, 384)
+masks = torch.stack([torch.from_numpy(mask).expand(3, -1, -1) for mask in (eye.fov, eye.disc, eye.cup, eye.vessels)])
+image = torch.from_numpy(eye.image).permute(2, 0, 1) / 255
+figures.save(figures.grid({f"{eye.side} eye": torch.cat([image[None], masks.float()])},
+                          ["photograph", "field of view", "disc", "cup", "vessels"], side=1.6), pictures, "01_data_anatomy")
+
+# %% [markdown]
+# ## Many eyes
+#
+# Look for both sides, light and dark fundi, round and cut fields of view, lesions. What you will not find: the variety of
+# real cameras and patients. Numbers on these images are numbers on these images.
+
+# %%
+eyes = [torch.from_numpy(synthetic.fundus(seed, i, 192).image).permute(2, 0, 1) / 255 for i in range(40)]
+figures.save(figures.sheet(torch.stack(eyes), columns=10, side=0.9), pictures, "01_data_contact_sheet")
+
+# %% [markdown]
+# ## The degradation $y = A(x)$
+#
+# Three families, in this order: uneven **illumination**, bright **spots**, **blur**. Lengths are relative to the image's
+# width, so a 96-pixel and a 512-pixel image suffer alike; severity 0 is the identity, exactly.
+
+# %%
+x = image[None]
+fov = torch.from_numpy(eye.fov)[None, None]
+severities = [0.0, 0.25, 0.5, 0.75, 1.0]
+rows, quality = {}, []
+for families in (("illumination",), ("spots",), ("blur",), degrade.FAMILIES):
+    name = families[0] if len(families) == 1 else "all three"
+    y = torch.cat([degrade.apply(x, degrade.sample(1, torch.Generator().manual_seed(seed), families, s), fov) for s in severities])
+    rows[name] = y
+    values = metrics.score(x.expand_as(y), y, fov.expand(len(y), -1, -1, -1))
+    quality.append(values.assign(family=name, severity=severities))
+figures.save(figures.grid(rows, [f"severity {s:g}" for s in severities], side=1.3), pictures, "01_data_degradation")
+
+# %% [markdown]
+# What doing nothing scores on this one eye: the first rung of every ladder in the chapters to come.
+
+# %%
+quality = pd.concat(quality)[["family", "severity", "psnr", "ssim", "psnr_fov", "ssim_fov"]]
+io.write_table(home / "tables" / "01_data_degradation.csv", quality)
+metrics.text(quality.set_index(["family", "severity"]))
+
+# %% [markdown]
+# ## When is a region readable?
+#
+# The paper's four labels ask whether an image is a fundus photograph and whether macula, optic disc and retinal region
+# are readable. Our images know what was done to them, so the labels follow from a rule and not from an opinion: in each
+# region the *detail* $h$ that is left after the degradation is compared with the detail that was there,
+#
+# $$ g = \frac{\langle h_x, h_y \rangle}{\langle h_x, h_x \rangle}, \qquad
+#    \rho = \frac{\langle h_x, h_y \rangle}{\lVert h_x \rVert \, \lVert h_y \rVert}, $$
+#
+# and a region is readable if enough contrast is left ($g$) and if what is seen is that detail ($\rho$).
+
+# %%
+Code(getsource(degrade.readable), language="python")
+
+# %%
+print(f"readable if g >= {degrade.G_MIN} and rho >= {degrade.RHO_MIN}")
+
+# %% [markdown]
+# ## Packing
+#
+# One pass over the source: find the field of view, crop, pad to a square, resize, hash. Near-duplicates go to one side of
+# the split. The pack is memory-mapped: opening it reads no image.
+
+# %%
+source = embedded(P.n, seed) if data == "embedded" else folder(data, labels or None)
+packed = pack(source, P.size, home / "data", seed, workers)
+table = packed.table
+splits = table.groupby("split")[list(LABELS)].agg("mean").assign(images=table["split"].value_counts())
+io.write_table(home / "tables" / "01_data_splits.csv", splits.reset_index())
+splits.round(3)
+
+# %% [markdown]
+# An image may have an unreadable disc and a readable macula. These are the label patterns that occur
+# (fundus, macula, disc, retina), three images of each:
+
+# %%
+patterns = table[list(LABELS)].value_counts().head(6).index
+rows = {", ".join(name for name, v in zip(LABELS, pattern) if v) or "no label": packed.batch(
+            packed.rows(**dict(zip(LABELS, pattern)))[:6]) for pattern in patterns}
+figures.save(figures.grid(rows, side=1.1), pictures, "01_data_labels") if rows else Markdown("no labels given")
+
+# %% [markdown]
+# ## Conclusion
+
+# %%
+numbers = {"images": len(packed), "size": packed.size, "splits": packed.manifest["splits"], "prevalence": packed.manifest["prevalence"],
+           "readable": len(packed.rows(readable=True)), "near_duplicates": packed.manifest["near_duplicates"],
+           "skipped": packed.manifest["skipped"], "missing": packed.manifest["missing"]}
+io.write_json(home / "01_data.json", {"numbers": numbers, "provenance": io.provenance(
+    started=started, preset=P, data=packed.hash, source=packed.manifest["recipe"]["source"])})
+Markdown(f"{numbers['images']} images of {P.size} px, {numbers['readable']} of them readable in all four labels "
+         f"({numbers['readable'] / numbers['images']:.0%}). A classifier that always says yes is right on "
+         + ", ".join(f"{p:.0%} ({label})" for label, p in numbers["prevalence"].items() if p is not None)
+         + " of them: accuracies must be read against that. "
+         "**The paper leaves open** how its labels were made and which reference an unreadable image has.")

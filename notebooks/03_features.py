@@ -1,0 +1,132 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 03 · What a readable eye looks like: conditional features
+#
+# **Question.** What do the features say that guide the restoration, and how much of it is about *this* eye?
+#
+# Follows section 2.3 and remakes Fig. 3: ResNet34, a 1x1 convolution to 256 channels with normalisation and ReLU,
+# multi-head self-attention (256 wide, 8 heads); the static condition $c$ is the mean over all readable images.
+#
+# | | |
+# | --- | --- |
+# | needs | 01_data |
+# | writes | `checkpoints/extractor/` with `condition.safetensors`, figures `03_features_*`, `03_features.json` |
+# | time | see the cost table of the README |
+
+# %% tags=["parameters"]
+preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
+seed: int = 0  # of everything that is drawn at random
+data: str = ""  # folder of a packed data set; "" = the one that 01_data made
+out: str = "results"  # folder of all results; a relative path starts at the project's root
+device: str = "auto"  # auto | cpu | cuda: where to train
+weights: str = ""  # imagenet | none: where the trunk starts; "" = the preset's value
+extractor: str = ""  # attention | alexnet | resnet18 | resnet34 | resnet50 | vgg16 | resnext50 | mobilenet; "" = the preset's
+
+# %%
+import time
+from inspect import getsource
+
+import torch
+from IPython.display import Code, Markdown
+from safetensors.torch import save_file
+
+from rr import figures, io, train
+from rr.data import Packed
+from rr.features import Extractor, static_condition
+from rr.presets import preset as choose_preset
+
+started = time.time()
+P = choose_preset(preset, seed=seed, weights=weights or None, extractor=extractor or None)
+home, pictures = io.results(preset, out), io.figures(preset, out)
+packed = Packed(data or home / "data")
+fabric = train.fabric(device)
+
+# %% [markdown]
+# ## From image to tokens to features
+#
+# The trunk turns $x$ (3, H, W) into a map of H/32 x W/32 places. Each place becomes a token $f_i$ of 256 numbers, and in
+# every head each token asks all the others:
+#
+# $$ A = \mathrm{softmax}\!\left( \frac{Q K^\top}{\sqrt{256 / 8}} \right), \qquad f \leftarrow f + A V . $$
+
+# %%
+Code(getsource(Extractor.attend), language="python")
+
+# %% [markdown]
+# ## Training
+#
+# The paper does not say how the new convolution and the attention learn anything. Ours are trained on the four
+# readability labels, the one supervision that every image of SynFundus-1M has, and then frozen.
+
+# %%
+torch.manual_seed(seed)
+model = Extractor(P.extractor, P.attention, P.heads)
+start = model.start_from(P.weights)
+folder = home / "checkpoints" / "extractor"
+train.run(train.train(model, packed, packed.rows("train"), packed.rows("val"), folder=folder, epochs=P.extractor_epochs,
+                      batch=P.batch, lr=P.lr / 10, ema=P.ema, seed=seed, fabric=fabric,
+                      facts={"preset": preset, "weights": start}), P.extractor_epochs, "extractor")
+figures.save(figures.learning(train.history(folder)), pictures, "03_features_training")
+
+# %% [markdown]
+# ## Attention over one eye
+#
+# Where do the places of the map look? The circle marks the place that asks. Sharp maps on the disc would mean that the
+# attention found it; flat maps mean that it averages.
+
+# %%
+row = packed.rows("test", readable=True)[:1]
+with torch.no_grad():
+    f, A = model.attend(packed.batch(row, fabric.device))
+shape = f.shape[-2:]
+tokens = [0, (shape[0] // 2) * shape[1] + shape[1] // 2, shape[0] * shape[1] - 1]
+figures.save(figures.attention(packed.batch(row)[0], A[0], shape, tokens), pictures, "03_features_attention")
+
+# %% [markdown]
+# ## The static condition
+#
+# $$ c = \frac{1}{N} \sum_{n=1}^{N} f(x_n), \qquad x_n \text{ readable.} $$
+#
+# It is one constant for all patients. How much does the mean say about one eye? Compare the features of each readable
+# test image with $c$, and with those of another eye.
+
+# %%
+Code(getsource(static_condition), language="python")
+
+# %%
+readable = packed.rows("train", readable=True)
+c = static_condition(model, packed, readable)
+with io.writing(folder / "condition.safetensors") as part:
+    save_file({"c": c.cpu()}, part)
+with torch.no_grad():
+    f = model(packed.batch(packed.rows("test", readable=True)[:64], fabric.device))
+to_mean = torch.cosine_similarity(f.flatten(1), c.flatten()[None]).mean().item()
+to_other = torch.cosine_similarity(f.flatten(1), f.roll(1, 0).flatten(1)).mean().item()
+explained = 1 - ((f - c) ** 2).mean().item() / (f**2).mean().item()
+
+# %%
+strength = c.pow(2).mean(0).sqrt()
+maps = torch.stack([strength / strength.max(), *(f[:4].pow(2).mean(1).sqrt() / strength.max())])
+figures.save(figures.grid({"strength": maps[:, None].expand(-1, 3, -1, -1).cpu()}, ["c", *["one eye"] * 4]), pictures,
+             "03_features_condition")
+
+# %% [markdown]
+# ## Conclusion
+
+# %%
+best = train.history(folder)["val_loss"].min()
+numbers = {"extractor": P.extractor, "readable_images": len(readable), "places": list(shape), "val_loss": best,
+           "cosine_to_c": to_mean, "cosine_to_another_eye": to_other, "energy_explained_by_c": explained}
+io.write_json(home / "03_features.json", {"numbers": numbers, "provenance": io.provenance(
+    started=started, device=fabric.device, preset=P, data=packed.hash, weights=start)})
+Markdown(f"$c$ is the mean over {len(readable)} readable images on {shape[0]} x {shape[1]} places. The features of a single "
+         f"test eye resemble $c$ with a cosine of {to_mean:.2f}, and those of another eye with {to_other:.2f}; $c$ alone explains "
+         f"{explained:.0%} of their energy. Whatever it adds to the restoration, it adds to every eye alike. "
+         "**The paper leaves open** how the added layers are trained and how features are pooled.")

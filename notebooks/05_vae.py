@@ -1,0 +1,131 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 05 · The variational autoencoder
+#
+# **Question.** What survives the bottleneck, and what do the two terms of its loss measure?
+#
+# Follows section 2.5 and remakes Fig. 4: three convolutions, $\mu$ and $\log\sigma^2$, a fully connected layer, three
+# transposed convolutions, a sigmoid; binary cross-entropy and Kullback-Leibler divergence. Here the VAE stands alone, on
+# readable images; in notebook 06 it is the backbone of the diffusion.
+#
+# | | |
+# | --- | --- |
+# | needs | 01_data |
+# | writes | `checkpoints/vae/`, figures `05_vae_*`, `05_vae.json` |
+# | time | see the cost table of the README |
+
+# %% tags=["parameters"]
+preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
+seed: int = 0  # of everything that is drawn at random
+data: str = ""  # folder of a packed data set; "" = the one that 01_data made
+out: str = "results"  # folder of all results; a relative path starts at the project's root
+device: str = "auto"  # auto | cpu | cuda: where to train
+latent: int = 0  # length of z; 0 = the preset's value
+
+# %%
+import time
+from inspect import getsource
+
+import torch
+from IPython.display import Code, Markdown
+
+from rr import figures, io, train, vae
+from rr.data import Packed
+from rr.metrics import psnr, ssim
+from rr.presets import preset as choose_preset
+
+started = time.time()
+P = choose_preset(preset, seed=seed, latent=latent or None)
+home, pictures = io.results(preset, out), io.figures(preset, out)
+packed = Packed(data or home / "data")
+fabric = train.fabric(device)
+
+# %% [markdown]
+# ## Encoder, latent variable, decoder
+#
+# $$ q(z \mid x) = \mathcal{N}(\mu(x), \sigma^2(x)), \qquad z = \mu + \epsilon \cdot \sigma, \qquad \hat x = \mathrm{decoder}(z) . $$
+
+# %%
+Code(getsource(vae.VAE.encode) + "\n" + getsource(vae.reparameterize) + "\n" + getsource(vae.VAE.decode_logits), language="python")
+
+# %%
+torch.manual_seed(seed)
+model = vae.VAE(P.size, P.latent, P.width)
+print(model)
+print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters; "
+      f"{3 * P.size**2} values of an image pass through {P.latent} numbers")
+
+# %% [markdown]
+# ## The loss
+#
+# $$ \mathcal{L}_{BCE} = -\sum_i \bigl[ x_i \log \hat x_i + (1 - x_i) \log (1 - \hat x_i) \bigr], \qquad
+#    \mathcal{L}_{KL} = \tfrac{1}{2} \sum_j \bigl( \sigma_j^2 + \mu_j^2 - 1 - \log \sigma_j^2 \bigr) . $$
+#
+# Pixels lie between 0 and 1, not at 0 or 1. So the BCE does not end at 0 but at the entropy of the image itself: even a
+# perfect reconstruction pays it. We measure this floor and compare it with the KL term.
+
+# %%
+readable = [packed.rows(split, readable=True) for split in ("train", "val", "test")]
+x = packed.batch(readable[2])
+floor = vae.bce(x, x).mean().item()
+print(f"floor of the BCE on the test images: {floor:,.0f} nats per image, {floor / x[0].numel():.3f} per value")
+
+# %% [markdown]
+# ## Training
+
+# %%
+folder = home / "checkpoints" / "vae"
+train.run(train.train(model, packed, readable[0], readable[1], folder=folder, epochs=P.vae_epochs, batch=P.batch, lr=P.lr, ema=P.ema,
+                      seed=seed, fabric=fabric, facts={"preset": preset}), P.vae_epochs, "VAE")
+figures.save(figures.learning(train.history(folder), ("loss", "bce", "kl")), pictures, "05_vae_training")
+
+# %% [markdown]
+# ## What survives
+#
+# Expect colours, the field of view and the disc's side; do not expect vessels. A code of a few hundred numbers cannot hold
+# them, and a sum over pixels hardly misses them. (The colours of the frame, on the other hand, cost many pixels.)
+
+# %%
+model.to(fabric.device).eval()
+with torch.no_grad():
+    output = model(x.to(fabric.device))
+x_hat = output.prediction.float().cpu()
+figures.save(figures.grid({"x": x[:7], r"$\hat x$": x_hat[:7]}), pictures, "05_vae_reconstructions")
+
+# %% [markdown]
+# ## What the latent space holds
+#
+# Left: images decoded from $z \sim \mathcal{N}(0, 1)$. Right of them: one eye, moved along the four directions of $z$ that
+# vary most over the test images.
+
+# %%
+with torch.no_grad():
+    z = torch.randn(7, P.latent, generator=torch.Generator().manual_seed(seed)).to(fabric.device)
+    rows = {"z ~ N(0, 1)": model.decode(z).float().cpu()}
+    for j in output.mu.std(0).topk(4).indices.tolist():
+        moved = output.mu[:1].repeat(7, 1)
+        moved[:, j] = torch.linspace(-3, 3, 7)
+        rows[f"$z_{{{j}}}$: -3 to 3"] = model.decode(moved).float().cpu()
+figures.save(figures.grid(rows), pictures, "05_vae_latent")
+
+# %% [markdown]
+# ## Conclusion
+
+# %%
+bce, kl = vae.bce(x_hat, x).mean().item(), vae.kl(output.mu, output.logvar).mean().item()
+mean_image = packed.batch(readable[0]).mean(0, keepdim=True).expand_as(x)
+numbers = {"latent": P.latent, "bce": bce, "bce_floor": floor, "kl": kl, "psnr": psnr(x_hat, x).mean().item(),
+           "ssim": ssim(x_hat, x).mean().item(), "psnr_of_the_mean_image": psnr(mean_image, x).mean().item()}
+io.write_json(home / "05_vae.json", {"numbers": numbers, "provenance": io.provenance(
+    started=started, device=fabric.device, preset=P, data=packed.hash)})
+Markdown(f"Of the {bce:,.0f} nats of reconstruction loss, {floor:,.0f} are the floor that no model can leave: {bce - floor:,.0f} nats "
+         f"are left for the model to work on, beside {kl:,.0f} nats of KL. Reconstructions reach {numbers['psnr']:.1f} dB; the mean "
+         f"of the training images, which looks at nothing, has {numbers['psnr_of_the_mean_image']:.1f} dB. "
+         "**The paper leaves open** the size of $z$, all widths, and which loss trains the VAE inside the diffusion.")

@@ -1,0 +1,193 @@
+"""A photograph, read, its field of view found, cropped to a square.
+
+Defines `read_photograph`, `find_fov` (circle and flat cuts, or None), `crop_fov` (square crop, and the box to paste a
+result back) and `fov_mask`. Pixel coordinates are continuous: pixel i covers [i, i+1). Fractions are of the crop's width.
+"""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from scipy import ndimage
+
+from rr.io import InputError
+
+MAX_PIXELS = 150_000_000  # more is refused before decoding; three times the largest fundus cameras
+
+
+def read_photograph(path):
+    """Read any common image file as an upright RGB photograph, uint8 (H, W, 3).
+
+    EXIF orientation is applied, 16-bit greys are scaled to 8, transparency becomes black. Raises InputError if the
+    file is missing, empty, truncated, no image, or larger than MAX_PIXELS (known from its header, not decoded).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own, softer warning for large images, and damaged EXIF
+            with Image.open(path) as photo:
+                if photo.width * photo.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                photo.load()
+                photo = ImageOps.exif_transpose(photo)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{path}: more than {MAX_PIXELS // 10**6} megapixels; reduce it first") from None
+    except Exception as error:  # noqa: BLE001  damaged files: OSError, SyntaxError, ValueError, struct.error, ...
+        reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "") or type(error).__name__
+        raise InputError(f"{path}: not a readable image ({reason}); export it again as PNG or JPEG") from None
+    if photo.mode.startswith("I"):
+        grey = np.clip(np.asarray(photo), 0, 65535) / 257
+        return np.repeat(np.round(grey).astype(np.uint8)[..., None], 3, axis=2)
+    if photo.mode == "F":
+        raise InputError(f"{path}: pixels are floating-point numbers of unknown range; export it as 8-bit PNG or JPEG")
+    if "A" in photo.mode or "a" in photo.mode or "transparency" in photo.info:
+        photo = photo.convert("RGBA")
+        photo = Image.alpha_composite(Image.new("RGBA", photo.size, "black"), photo)
+    return np.array(photo.convert("RGB"))
+
+
+class Fov(NamedTuple):
+    """Field of view: the disc (x, y, r) between the horizontal lines `top` and `bottom`, where many cameras cut it."""
+
+    x: float
+    y: float
+    r: float
+    top: float
+    bottom: float
+
+
+class Box(NamedTuple):
+    """The square of the photograph, in its pixels, that became the crop. It may reach over the photograph's edges."""
+
+    left: int
+    top: int
+    side: int
+
+
+def find_fov(image):
+    """Field of view of a photograph, uint8 (H, W, 3), as Fov in its pixels; None if there is no bright disc on black.
+
+    On a thumbnail: threshold between surround and retina, largest component, then the circle through most points of
+    its outline (RANSAC, least squares), so that flat cuts, notches and the frame may take away up to 80 % of the rim.
+    """
+    height, width = image.shape[:2]
+    scale = max(height, width, 256) / 256
+    thumb = Image.fromarray(image).resize((max(1, round(width / scale)), max(1, round(height / scale))), Image.BOX)
+    value = np.asarray(thumb).max(axis=2).astype(np.float32)
+    h, w = value.shape
+    dark, bright = np.percentile(value, (1, 95))
+    if bright - dark < 16 or dark > bright / 2:  # uniform, or no dark surround
+        return None
+    threshold = dark + max(6, 0.12 * (bright - dark))
+    parts, count = ndimage.label(ndimage.median_filter(value, 3) > threshold)
+    largest = 1 + np.argmax(np.bincount(parts.ravel(), minlength=2)[1:])
+    disc = ndimage.binary_fill_holes(parts == largest)
+
+    # The outline: midpoints between neighbouring pixels in and out of the disc. The frame itself is no outline.
+    rows, columns = np.nonzero(disc[:, 1:] != disc[:, :-1])
+    points = [np.stack([columns + 1, rows + 0.5], 1)]
+    rows, columns = np.nonzero(disc[1:] != disc[:-1])
+    points = np.concatenate([*points, np.stack([columns + 0.5, rows + 1], 1)]).astype(float)
+    if count == 0 or len(points) < 60:
+        return None
+    circle = _circle_through_most(points, low=0.15 * min(h, w), high=max(h, w))
+    if circle is None:
+        return None
+    x, y, r = circle
+    on_rim = np.abs(np.hypot(*(points - (x, y)).T) - r) < 1.5
+    angles = np.arctan2(*(points[on_rim] - (x, y)).T)
+    seen = len(np.unique(np.floor(angles / np.pi * 36))) / 72  # share of the rim that is an outline
+
+    r -= max(0, 0.5 - (threshold - dark) / (bright - dark))  # a pixel passes the threshold before it is half covered
+    iy, ix = np.mgrid[:h, :w] + 0.5
+    distance = np.hypot(ix - x, iy - y)
+    top = _cut(disc & (distance < r), y, r)
+    bottom = h - _cut((disc & (distance < r))[::-1], h - y, r)
+    inside = (distance < r) & (iy > top) & (iy < bottom)
+    surround = (distance > 1.04 * r) | (iy < top - 2) | (iy > bottom + 2)
+    if (
+        on_rim.mean() < 0.35
+        or seen < 0.18
+        or surround.mean() < 0.005
+        or (value[surround] > threshold).mean() > 0.2
+        or disc[inside].mean() < 0.6
+    ):
+        return None
+    sx, sy = width / w, height / h
+    return Fov(*map(float, (x * sx, y * sy, r * (sx + sy) / 2, max(0, top) * sy, min(h, bottom) * sy)))
+
+
+def _circle_through_most(points, low, high, tries=400, tolerance=1.5):
+    """Circle (x, y, r) with low < r < high within `tolerance` of most points (N, 2); None if no triple gives one."""
+    rng = np.random.default_rng(0)
+    a, b, c = points[rng.integers(len(points), size=(3, tries))]
+    b, c = b - a, c - a
+    area = 2 * (b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0])
+    with np.errstate(divide="ignore", invalid="ignore"):  # collinear triples
+        bb, cc = (b**2).sum(1), (c**2).sum(1)
+        centre = np.stack([c[:, 1] * bb - b[:, 1] * cc, b[:, 0] * cc - c[:, 0] * bb], 1) / area[:, None]
+    r = np.hypot(*centre.T)
+    usable = (r > low) & (r < high)
+    if not usable.any():
+        return None
+    centre, r = (centre + a)[usable], r[usable]
+    distance = np.hypot(*(points - centre[:, None]).transpose(2, 0, 1))  # (tries, N)
+    near = np.abs(distance - r[:, None]) < tolerance
+    near = near[near.sum(1).argmax()]
+    for _ in range(3):  # least squares: x^2 + y^2 = 2 x a + 2 y b + (r^2 - a^2 - b^2)
+        p = points[near]
+        (x, y, k), *_ = np.linalg.lstsq(np.c_[2 * p, np.ones(len(p))], (p**2).sum(1), rcond=None)
+        r = np.sqrt(max(k + x * x + y * y, 0))
+        near = np.abs(np.hypot(*(points - (x, y)).T) - r) < tolerance
+        if near.sum() < 20 or not low < r < high:
+            return None
+    return x, y, r
+
+
+def _cut(disc, y, r):
+    """First row of the field of view: where a disc mask starts flat, as after a cut, otherwise the circle's y - r."""
+    rows = np.arange(len(disc)) + 0.5
+    chord = 2 * np.sqrt(np.maximum(r**2 - (rows - y) ** 2, 0))
+    filled = disc.sum(1)
+    begun = np.argmax(filled > 0)
+    full = np.argmax(filled > 0.8 * np.maximum(np.minimum(chord, disc.shape[1]), 3))
+    slack = 1 + 0.02 * r
+    flat = full - begun <= slack and full - (y - r) > slack
+    return float(full) if flat else y - r
+
+
+def crop_fov(image, size, required=True):
+    """Crop a photograph (H, W, 3) to the square round its field of view, black outside of the frame, at size x size.
+
+    Returns the crop, uint8 (size, size, 3); the Fov in fractions of the crop; the Box in pixels of the photograph.
+    Without a field of view: InputError if `required`, otherwise the whole frame as a square and a Fov of NaN.
+    """
+    height, width = image.shape[:2]
+    fov = find_fov(image)
+    if fov is None:
+        if required:
+            raise InputError("no field of view found (a bright disc on a dark surround); is it a fundus photograph?")
+        side = max(height, width)
+        box, fov = Box((width - side) // 2, (height - side) // 2, side), Fov(*[np.nan] * 5)
+    else:
+        box = Box(round(fov.x - fov.r), round(fov.y - fov.r), max(1, round(2 * fov.r)))
+        x, y, r, top, bottom = np.array(fov) / box.side
+        x0, y0 = box.left / box.side, box.top / box.side
+        fov = Fov(*map(float, (x - x0, y - y0, r, top - y0, bottom - y0)))
+    square = Image.fromarray(image).crop((box.left, box.top, box.left + box.side, box.top + box.side))
+    return np.array(square.resize((size, size), Image.LANCZOS, reducing_gap=3)), fov, box
+
+
+def fov_mask(circle, size):
+    """Masks (N, 1, size, size), bool, of fields of view `circle` (N, 5) in fractions x, y, r, top, bottom.
+
+    NaN, an image without field of view, gives the whole frame.
+    """
+    x, y, r, top, bottom = torch.as_tensor(circle, dtype=torch.float32)[:, :, None, None, None].unbind(1)
+    at = (torch.arange(size, device=x.device) + 0.5) / size
+    column, row = at[None, :], at[:, None]
+    inside = ((column - x) ** 2 + (row - y) ** 2 <= r**2) & (row >= top) & (row <= bottom)
+    return inside | x.isnan()

@@ -1,0 +1,207 @@
+"""Where images come from: procedural eyes, SynFundus-1M, a folder of photographs.
+
+Defines the four labels, `embedded`, `synfundus` and `folder`, which return a `Source` (a table, and one image at a
+time), and `read_labels` (a label CSV, checked).
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from rr import degrade, synthetic
+from rr.io import InputError, sha256
+from rr.photo import crop_fov, find_fov, fov_mask, read_photograph
+
+LABELS = ("fundus", "macula", "disc", "retina")  # the four readability labels, in the paper's order
+SYNFUNDUS = {  # SynFundus-1M's column => label
+    "is_fundus": "fundus",
+    "is_macular_readable": "macula",
+    "is_optic_disc_readable": "disc",
+    "is_retinal_region_readable": "retina",
+}
+NAMES = ("name", "file_name", "idx")  # columns that may hold the image's name, in order of preference
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images to pack. `image(i, size)` gives the uint8 (size, size, 3) crop of row i and what is known of it."""
+
+    recipe: dict  # what decides the content: kind, seed, files; a pack with an equal recipe is reused
+    table: pd.DataFrame  # one row per image: name, and the labels as far as they are known before reading
+    image: Callable[[int, int], tuple[np.ndarray, dict]]
+    missing: list = field(default_factory=list)  # names in the label table that have no image
+
+    def __len__(self):
+        return len(self.table)
+
+
+def embedded(n, seed=0):
+    """n procedural images (rr.synthetic), 6 % no fundus, of the others 30 % clean and 70 % degraded (rr.degrade).
+
+    Half of the degraded ones only round the disc or round the macula. Labels follow from degrade.readable in each
+    region. Image i depends on (seed, i) alone.
+    """
+    if n < 1:
+        raise InputError(f"embedded data: {n} images asked for; at least 1 is needed")
+    code = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (synthetic, degrade))).hexdigest()[:12]
+    table = pd.DataFrame({"name": [f"embedded-{seed}-{i:06d}" for i in range(n)]})
+    return Source({"kind": "embedded", "n": n, "seed": seed, "code": code}, table, partial(_embedded_image, seed))
+
+
+def _embedded_image(seed, index, size):
+    rng = np.random.default_rng([seed, index, 3])  # 3: a stream of its own, beside those of rr.synthetic
+    if rng.random() < 0.06:
+        return synthetic.not_fundus(seed, index, size), dict.fromkeys(LABELS, 0)
+    eye = synthetic.fundus(seed, index, size)
+    circle = find_fov(np.repeat(eye.fov[..., None] * np.uint8(255), 3, axis=2))
+    disc_x, disc_y, disc_r = (float(v) / size for v in eye.disc_circle)
+    fovea_x, fovea_y = (float(v) / size for v in eye.fovea)
+
+    # severity 0 in 30 %; the cube root favours what is visibly degraded
+    severity = 0.0 if rng.random() < 0.3 else float(rng.random() ** (1 / 3))
+    chosen = rng.permutation(degrade.FAMILIES)[: rng.integers(1, len(degrade.FAMILIES) + 1)]
+    families = tuple(name for name in degrade.FAMILIES if name in chosen)
+    aim = str(rng.choice(["whole", "whole", "disc", "macula"]))
+    where = {
+        "whole": {},
+        "disc": {"centre": torch.tensor([[disc_x, disc_y]]), "radius": torch.tensor([2 * disc_r])},
+        "macula": {"centre": torch.tensor([[fovea_x, fovea_y]]), "radius": torch.tensor([2.6 * disc_r])},
+    }[aim]
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    x = torch.from_numpy(eye.image).permute(2, 0, 1)[None] / 255
+    fov = torch.from_numpy(eye.fov)[None, None]
+    y = degrade.apply(x, degrade.sample(1, generator, families, severity, **where), fov)
+    regions = {
+        "macula": fov & fov_mask(torch.tensor([[fovea_x, fovea_y, 2 * disc_r, 0, 1]]), size),
+        "disc": fov & fov_mask(torch.tensor([[disc_x, disc_y, 1.2 * disc_r, 0, 1]]), size),
+        "retina": fov,
+    }
+    stored = (y * 255).round().to(torch.uint8)
+    row = {"fundus": 1} | {label: int(degrade.readable(x, stored / 255, regions[label])[0]) for label in regions}
+    row |= {f"fov_{key}": v / size for key, v in circle._asdict().items()}
+    row |= {"disc_x": disc_x, "disc_y": disc_y, "disc_r": disc_r, "fovea_x": fovea_x, "fovea_y": fovea_y}
+    row |= {"severity": severity, "families": "+".join(families) if severity else "", "aim": aim if severity else ""}
+    return stored[0].permute(1, 2, 0).numpy(), row
+
+
+def synfundus(images, csv):
+    """SynFundus-1M: a folder of images, flat or nested, and its annotation CSV (file_name or idx, the is_* columns)."""
+    return folder(images, csv)
+
+
+def folder(path, csv=None):
+    """The photographs of a folder and its subfolders, with the labels of `csv` where given (otherwise NaN).
+
+    Names in the CSV are relative paths or file names, with or without extension. Rows without an image become
+    `missing`. Raises InputError for a missing or empty folder, a bad CSV (see read_labels), names that fit several files.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder")
+    files = sorted(
+        os.path.relpath(os.path.join(where, name), path).replace(os.sep, "/")
+        for where, _, names in os.walk(path)
+        for name in names
+        if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+    )
+    if not files:
+        raise InputError(f"{path}: no images in this folder ({', '.join(EXTENSIONS)})")
+    listing = "".join(f"{name} {os.path.getsize(path / name)}\n" for name in files)
+    recipe = {"kind": "folder", "folder": path.resolve().name, "files": len(files)}
+    recipe["listing_sha256"] = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+    if csv is None:
+        table, missing = pd.DataFrame({"name": files}).assign(**dict.fromkeys(LABELS, np.nan)), []
+    else:
+        table, seen = read_labels(csv)
+        recipe |= {"csv": Path(csv).name, "csv_sha256": sha256(csv), **seen}
+        found = _match(table["name"], files, path)
+        missing = table["name"][found.isna()].tolist()
+        if len(missing) == len(table):
+            raise InputError(f"{csv}: none of its {len(table)} images is in {path} (first: {missing[0]})")
+        table = table.assign(name=found)[found.notna()].reset_index(drop=True)
+        recipe["files_without_label"] = len(files) - table["name"].nunique()
+    return Source(recipe, table, partial(_photograph, path, table["name"].tolist()), missing)
+
+
+def _photograph(path, names, index, size):
+    image = read_photograph(path / names[index])
+    crop, fov, box = crop_fov(image, size, required=False)
+    row = {f"fov_{key}": v for key, v in fov._asdict().items()} | {f"box_{key}": v for key, v in box._asdict().items()}
+    return crop, row | {"source_width": image.shape[1], "source_height": image.shape[0]}
+
+
+def _match(names, files, path):
+    """File of each name: equal as a path, then without extension, then by file name, then by file name without."""
+    files = pd.Series(files, dtype=str)
+    found = pd.Series(np.nan, index=names.index, dtype=object)
+    last = files.str.rsplit("/", n=1).str[-1]
+    stem = [each.str.replace(r"\.[^./]*$", "", regex=True) for each in (files, last)]
+    for key in (files, stem[0], last, stem[1]):
+        file_of = pd.Series(files.values, index=key)
+        several = names[found.isna() & names.isin(key[key.duplicated()])]
+        if len(several):
+            raise InputError(f"{path}: {len(several)} names fit several files (first: {several.iloc[0]}); write paths")
+        found = found.fillna(names.map(file_of[~file_of.index.duplicated()]))
+    return found
+
+
+def read_labels(csv):
+    """Read a label CSV: a name column (NAMES) and the four labels under our names or SynFundus-1M's.
+
+    Values are 0/1, true/false, or numbers in [0, 1] cut at 0.5. Returns the table (name, the labels as float 0/1) and
+    what was seen. Raises InputError that lists, in one line, every missing column and the first bad rows of each
+    column (row 1 follows the header), or names that come twice with different labels.
+    """
+    import pandera.pandas as pa
+
+    wanted = {**{name: name for name in (*NAMES, *LABELS)}, **SYNFUNDUS}
+    try:
+        raw = pd.read_csv(csv, usecols=lambda column: column in wanted, dtype=dict.fromkeys(NAMES, str))
+    except FileNotFoundError:
+        raise InputError(f"{csv}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: parser, encoding and empty-file errors of pandas
+        raise InputError(f"{csv}: not a readable CSV ({' '.join(str(error).split())[:120]})") from None
+    name = next((column for column in NAMES if column in raw), None)
+    raw = raw.rename(columns={old: new for old, new in SYNFUNDUS.items() if new not in raw} | {name: "name"})
+    table = pd.DataFrame({column: raw[column] for column in ("name", *LABELS) if column in raw})
+    for label in table.columns.intersection(LABELS):
+        if not pd.api.types.is_numeric_dtype(table[label]):
+            words = table[label].astype(str).str.strip().str.lower().replace({"true": "1", "false": "0"})
+            table[label] = pd.to_numeric(words, errors="coerce")
+        table[label] = table[label].astype(float)
+
+    readable = {label: pa.Column(float, pa.Check.in_range(0, 1)) for label in LABELS}
+    try:
+        pa.DataFrameSchema({"name": pa.Column(nullable=False), **readable}).validate(table, lazy=True)
+    except pa.errors.SchemaErrors as error:
+        raise InputError(f"{csv}: {_summary(error.failure_cases, raw)}") from None
+    if table.empty:
+        raise InputError(f"{csv}: no rows")
+    seen = {"rows": len(table), "values_between_0_and_1": int(((table[list(LABELS)] % 1) > 0).any(axis=1).sum())}
+    table[list(LABELS)] = (table[list(LABELS)] >= 0.5).astype(float)
+    table = table.drop_duplicates(ignore_index=True)
+    twice = table["name"][table["name"].duplicated()]
+    if len(twice):
+        raise InputError(f"{csv}: {len(twice)} names come twice with different labels (first: {twice.iloc[0]})")
+    return table, seen | {"repeated_rows": seen["rows"] - len(table)}
+
+
+def _summary(failures, raw):
+    """One line from pandera's failure cases: missing columns, then the first three bad rows of each column."""
+    spelt = {new: f"{new} (or {old})" for old, new in SYNFUNDUS.items()} | {"name": " or ".join(NAMES)}
+    absent = failures.loc[failures["check"] == "column_in_dataframe", "failure_case"]
+    lines = [f"column {spelt[column]} is missing" for column in absent]
+    for column, bad in failures[failures["index"].notna()].groupby("column", sort=False):
+        rows = sorted(set(bad["index"].astype(int)))
+        first = ", ".join(f"row {i + 1}: {raw[column].iloc[i]}" for i in rows[:3])
+        rule = "empty" if column == "name" else "not in 0..1"
+        lines.append(f"{column} is {rule} in {len(rows)} rows ({first})")
+    return "; ".join(lines)

@@ -1,0 +1,55 @@
+"""What several test modules share: a small notebook, and commands run as a user runs them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from rr.io import ROOT
+
+TOY = """# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% tags=["parameters"]
+preset: str = "mini"  # mini | smoke: the values of the run
+seed: int = 0  # of everything random
+out: str = "results"  # folder of the results
+rate: float = 1e-3  # learning rate
+fast: bool = False  # or not
+backbone: str = ""  # vae | unet++ | unet: replaces the preset's
+
+# %% [markdown]
+# ## The work
+
+# %%
+"""
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """toy(code, name="toy") writes a notebook with TOY's parameters and that code in its last cell; returns its path."""
+
+    def write(code="seed", name="toy"):
+        path = tmp_path / f"{name}.py"
+        path.write_text(TOY + code + "\n")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def rr():
+    """rr("run", "01_data", ...) runs the command line in the project's root; returns the CompletedProcess."""
+
+    def run(*words, timeout=600, cwd=ROOT, **environment):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", "OMP_NUM_THREADS": "1", **environment}
+        command = [sys.executable, "-m", "rr", *map(str, words)]
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+
+    return run

@@ -1,0 +1,213 @@
+"""The command line as a user meets it: a new process each time, but for `restore`, whose restorer is a stand-in."""
+
+import fcntl
+import json
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rr import __main__ as cli
+from rr import io, notebook
+from rr.io import InputError
+
+NOTEBOOKS = sorted(notebook.NOTEBOOKS.glob("[0-9]*.py"))
+
+
+def only_line(text):
+    """The one line that stderr holds: no traceback, no warning."""
+    assert text.count("\n") == 1 and text.startswith("error: "), text
+    return text
+
+
+def test_help_is_fast_and_shows_the_commands(rr):
+    started = time.monotonic()
+    shown = rr("--help")
+    assert time.monotonic() - started < 3 and shown.returncode == 0
+    assert all(command in shown.stdout for command in ("reproduce", "run", "restore", "doctor"))
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["run", "99_nothing"], "unknown; choose one of"),
+        (["run", "TOY", "-p", "sed=1"], "choose from preset, seed, out"),
+        (["run", "TOY", "-p", "seed=one"], "must be a whole number"),
+        (["run", "TOY", "-p", "preset=tiny"], "choose one of mini, smoke"),
+        (["run", "TOY", "-p", "seed"], "must be NAME=VALUE"),
+        (["reproduce", "--preset", "tiny"], "choose one of mini, smoke, course, paper"),
+        (["restore", "nowhere"], "nowhere: no such file or folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(rr, toy, words, message):
+    started = time.monotonic()
+    done = rr(*[str(toy()) if word == "TOY" else word for word in words])
+    assert done.returncode == 2 and message in only_line(done.stderr) and done.stdout == ""
+    assert time.monotonic() - started < 3
+
+
+def test_unknown_options_are_exit_2(rr):
+    assert rr("reproduce", "--present", "mini").returncode == 2
+    assert rr("reproduce", "--seed", "one").returncode == 2
+
+
+def test_run(rr, toy, tmp_path):
+    path = toy("from rr.io import results, write_json\nwrite_json(results(preset, out) / 'toy.json', [seed, rate])")
+    done = rr("run", path, "-p", "seed=4", "-p", "rate=0.5", "-p", f"out={tmp_path}/a b")
+    assert done.returncode == 0 and "toy  done in" in done.stderr
+    assert json.loads((tmp_path / "a b" / "mini" / "toy.json").read_text()) == [4, 0.5]
+    assert (tmp_path / "a b" / "mini" / "executed" / "toy.ipynb").is_file()
+
+
+def test_run_of_a_failing_notebook_is_exit_1(rr, toy, tmp_path):
+    done = rr("run", toy("1 / 0"), "--executed", tmp_path / "toy.ipynb")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"error: toy: ZeroDivisionError: division by zero; see the traceback in {tmp_path}" in done.stderr
+
+
+def test_doctor(rr, tmp_path):
+    done = rr("doctor", RR_WEIGHTS="")
+    assert done.returncode == 0, done.stderr
+    assert all(word in done.stdout for word in ("python", "torch", "cpu", "inception_v3", "resnet34", "smoke"))
+    (tmp_path / "resnet34.safetensors").touch()
+    assert str(tmp_path / "resnet34.safetensors") in rr("doctor", RR_WEIGHTS=str(tmp_path)).stdout
+    done = rr("doctor", RR_WEIGHTS=str(tmp_path / "nowhere"))
+    assert done.returncode == 1 and "no such folder" in only_line(done.stderr)
+
+
+# -------------------------------------------------------------------------------------------------------- restore
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """command("restore", ...) in this process, with a restorer that turns photographs into their negative."""
+    from rr import restorer
+
+    def negative(regen, image, seed):
+        if image.mean() == 0:
+            raise InputError("no field of view; give a photograph of the retina")
+        return 255 - image, {"status": "restored", "passed": True, "before": {"disc": 0.1}, "after": {"disc": 0.9}}
+
+    monkeypatch.setattr(restorer.RetinaRegen, "load", classmethod(lambda *_: None))
+    monkeypatch.setattr(restorer, "restore_photograph", negative)
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["rr", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return stopped.value.code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with two photographs, a truncated one and one without a field of view."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    for name in ("a.png", "d.JPG", "broken.png", "dark.png"):
+        Image.fromarray(noise * (name != "dark.png")).save(folder / name)
+    data = (folder / "broken.png").read_bytes()
+    (folder / "broken.png").write_bytes(data[: len(data) // 2])
+    (folder / "notes.txt").write_text("no photograph")
+    return folder
+
+
+def test_restore_goes_on_after_bad_photographs(command, photos, tmp_path):
+    out = tmp_path / "out"
+    code, said = command("restore", photos, "--out", out, "--checkpoint", "some", "--seed", 3)
+    assert code == 1 and len(said.splitlines()) == 2
+    assert "broken.png: not a readable image" in said and "dark.png: no field of view" in said
+    assert sorted(path.name for path in out.iterdir()) == ["a.png", "d.png", "restore.json"]
+    assert (np.array(Image.open(out / "a.png")) == 255 - np.array(Image.open(photos / "a.png"))).all()
+    report = json.loads((out / "restore.json").read_text())
+    assert report["a.png"] == {
+        "input": str(photos / "a.png"), "checkpoint": "some", "seed": 3, "status": "restored", "passed": True,
+        "before": {"disc": 0.1}, "after": {"disc": 0.9},
+    }  # fmt: skip
+    assert report["broken.png"]["status"] == "failed" and "not a readable image" in report["broken.png"]["error"]
+
+
+def test_restore_keeps_what_an_earlier_call_reported(command, photos, tmp_path):
+    for name in ("a.png", "d.JPG"):
+        assert command("restore", photos / name, "--out", tmp_path / "out", "--checkpoint", "some") == (0, "")
+    assert set(json.loads((tmp_path / "out" / "restore.json").read_text())) == {"a.png", "d.png"}
+
+
+def test_restore_refuses_before_any_work(command, photos, tmp_path, monkeypatch):
+    out, some = tmp_path / "out", ("--checkpoint", "some")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.jpg").write_bytes((photos / "d.JPG").read_bytes())
+    before = (photos / "a.png").read_bytes()
+    for words, message in [
+        ((photos / "a.png", tmp_path / "a.jpg", "--out", out, *some), "both would become"),
+        ((photos / "a.png", "--out", photos, *some), "would be lost; choose another --out"),
+        ((tmp_path / "empty", "--out", out, *some), "no photographs in this folder"),
+        ((photos / "a.png", "nowhere.png", "--out", out, *some), "nowhere.png: no such file or folder"),
+        ((photos / "a.png", "--out", out, "--device", "tpu", *some), "tpu"),
+    ]:
+        code, said = command("restore", *words)
+        assert code == 2 and message in only_line(said)
+    monkeypatch.setattr(io, "ROOT", tmp_path)
+    code, said = command("restore", photos / "a.png", "--out", out)
+    assert code == 2 and "run `make reproduce` first or give --checkpoint" in only_line(said)
+    assert not out.exists() and (photos / "a.png").read_bytes() == before
+
+
+def test_restore_on_a_full_disk_keeps_the_old_file(command, photos, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    command("restore", photos / "a.png", "--out", out, "--checkpoint", "some")
+    before = (out / "a.png").read_bytes()
+
+    def full(self, path, *_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    code, said = command("restore", photos / "a.png", "--out", out, "--checkpoint", "some")
+    assert code == 1 and "the disk is full" in only_line(said)
+    assert (out / "a.png").read_bytes() == before and len(list(out.iterdir())) == 2
+
+
+# ------------------------------------------------------------------------------------------------------ reproduce
+
+
+@pytest.fixture(scope="module")
+def reproduced(rr, tmp_path_factory):
+    """The whole workflow on preset mini: (out, first call, second call, seconds of the second)."""
+    out = tmp_path_factory.mktemp("with space")
+    words = ("reproduce", "--preset", "mini", "--out", out, "--cores", 2)
+    first = rr(*words)
+    started = time.monotonic()
+    return out, first, rr(*words), time.monotonic() - started
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_runs_on_preset_mini(reproduced, path):
+    out, first, *_ = reproduced
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert json.loads((out / "mini" / f"{path.stem}.json").read_text())
+    executed = json.loads((out / "mini" / "executed" / f"{path.stem}.ipynb").read_text())
+    assert executed["metadata"]["papermill"]["exception"] is None
+    assert list((out / "mini" / "figures").glob(f"{path.stem}*.png")), "a chapter shows a figure"
+
+
+def test_reproduce_says_where_everything_lies(reproduced):
+    out, first, *_ = reproduced
+    shown = [line.split(":")[0].strip() for line in first.stdout.splitlines() if str(out) in line]
+    assert shown == ["figures", "tables", "restored photograph", "trained models", "executed notebooks"]
+
+
+def test_a_second_call_has_nothing_to_do(reproduced):
+    out, _, second, seconds = reproduced
+    assert second.returncode == 0 and "nothing to do" in second.stdout and seconds < 10
+
+
+def test_one_reproduce_at_a_time(rr, tmp_path):
+    folder = io.results("mini", tmp_path)
+    folder.mkdir()
+    with open(folder / ".reproduce.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = rr("reproduce", "--preset", "mini", "--out", tmp_path)
+    assert done.returncode == 2 and "another `rr reproduce` is at work" in only_line(done.stderr)

@@ -1,0 +1,167 @@
+"""rr.photo: photographs read or refused, fields of view of known geometry."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from drawn import disc, line, saved
+from PIL import Image
+
+from rr import photo
+from rr.io import ROOT, InputError
+
+PHOTOS = sorted((ROOT.parent / "shared" / "photos").glob("*.jpg"))
+
+
+# ---- field of view
+
+
+@pytest.mark.parametrize(
+    "height, width, x, y, r, top, bottom",
+    [
+        (300, 400, 200, 150, 130, None, None),
+        (300, 400, 190, 155, 140, 50, 260),  # cut flat inside of the frame
+        (600, 900, 450, 300, 400, None, None),  # cut by the frame, as HRF
+        (200, 200, 100, 100, 120, None, None),  # only the corners are dark
+        (64, 64, 32, 32, 30, None, None),
+        (900, 300, 150, 400, 140, None, None),
+        (300, 1200, 300, 150, 100, None, None),
+        (300, 400, 380, 150, 130, None, None),  # cut at the right
+        (1000, 1000, 500, 480, 300, 350, 700),
+    ],
+)
+def test_fov_of_known_circles(height, width, x, y, r, top, bottom):
+    image = disc(height, width, x, y, r, -np.inf if top is None else top, np.inf if bottom is None else bottom)
+    found = photo.find_fov(image)
+    assert np.allclose(found[:3], (x, y, r), rtol=0, atol=0.01 * r)
+    lines = (max(0, y - r) if top is None else top, min(height, y + r) if bottom is None else bottom)
+    assert np.allclose(found[3:], lines, rtol=0, atol=0.02 * r)
+
+
+def test_fov_ignores_a_notch():
+    assert np.allclose(photo.find_fov(disc(300, 400, 200, 150, 120, notch=True))[:3], (200, 150, 120), atol=1.2)
+
+
+def test_fov_of_a_dim_photograph():
+    dim = (disc(300, 400, 200, 150, 120) * 0.25).astype(np.uint8)
+    assert np.allclose(photo.find_fov(dim)[:3], (200, 150, 120), atol=1.2)
+
+
+@pytest.mark.skipif(not PHOTOS, reason="no photographs beside the project")
+def test_fov_of_real_photographs():
+    for path in PHOTOS[::5]:
+        image = photo.read_photograph(path)
+        found = np.array(photo.find_fov(image)) / image.shape[1]
+        assert np.allclose(found, (0.503, 0.3325, 0.465, 0, 0.667), atol=0.006), path
+
+
+def test_fov_of_a_square_photograph():
+    x, y, r, top, bottom = np.array(photo.find_fov(skimage.data.retina())) / 1411
+    assert abs(x - 0.5) < 0.01 and abs(y - 0.5) < 0.01 and abs(r - 0.494) < 0.005 and top < 0.01 and bottom > 0.99
+
+
+def rectangle():
+    image = np.zeros((300, 400, 3), np.uint8)
+    image[50:250, 100:300] = 200
+    return image
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((300, 400, 3), np.uint8),
+        np.full((300, 400, 3), 255, np.uint8),
+        np.full((1, 5000, 3), 90, np.uint8),
+        np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8),
+        np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8),
+        np.repeat(skimage.data.page()[..., None], 3, axis=2),
+        skimage.data.astronaut(),
+        skimage.data.coffee(),
+        rectangle(),
+    ],
+    ids=["black", "white", "strip", "noise", "small-noise", "text", "astronaut", "coffee", "rectangle"],
+)
+def test_no_fov(image):
+    assert photo.find_fov(image) is None
+    with pytest.raises(InputError, match="no field of view found"):
+        photo.crop_fov(image, 32)
+    crop, fov, box = photo.crop_fov(image, 32, required=False)
+    assert crop.shape == (32, 32, 3) and np.isnan(fov).all() and box.side == max(image.shape[:2])
+
+
+def test_crop_box_and_fractions():
+    image = disc(600, 900, 400, 290, 350)
+    crop, fov, box = photo.crop_fov(image, 128)
+    assert crop.shape == (128, 128, 3) and crop.dtype == np.uint8
+    assert np.allclose(box, (50, -60, 700), atol=4)
+    assert np.allclose(fov, (0.5, 0.5, 0.5, 60 / 700, 660 / 700), atol=0.006)
+    assert np.array(fov)[:2] * box.side + (box.left, box.top) == pytest.approx((400, 290), abs=2)
+    mask = photo.fov_mask(torch.tensor([fov]), 128)[0, 0].numpy()
+    bright = crop.max(axis=2) > 60
+    assert (mask & bright).sum() / (mask | bright).sum() > 0.97
+    assert not crop[:7].any()  # above the photograph: black
+
+
+def test_fov_mask_without_fov_is_the_whole_frame():
+    circle = torch.tensor([[0.5, 0.5, 0.4, 0.2, 1.0], [float("nan")] * 5])
+    mask = photo.fov_mask(circle, 200)
+    assert mask.shape == (2, 1, 200, 200) and mask.dtype == torch.bool and mask[1].all()
+    angle = np.arccos(0.3 / 0.4)  # the disc less the cap above y = 0.2
+    area = 0.16 * (np.pi - angle + np.sin(angle) * np.cos(angle))
+    assert mask[0].float().mean().item() == pytest.approx(area, abs=2e-3)
+
+
+# ---- reading
+
+
+def test_modes_become_rgb(tmp_path):
+    rgb = Image.fromarray(disc(40, 50, 25, 20, 18))
+    grey16 = Image.fromarray(np.linspace(0, 65535, 2000).astype(np.uint16).reshape(40, 50))
+    transparent = rgb.copy()
+    transparent.putalpha(Image.new("L", rgb.size, 0))
+    for name, image in {"rgb": rgb, "l": rgb.convert("L"), "p": rgb.quantize(256), "rgba": rgb.convert("RGBA")}.items():
+        read = photo.read_photograph(saved(tmp_path, f"{name}.png", image))
+        assert read.shape == (40, 50, 3) and read.dtype == np.uint8
+        assert abs(read.astype(int) - np.array(image.convert("RGB"))).max() <= 1, name
+    wide = photo.read_photograph(saved(tmp_path, "grey16.png", grey16))
+    assert wide.min() == 0 and wide.max() == 255 and abs(wide.mean() - 127.5) < 1
+    assert not photo.read_photograph(saved(tmp_path, "clear.png", transparent)).any()
+    cmyk = photo.read_photograph(saved(tmp_path, "cmyk.jpg", rgb.convert("CMYK"), quality=95))
+    assert abs(cmyk.astype(int) - np.array(rgb)).mean() < 5
+
+
+def test_exif_orientation(tmp_path):
+    image = Image.fromarray(disc(40, 60, 15, 20, 12))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    read = photo.read_photograph(saved(tmp_path, "turned.png", image, exif=exif))
+    assert np.array_equal(read, np.rot90(np.array(image), -1))
+
+
+def test_unreadable_files(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(disc(200, 200, 100, 100, 90)).save(buffer, "jpeg")
+
+    def png(side):  # a tiny file that claims side x side pixels
+        chunks = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(bytes(99))
+        parts = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+        return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+    for name, content, reason in [
+        ("truncated.jpg", buffer.getvalue()[:-1500], "not a readable image"),
+        ("empty.jpg", b"", "not a readable image"),
+        ("text.png", b"no image at all", "not a readable image"),
+        ("bomb.png", png(60000), "megapixels"),
+        ("large.png", png(13000), "megapixels"),
+        ("short.png", png(100), "not a readable image"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=reason) as error:
+            photo.read_photograph(tmp_path / name)
+        assert line(error).count(name) == 1
+    with pytest.raises(InputError, match="no such file"):
+        photo.read_photograph(tmp_path / "absent.jpg")

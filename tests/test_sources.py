@@ -1,0 +1,161 @@
+"""rr.sources: label tables, folders, SynFundus-1M, embedded eyes."""
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import skimage.data
+from drawn import disc, line
+from PIL import Image
+
+from rr import data, sources
+from rr.io import ROOT, InputError
+
+PHOTOS = sorted((ROOT.parent / "shared" / "photos").glob("*.jpg"))
+
+
+# ---- label tables
+
+OURS = ["name", *sources.LABELS]
+THEIRS = ["file_name", *sources.SYNFUNDUS]
+
+
+def csv_of(folder, columns, rows, name="labels.csv"):
+    pd.DataFrame(rows, columns=columns).to_csv(folder / name, index=False)
+    return folder / name
+
+
+def test_labels_in_every_accepted_form(tmp_path):
+    rows = [["a", 1, 1.0, True, 0.7], ["b", 0, 0.0, False, 0.2], ["c", 1, 0.5, True, 1], ["c", 1, 0.5, True, 1]]
+    for columns in (OURS, THEIRS, ["idx", *THEIRS[1:]]):
+        table, seen = sources.read_labels(csv_of(tmp_path, columns, rows))
+        assert table.columns.tolist() == OURS and table["name"].tolist() == ["a", "b", "c"]
+        assert table[list(sources.LABELS)].to_numpy().tolist() == [[1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]]
+        assert seen == {"rows": 4, "values_between_0_and_1": 4, "repeated_rows": 1}
+
+
+def test_bad_labels_are_all_in_one_line(tmp_path):
+    rows = [["a", 1, 2, 1], ["b", 0, 1, "x"], [None, 1, -1, 0], ["d", 1, None, 0]]
+    with pytest.raises(InputError) as error:
+        sources.read_labels(csv_of(tmp_path, ["file_name", *THEIRS[1:4]], rows))
+    message = line(error)
+    assert "column retina (or is_retinal_region_readable) is missing" in message
+    assert "macula is not in 0..1 in 3 rows (row 1: 2.0, row 3: -1.0, row 4: nan)" in message
+    assert "disc is not in 0..1 in 1 rows (row 2: x)" in message and "name is empty in 1 rows (row 3: nan)" in message
+
+
+def test_other_bad_tables(tmp_path):
+    (tmp_path / "empty.csv").write_bytes(b"")
+    (tmp_path / "binary.csv").write_bytes(bytes(range(256)) * 9)
+    conflict = csv_of(tmp_path, OURS, [["a", 1, 1, 1, 1], ["a", 1, 0, 1, 1]], "conflict.csv")
+    for path, reason in [
+        (tmp_path / "absent.csv", "no such file"),
+        (tmp_path / "empty.csv", "not a readable CSV"),
+        (tmp_path / "binary.csv", "binary.csv: "),
+        (csv_of(tmp_path, ["x"], [[1]], "other.csv"), "column name or file_name or idx is missing; column fundus"),
+        (csv_of(tmp_path, OURS, [], "header.csv"), "no rows"),
+        (conflict, "1 names come twice with different labels"),
+    ]:
+        with pytest.raises(InputError, match=reason) as error:
+            sources.read_labels(path)
+        line(error)
+
+
+def test_many_rows_are_read_fast(tmp_path):
+    n = 200_000
+    table = pd.DataFrame({"file_name": np.char.add("img_", np.arange(n).astype(str))})
+    for column in sources.SYNFUNDUS:
+        table[column] = np.random.default_rng(1).integers(0, 2, n)
+    table.to_csv(tmp_path / "many.csv", index=False)
+    started = time.time()
+    read, _ = sources.read_labels(tmp_path / "many.csv")
+    assert len(read) == n and read["macula"].sum() == table["is_macular_readable"].sum()
+    assert time.time() - started < 5
+
+
+# ---- sources
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Six photographs in nested folders, every one another picture: one eye, turned and mirrored."""
+    eye = np.array(Image.fromarray(skimage.data.retina()).resize((200, 200)))
+    for i, name in enumerate(["a.jpg", "b.png", "part1/c.jpg", "part1/d.JPG", "part2/e.tif", "part2/f.jpeg"]):
+        image = np.pad(np.rot90(eye if i < 4 else eye[:, ::-1], i), ((0, i), (40, 60), (0, 0)))
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return tmp_path / "photos"
+
+
+def test_synfundus_finds_images_and_lists_missing_ones(tmp_path, photos):
+    names = ["a.jpg", "b", "c.jpg", "part1/d.JPG", "part2/e", "gone_1", "gone_2.jpg"]
+    source = sources.synfundus(photos, csv_of(tmp_path, THEIRS, [[name, 1, 0, 1, 1] for name in names]))
+    assert source.table["name"].tolist() == ["a.jpg", "b.png", "part1/c.jpg", "part1/d.JPG", "part2/e.tif"]
+    assert source.missing == ["gone_1", "gone_2.jpg"] and source.recipe["files_without_label"] == 1
+    packed = data.pack(source, 32, tmp_path / "out")
+    assert packed.manifest["missing"] == 2 and packed.manifest["missing_first"] == source.missing
+    assert pd.read_csv(tmp_path / "out" / "missing.csv")["name"].tolist() == source.missing
+    assert packed.manifest["source_sizes"] == {f"300x{200 + i}": 1 for i in range(5)}
+    assert packed.manifest["prevalence"] == {"fundus": 1, "macula": 0, "disc": 1, "retina": 1}
+
+
+def test_folder_without_labels(tmp_path, photos):
+    packed = data.pack(sources.folder(photos), 32, tmp_path / "out")
+    assert len(packed) == 6 and packed.labels.isnan().all() and packed.disc([0]).isnan().all()
+    assert len(packed.rows()) == 6 and len(packed.rows(readable=True)) == len(packed.rows(readable=False)) == 0
+
+
+def test_bad_folders(tmp_path, photos):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no such folder"):
+        sources.folder(tmp_path / "absent")
+    with pytest.raises(InputError, match="no images"):
+        sources.folder(tmp_path / "empty")
+    with pytest.raises(InputError, match="none of its 1 images is in"):
+        sources.folder(photos, csv_of(tmp_path, OURS, [["zzz", 1, 1, 1, 1]]))
+    Image.fromarray(disc(90, 120, 60, 45, 40)).save(photos / "part2" / "c.jpg")
+    with pytest.raises(InputError, match="1 names fit several files"):
+        sources.folder(photos, csv_of(tmp_path, OURS, [["c.jpg", 1, 1, 1, 1]]))
+
+
+def test_bad_photographs_are_skipped_up_to_a_limit(tmp_path, photos):
+    (photos / "bad1.jpg").write_bytes(b"")
+    packed = data.pack(sources.folder(photos), 32, tmp_path / "out")
+    assert len(packed) == 6 and len(packed.images) == 6 and "bad1.jpg" in packed.manifest["skipped"][0]
+    assert packed.table["name"].tolist() == sources.folder(photos).table["name"].drop(2).tolist()
+    (photos / "bad2.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="are unusable"):
+        data.pack(sources.folder(photos), 32, tmp_path / "out")
+    assert len(data.Packed(tmp_path / "out")) == 6  # the earlier pack is as it was
+
+
+def test_embedded_depends_on_seed_and_index_only():
+    few, many = sources.embedded(3, seed=5), sources.embedded(50, seed=5)
+    for i in (2, 0):
+        (a, row_a), (b, row_b) = few.image(i, 48), many.image(i, 48)
+        assert np.array_equal(a, b) and str(row_a) == str(row_b)
+    assert not np.array_equal(few.image(0, 48)[0], sources.embedded(3, seed=6).image(0, 48)[0])
+    with pytest.raises(InputError):
+        sources.embedded(0)
+
+
+def test_embedded_labels_and_anatomy(tmp_path):
+    packed = data.pack(sources.embedded(150, seed=1), 48, tmp_path)
+    table = packed.table
+    eyes = table[table["fundus"] == 1]
+    assert 0 < len(table) - len(eyes) < 25
+    assert (table.loc[table["fundus"] == 0, list(sources.LABELS)] == 0).all(axis=None)
+    clean = eyes[eyes["severity"] == 0]
+    assert 0.2 < len(clean) / len(eyes) < 0.4 and (clean[list(sources.LABELS)] == 1).all(axis=None)
+    # region-wise unreadability exists, and aiming reaches the region it is aimed at and not the other
+    assert len(packed.rows(disc=0, macula=1)) > 3 and len(packed.rows(disc=1, macula=0)) > 3
+    assert (eyes.loc[eyes["aim"] == "disc", "macula"] == 1).all() and (
+        eyes.loc[eyes["aim"] == "macula", "disc"] == 1
+    ).all()
+    assert ((eyes["fov_r"] - 0.5).abs() < 0.03).all()
+    distance = np.hypot(eyes["fovea_x"] - eyes["disc_x"], eyes["fovea_y"] - eyes["disc_y"]) / (2 * eyes["disc_r"])
+    assert distance.between(2, 3.2).all()
+    x, fov = packed.batch(eyes.index[:20]), packed.fov(eyes.index[:20])
+    assert x[~fov.expand_as(x)].mean() < 0.02 and x[fov.expand_as(x)].mean() > 0.1
