@@ -74,16 +74,23 @@ fov = fov_mask([circle], x.shape[-1])
 y = degrade.apply(x, degrade.sample(1, torch.Generator().manual_seed(seed), severity=severity), fov)
 degraded = (y[0] * 255).round().byte().permute(1, 2, 0).numpy()
 restored, report = restore_photograph(regen, degraded, seed)
-print(report["status"], {label: round(p, 2) for label, p in report["before"].items()}, "=>",
-      {label: round(p, 2) for label, p in report["after"].items()})
+print(
+    report["status"],
+    {label: round(p, 2) for label, p in report["before"].items()},
+    "=>",
+    {label: round(p, 2) for label, p in report["after"].items()},
+)
 
 # %%
 z = torch.from_numpy(restored).permute(2, 0, 1)[None] / 255
 for stage, image in (("reference", x), ("input", y), ("restored", z)):
     with io.writing(home / "restored" / f"{name}_{stage}.png") as part:
         Image.fromarray((image[0] * 255).round().byte().permute(1, 2, 0).numpy()).save(part)
-figures.save(figures.grid({name: torch.cat([x, y, z])}, ["photograph", "degraded (input)", "restored"], side=2.6), pictures,
-             "00_start_here_photograph")
+figures.save(
+    figures.grid({name: torch.cat([x, y, z])}, ["photograph", "degraded (input)", "restored"], side=2.6),
+    pictures,
+    "00_start_here_photograph",
+)
 
 # %% [markdown]
 # ## How it got there
@@ -95,18 +102,30 @@ small, small_circle, _ = crop_fov(degraded, regen.size)
 inputs = torch.from_numpy(small).permute(2, 0, 1)[None].to(fabric.device) / 255
 way = regen(inputs, fov_mask([small_circle], regen.size).to(fabric.device), seed, trajectory=True, screen=False)
 truth = torch.nn.functional.interpolate(x, (regen.size, regen.size), mode="area")
-figures.save(figures.pipeline(inputs[0], way.trajectory, way.image[0], way.before[0], way.after[0], truth[0]), pictures,
-             "00_start_here_pipeline")
+figures.save(
+    figures.pipeline(inputs[0], way.trajectory, way.image[0], way.before[0], way.after[0], truth[0]),
+    pictures,
+    "00_start_here_pipeline",
+)
 
 # %% [markdown]
 # ## What to make of it
 
 # %%
 scores = {stage: metrics.score(x, image, fov).iloc[0].dropna().to_dict() for stage, image in (("input", y), ("restored", z))}
-io.write_json(home / "00_start_here.json", {"numbers": {"photograph": name, "report": report, **scores}, "provenance": io.provenance(
-    started=started, device=fabric.device, preset=P, severity=severity)})
+io.write_result(
+    home / "00_start_here.json",
+    {"photograph": name, "report": report, **scores},
+    started=started,
+    device=fabric.device,
+    preset=P,
+    severity=severity,
+)
 gain = scores["restored"]["psnr_fov"] - scores["input"]["psnr_fov"]
-Markdown(f"Inside the field of view the input stands {scores['input']['psnr_fov']:.1f} dB from the photograph, the result "
-         f"{scores['restored']['psnr_fov']:.1f} dB ({gain:+.1f} dB). " + ("" if gain > 0 else "**The result is further away than the input was.** ")
-         + f"The model works on {regen.size} x {regen.size} pixels and through a code of {P.latent} numbers: finer vessels cannot "
-         f"be in its result. The preset `{preset}` decides how long it was trained; chapter 06 has the numbers on many images.")
+Markdown(
+    f"Inside the field of view the input stands {scores['input']['psnr_fov']:.1f} dB from the photograph, the result "
+    f"{scores['restored']['psnr_fov']:.1f} dB ({gain:+.1f} dB). "
+    + ("" if gain > 0 else "**The result is further away than the input was.** ")
+    + f"The model works on {regen.size} x {regen.size} pixels and through a code of {P.latent} numbers: finer vessels cannot "
+    f"be in its result. The preset `{preset}` decides how long it was trained; chapter 06 has the numbers on many images."
+)

@@ -58,8 +58,15 @@ P
 eye = synthetic.fundus(seed, 3, 384)
 masks = torch.stack([torch.from_numpy(mask).expand(3, -1, -1) for mask in (eye.fov, eye.disc, eye.cup, eye.vessels)])
 image = torch.from_numpy(eye.image).permute(2, 0, 1) / 255
-figures.save(figures.grid({f"{eye.side} eye": torch.cat([image[None], masks.float()])},
-                          ["photograph", "field of view", "disc", "cup", "vessels"], side=1.6), pictures, "01_data_anatomy")
+figures.save(
+    figures.grid(
+        {f"{eye.side} eye": torch.cat([image[None], masks.float()])},
+        ["photograph", "field of view", "disc", "cup", "vessels"],
+        side=1.6,
+    ),
+    pictures,
+    "01_data_anatomy",
+)
 
 # %% [markdown]
 # ## Many eyes
@@ -84,7 +91,9 @@ severities = [0.0, 0.25, 0.5, 0.75, 1.0]
 rows, quality = {}, []
 for families in (("illumination",), ("spots",), ("blur",), degrade.FAMILIES):
     name = families[0] if len(families) == 1 else "all three"
-    y = torch.cat([degrade.apply(x, degrade.sample(1, torch.Generator().manual_seed(seed), families, s), fov) for s in severities])
+    y = torch.cat(
+        [degrade.apply(x, degrade.sample(1, torch.Generator().manual_seed(seed), families, s), fov) for s in severities]
+    )
     rows[name] = y
     values = metrics.score(x.expand_as(y), y, fov.expand(len(y), -1, -1, -1))
     quality.append(values.assign(family=name, severity=severities))
@@ -136,21 +145,35 @@ splits.round(3)
 
 # %%
 patterns = table[list(LABELS)].value_counts().head(6).index
-rows = {", ".join(name for name, v in zip(LABELS, pattern) if v) or "no label": packed.batch(
-            packed.rows(**dict(zip(LABELS, pattern)))[:6]) for pattern in patterns}
+rows = {
+    ", ".join(name for name, v in zip(LABELS, pattern) if v) or "no label": packed.batch(
+        packed.rows(**dict(zip(LABELS, pattern)))[:6]
+    )
+    for pattern in patterns
+}
 figures.save(figures.grid(rows, side=1.1), pictures, "01_data_labels") if rows else Markdown("no labels given")
 
 # %% [markdown]
 # ## Conclusion
 
 # %%
-numbers = {"images": len(packed), "size": packed.size, "splits": packed.manifest["splits"], "prevalence": packed.manifest["prevalence"],
-           "readable": len(packed.rows(readable=True)), "near_duplicates": packed.manifest["near_duplicates"],
-           "skipped": packed.manifest["skipped"], "missing": packed.manifest["missing"]}
-io.write_json(home / "01_data.json", {"numbers": numbers, "provenance": io.provenance(
-    started=started, preset=P, data=packed.hash, source=packed.manifest["recipe"]["source"])})
-Markdown(f"{numbers['images']} images of {P.size} px, {numbers['readable']} of them readable in all four labels "
-         f"({numbers['readable'] / numbers['images']:.0%}). A classifier that always says yes is right on "
-         + ", ".join(f"{p:.0%} ({label})" for label, p in numbers["prevalence"].items() if p is not None)
-         + " of them: accuracies must be read against that. "
-         "**The paper leaves open** how its labels were made and which reference an unreadable image has.")
+numbers = {
+    "images": len(packed),
+    "size": packed.size,
+    "splits": packed.manifest["splits"],
+    "prevalence": packed.manifest["prevalence"],
+    "readable": len(packed.rows(readable=True)),
+    "near_duplicates": packed.manifest["near_duplicates"],
+    "skipped": packed.manifest["skipped"],
+    "missing": packed.manifest["missing"],
+}
+io.write_result(
+    home / "01_data.json", numbers, started=started, preset=P, data=packed.hash, source=packed.manifest["recipe"]["source"]
+)
+Markdown(
+    f"{numbers['images']} images of {P.size} px, {numbers['readable']} of them readable in all four labels "
+    f"({numbers['readable'] / numbers['images']:.0%}). A classifier that always says yes is right on "
+    + ", ".join(f"{p:.0%} ({label})" for label, p in numbers["prevalence"].items() if p is not None)
+    + " of them: accuracies must be read against that. "
+    "**The paper leaves open** how its labels were made and which reference an unreadable image has."
+)

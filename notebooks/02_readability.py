@@ -64,7 +64,9 @@ Code(getsource(Readability.weigh_classes) + "\n" + getsource(Readability.loss), 
 # %%
 rows, val = packed.rows("train"), packed.rows("val")
 one = packed.batch(rows[:1]).expand(5, -1, -1, -1)
-figures.save(figures.grid({"augmented": augment(one, torch.Generator().manual_seed(seed))}), pictures, "02_readability_augmentation")
+figures.save(
+    figures.grid({"augmented": augment(one, torch.Generator().manual_seed(seed))}), pictures, "02_readability_augmentation"
+)
 
 # %% [markdown]
 # ## Training
@@ -75,10 +77,23 @@ classifier = Readability()
 start = classifier.start_from(P.weights)
 classifier.weigh_classes(packed.labels[rows])
 folder = home / "checkpoints" / "readability"
-train.run(train.train(classifier, packed, rows, val, folder=folder, epochs=P.classifier_epochs, batch=P.batch,
-                      lr=P.classifier_lr, ema=P.ema, seed=seed, optimizer="rmsprop", fabric=fabric,
-                      facts={"preset": preset, "weights": start}), P.classifier_epochs, "readability")
-figures.save(figures.learning(train.history(folder)), pictures, "02_readability_training")
+log = train.run(
+    "readability",
+    classifier,
+    packed,
+    rows,
+    val,
+    folder=folder,
+    epochs=P.classifier_epochs,
+    batch=P.batch,
+    lr=P.classifier_lr,
+    ema=P.ema,
+    seed=seed,
+    optimizer="rmsprop",
+    fabric=fabric,
+    facts={"preset": preset, "weights": start},
+)
+figures.save(figures.learning(log), pictures, "02_readability_training")
 
 # %% [markdown]
 # ## On the test images
@@ -110,18 +125,31 @@ figures.save(figures.roc_pr(points, scores), pictures, "02_readability_roc_pr")
 order = probabilities[:, LABELS.index("disc")].argsort()
 picks = [int(order[-1]), int(order[0])]
 captions = [", ".join(f"{label} {p:.2f}" for label, p in zip(LABELS, probabilities[i])) for i in picks]
-figures.save(figures.grid({"best, worst": packed.batch(test[picks])}, ["\n".join(c.split(", ")) for c in captions], side=1.6),
-             pictures, "02_readability_extremes")
+figures.save(
+    figures.grid({"best, worst": packed.batch(test[picks])}, ["\n".join(c.split(", ")) for c in captions], side=1.6),
+    pictures,
+    "02_readability_extremes",
+)
 
 # %% [markdown]
 # ## Conclusion
 
 # %%
 auc = scores.set_index("label")["roc_auc"]
-io.write_json(home / "02_readability.json", {"numbers": scores.to_dict("records"), "provenance": io.provenance(
-    started=started, device=fabric.device, preset=P, data=packed.hash, weights=start)})
+io.write_result(
+    home / "02_readability.json",
+    scores.to_dict("records"),
+    started=started,
+    device=fabric.device,
+    preset=P,
+    data=packed.hash,
+    weights=start,
+)
 better = [row.label for row in scores.itertuples() if row.accuracy > row.majority]
-Markdown(f"Started from {start}. On {len(test)} test images the area under the ROC curve is "
-         + ", ".join(f"{value:.2f} ({label})" for label, value in auc.items()) + " (0.5 is chance). "
-         + f"Accuracy beats the majority class for: {', '.join(better) or 'no label'}. "
-         "**The paper leaves open** epochs, batch size, thresholds, and all numbers behind its Fig. 2.")
+Markdown(
+    f"Started from {start}. On {len(test)} test images the area under the ROC curve is "
+    + ", ".join(f"{value:.2f} ({label})" for label, value in auc.items())
+    + " (0.5 is chance). "
+    + f"Accuracy beats the majority class for: {', '.join(better) or 'no label'}. "
+    "**The paper leaves open** epochs, batch size, thresholds, and all numbers behind its Fig. 2."
+)

@@ -70,10 +70,22 @@ torch.manual_seed(seed)
 model = Extractor(P.extractor, P.attention, P.heads)
 start = model.start_from(P.weights)
 folder = home / "checkpoints" / "extractor"
-train.run(train.train(model, packed, packed.rows("train"), packed.rows("val"), folder=folder, epochs=P.extractor_epochs,
-                      batch=P.batch, lr=P.lr / 10, ema=P.ema, seed=seed, fabric=fabric,
-                      facts={"preset": preset, "weights": start}), P.extractor_epochs, "extractor")
-figures.save(figures.learning(train.history(folder)), pictures, "03_features_training")
+log = train.run(
+    "extractor",
+    model,
+    packed,
+    packed.rows("train"),
+    packed.rows("val"),
+    folder=folder,
+    epochs=P.extractor_epochs,
+    batch=P.batch,
+    lr=P.lr / 10,
+    ema=P.ema,
+    seed=seed,
+    fabric=fabric,
+    facts={"preset": preset, "weights": start},
+)
+figures.save(figures.learning(log), pictures, "03_features_training")
 
 # %% [markdown]
 # ## Attention over one eye
@@ -114,19 +126,32 @@ explained = 1 - ((f - c) ** 2).mean().item() / (f**2).mean().item()
 # %%
 strength = c.pow(2).mean(0).sqrt()
 maps = torch.stack([strength / strength.max(), *(f[:4].pow(2).mean(1).sqrt() / strength.max())])
-figures.save(figures.grid({"strength": maps[:, None].expand(-1, 3, -1, -1).cpu()}, ["c", *["one eye"] * 4]), pictures,
-             "03_features_condition")
+figures.save(
+    figures.grid({"strength": maps[:, None].expand(-1, 3, -1, -1).cpu()}, ["c", *["one eye"] * 4]),
+    pictures,
+    "03_features_condition",
+)
 
 # %% [markdown]
 # ## Conclusion
 
 # %%
-best = train.history(folder)["val_loss"].min()
-numbers = {"extractor": P.extractor, "readable_images": len(readable), "places": list(shape), "val_loss": best,
-           "cosine_to_c": to_mean, "cosine_to_another_eye": to_other, "energy_explained_by_c": explained}
-io.write_json(home / "03_features.json", {"numbers": numbers, "provenance": io.provenance(
-    started=started, device=fabric.device, preset=P, data=packed.hash, weights=start)})
-Markdown(f"$c$ is the mean over {len(readable)} readable images on {shape[0]} x {shape[1]} places. The features of a single "
-         f"test eye resemble $c$ with a cosine of {to_mean:.2f}, and those of another eye with {to_other:.2f}; $c$ alone explains "
-         f"{explained:.0%} of their energy. Whatever it adds to the restoration, it adds to every eye alike. "
-         "**The paper leaves open** how the added layers are trained and how features are pooled.")
+best = log["val_loss"].min()
+numbers = {
+    "extractor": P.extractor,
+    "readable_images": len(readable),
+    "places": list(shape),
+    "val_loss": best,
+    "cosine_to_c": to_mean,
+    "cosine_to_another_eye": to_other,
+    "energy_explained_by_c": explained,
+}
+io.write_result(
+    home / "03_features.json", numbers, started=started, device=fabric.device, preset=P, data=packed.hash, weights=start
+)
+Markdown(
+    f"$c$ is the mean over {len(readable)} readable images on {shape[0]} x {shape[1]} places. The features of a single "
+    f"test eye resemble $c$ with a cosine of {to_mean:.2f}, and those of another eye with {to_other:.2f}; $c$ alone explains "
+    f"{explained:.0%} of their energy. Whatever it adds to the restoration, it adds to every eye alike. "
+    "**The paper leaves open** how the added layers are trained and how features are pooled."
+)

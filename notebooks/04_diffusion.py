@@ -63,7 +63,9 @@ Code(getsource(Diffusion.add_noise), language="python")
 # would not (the paper gives neither $T$ nor betas).
 
 # %%
-values = [pd.DataFrame({"t": range(P.T + 1), "alpha_bar": Diffusion(P.T, name).alpha_bar, "schedule": name}) for name in SCHEDULES]
+values = [
+    pd.DataFrame({"t": range(P.T + 1), "alpha_bar": Diffusion(P.T, name).alpha_bar, "schedule": name}) for name in SCHEDULES
+]
 unscaled = torch.cumprod(1 - torch.linspace(1e-4, 0.02, P.T), 0)
 values.append(pd.DataFrame({"t": range(1, P.T + 1), "alpha_bar": unscaled, "schedule": "linear, not rescaled"}))
 curves = pd.concat(values)
@@ -93,8 +95,9 @@ Code(getsource(Diffusion.ddpm_step), language="python")
 # %%
 rows = []
 for name, steps in (("every step (2.4)", None), ("DDIM, 10 steps", 10), ("DDIM, 1 step", 1)):
-    chain = diffusion.reverse(lambda x_t, t: diffusion.noise_between(x_t, t, x), noised[-1:], P.T, "noise",
-                              torch.Generator().manual_seed(seed), steps)
+    chain = diffusion.reverse(
+        lambda x_t, t: diffusion.noise_between(x_t, t, x), noised[-1:], P.T, "noise", torch.Generator().manual_seed(seed), steps
+    )
     *_, (_, end, _) = chain
     rows.append({"sampler": name, "largest error": (end - x).abs().max().item()})
 oracle = pd.DataFrame(rows)
@@ -110,9 +113,22 @@ torch.manual_seed(seed)
 model = Denoiser(P.size, "unet", objective="noise", protocol="literal", width=P.width, T=P.T, schedule=P.schedule, start=1.0)
 readable = [packed.rows(split, readable=True) for split in ("train", "val", "test")]
 folder = home / "checkpoints" / "diffusion"
-train.run(train.train(model, packed, readable[0], readable[1], folder=folder, epochs=P.diffusion_epochs, batch=P.batch,
-                      lr=P.lr, ema=P.ema, seed=seed, fabric=fabric, facts={"preset": preset}), P.diffusion_epochs, "diffusion")
-figures.save(figures.learning(train.history(folder)), pictures, "04_diffusion_training")
+log = train.run(
+    "diffusion",
+    model,
+    packed,
+    readable[0],
+    readable[1],
+    folder=folder,
+    epochs=P.diffusion_epochs,
+    batch=P.batch,
+    lr=P.lr,
+    ema=P.ema,
+    seed=seed,
+    fabric=fabric,
+    facts={"preset": preset},
+)
+figures.save(figures.learning(log), pictures, "04_diffusion_training")
 
 # %% [markdown]
 # ## From which step can it come back?
@@ -122,7 +138,7 @@ figures.save(figures.learning(train.history(folder)), pictures, "04_diffusion_tr
 
 # %%
 model.to(fabric.device)
-x = packed.batch(readable[2][:8], fabric.device)
+x = packed.batch(readable[2][:4], fabric.device)
 rows, pictured = [], []
 for t in times[1:]:
     generator = torch.Generator().manual_seed(seed)
@@ -130,11 +146,20 @@ for t in times[1:]:
     with torch.no_grad():
         *_, (_, end, _) = model.diffusion.reverse(lambda x, t: model(x, t).prediction.float(), x_t, t, "noise", generator)
     pictured.append((x_t[:1].clamp(0, 1).cpu(), end[:1].cpu()))
-    rows.append({"t": t, "PSNR of x_t": psnr(x_t.clamp(0, 1), x).mean().item(), "PSNR after the chain": psnr(end, x).mean().item()})
+    rows.append(
+        {"t": t, "PSNR of x_t": psnr(x_t.clamp(0, 1), x).mean().item(), "PSNR after the chain": psnr(end, x).mean().item()}
+    )
 back = pd.DataFrame(rows)
 io.write_table(home / "tables" / "04_diffusion_back.csv", back)
-figures.save(figures.grid({"$x_t$": torch.cat([a for a, _ in pictured]), "restored": torch.cat([b for _, b in pictured])},
-                          [f"t = {t}" for t in times[1:]], side=1.3), pictures, "04_diffusion_back")
+figures.save(
+    figures.grid(
+        {"$x_t$": torch.cat([a for a, _ in pictured]), "restored": torch.cat([b for _, b in pictured])},
+        [f"t = {t}" for t in times[1:]],
+        side=1.3,
+    ),
+    pictures,
+    "04_diffusion_back",
+)
 
 # %%
 back.round(2)
@@ -144,11 +169,17 @@ back.round(2)
 
 # %%
 gained = back[back["PSNR after the chain"] > back["PSNR of x_t"]]["t"]
-numbers = {"T": P.T, "schedule": P.schedule, "alpha_bar_T": diffusion.alpha_bar[-1].item(),
-           "oracle_error": oracle["largest error"].max(), "back": back.to_dict("records")}
-io.write_json(home / "04_diffusion.json", {"numbers": numbers, "provenance": io.provenance(
-    started=started, device=fabric.device, preset=P, data=packed.hash)})
-Markdown(f"With the true noise every sampler returns the image to {numbers['oracle_error']:.0e}. The trained network improves on the "
-         f"noisy image for t in {gained.tolist()} of the {len(times) - 1} steps tried; started from pure noise it ends "
-         f"{back['PSNR after the chain'].iloc[-1]:.1f} dB from an image it was never told. "
-         "**The paper leaves open** $T$, the betas, and how far an unreadable image is noised before it is restored.")
+numbers = {
+    "T": P.T,
+    "schedule": P.schedule,
+    "alpha_bar_T": diffusion.alpha_bar[-1].item(),
+    "oracle_error": oracle["largest error"].max(),
+    "back": back.to_dict("records"),
+}
+io.write_result(home / "04_diffusion.json", numbers, started=started, device=fabric.device, preset=P, data=packed.hash)
+Markdown(
+    f"With the true noise every sampler returns the image to {numbers['oracle_error']:.0e}. The trained network improves on the "
+    f"noisy image for t in {gained.tolist()} of the {len(times) - 1} steps tried; started from pure noise it ends "
+    f"{back['PSNR after the chain'].iloc[-1]:.1f} dB from an image it was never told. "
+    "**The paper leaves open** $T$, the betas, and how far an unreadable image is noised before it is restored."
+)

@@ -50,17 +50,22 @@ fabric = train.fabric(device)
 # %% [markdown]
 # ## Encoder, latent variable, decoder
 #
-# $$ q(z \mid x) = \mathcal{N}(\mu(x), \sigma^2(x)), \qquad z = \mu + \epsilon \cdot \sigma, \qquad \hat x = \mathrm{decoder}(z) . $$
+# $$ q(z \mid x) = \mathcal{N}(\mu(x), \sigma^2(x)), \qquad z = \mu + \epsilon \cdot \sigma,
+#    \qquad \hat x = \mathrm{decoder}(z) . $$
 
 # %%
-Code(getsource(vae.VAE.encode) + "\n" + getsource(vae.reparameterize) + "\n" + getsource(vae.VAE.decode_logits), language="python")
+Code(
+    getsource(vae.VAE.encode) + "\n" + getsource(vae.reparameterize) + "\n" + getsource(vae.VAE.decode_logits), language="python"
+)
 
 # %%
 torch.manual_seed(seed)
 model = vae.VAE(P.size, P.latent, P.width)
 print(model)
-print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters; "
-      f"{3 * P.size**2} values of an image pass through {P.latent} numbers")
+print(
+    f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters; "
+    f"{3 * P.size**2} values of an image pass through {P.latent} numbers"
+)
 
 # %% [markdown]
 # ## The loss
@@ -82,9 +87,22 @@ print(f"floor of the BCE on the test images: {floor:,.0f} nats per image, {floor
 
 # %%
 folder = home / "checkpoints" / "vae"
-train.run(train.train(model, packed, readable[0], readable[1], folder=folder, epochs=P.vae_epochs, batch=P.batch, lr=P.lr, ema=P.ema,
-                      seed=seed, fabric=fabric, facts={"preset": preset}), P.vae_epochs, "VAE")
-figures.save(figures.learning(train.history(folder), ("loss", "bce", "kl")), pictures, "05_vae_training")
+log = train.run(
+    "VAE",
+    model,
+    packed,
+    readable[0],
+    readable[1],
+    folder=folder,
+    epochs=P.vae_epochs,
+    batch=P.batch,
+    lr=P.lr,
+    ema=P.ema,
+    seed=seed,
+    fabric=fabric,
+    facts={"preset": preset},
+)
+figures.save(figures.learning(log, ("loss", "bce", "kl")), pictures, "05_vae_training")
 
 # %% [markdown]
 # ## What survives
@@ -102,8 +120,8 @@ figures.save(figures.grid({"x": x[:7], r"$\hat x$": x_hat[:7]}), pictures, "05_v
 # %% [markdown]
 # ## What the latent space holds
 #
-# Left: images decoded from $z \sim \mathcal{N}(0, 1)$. Right of them: one eye, moved along the four directions of $z$ that
-# vary most over the test images.
+# First row: images decoded from $z \sim \mathcal{N}(0, 1)$; if they are no eyes, the codes of real images lie elsewhere than
+# the prior says. Below: one eye, moved along the four directions of $z$ that vary most over the test images.
 
 # %%
 with torch.no_grad():
@@ -121,11 +139,19 @@ figures.save(figures.grid(rows), pictures, "05_vae_latent")
 # %%
 bce, kl = vae.bce(x_hat, x).mean().item(), vae.kl(output.mu, output.logvar).mean().item()
 mean_image = packed.batch(readable[0]).mean(0, keepdim=True).expand_as(x)
-numbers = {"latent": P.latent, "bce": bce, "bce_floor": floor, "kl": kl, "psnr": psnr(x_hat, x).mean().item(),
-           "ssim": ssim(x_hat, x).mean().item(), "psnr_of_the_mean_image": psnr(mean_image, x).mean().item()}
-io.write_json(home / "05_vae.json", {"numbers": numbers, "provenance": io.provenance(
-    started=started, device=fabric.device, preset=P, data=packed.hash)})
-Markdown(f"Of the {bce:,.0f} nats of reconstruction loss, {floor:,.0f} are the floor that no model can leave: {bce - floor:,.0f} nats "
-         f"are left for the model to work on, beside {kl:,.0f} nats of KL. Reconstructions reach {numbers['psnr']:.1f} dB; the mean "
-         f"of the training images, which looks at nothing, has {numbers['psnr_of_the_mean_image']:.1f} dB. "
-         "**The paper leaves open** the size of $z$, all widths, and which loss trains the VAE inside the diffusion.")
+numbers = {
+    "latent": P.latent,
+    "bce": bce,
+    "bce_floor": floor,
+    "kl": kl,
+    "psnr": psnr(x_hat, x).mean().item(),
+    "ssim": ssim(x_hat, x).mean().item(),
+    "psnr_of_the_mean_image": psnr(mean_image, x).mean().item(),
+}
+io.write_result(home / "05_vae.json", numbers, started=started, device=fabric.device, preset=P, data=packed.hash)
+Markdown(
+    f"Of the {bce:,.0f} nats of reconstruction loss, {floor:,.0f} are the floor that no model can leave: {bce - floor:,.0f} nats "
+    f"are left for the model to work on, beside {kl:,.0f} nats of KL. Reconstructions reach {numbers['psnr']:.1f} dB; the mean "
+    f"of the training images, which looks at nothing, has {numbers['psnr_of_the_mean_image']:.1f} dB. "
+    "**The paper leaves open** the size of $z$, all widths, and which loss trains the VAE inside the diffusion."
+)

@@ -46,8 +46,9 @@ from rr.presets import preset as choose_preset
 from rr.readability import LABELS, Readability
 
 started = time.time()
-P = choose_preset(preset, seed=seed, backbone=backbone or None, fusion=fusion or None, objective=objective or None,
-                  protocol=protocol or None)
+P = choose_preset(
+    preset, seed=seed, backbone=backbone or None, fusion=fusion or None, objective=objective or None, protocol=protocol or None
+)
 home, pictures = io.results(preset, out), io.figures(preset, out)
 packed = Packed(data or home / "data")
 fabric = train.fabric(device)
@@ -85,14 +86,27 @@ Code(getsource(restorer.Denoiser.forward) + "\n" + getsource(restorer.Denoiser.l
 
 # %%
 torch.manual_seed(seed)
-model = restorer.Denoiser(P.size, P.backbone, P.fusion, P.objective, P.protocol, P.width, P.latent, P.T, P.schedule, P.start, c.shape)
+model = restorer.Denoiser(
+    P.size, P.backbone, P.fusion, P.objective, P.protocol, P.width, P.latent, P.T, P.schedule, P.start, c.shape
+)
 model.c.copy_(c)
 folder = home / "checkpoints" / "restorer"
-train.run(train.train(model, packed, *(restorer.training_rows(packed, split, P.protocol) for split in ("train", "val")),
-                      folder=folder / "denoiser", epochs=P.restorer_epochs, batch=P.batch, lr=P.lr, ema=P.ema, seed=seed,
-                      fabric=fabric, facts={"preset": preset, "condition": io.digest(c)}), P.restorer_epochs, "restorer")
+log = train.run(
+    "restorer",
+    model,
+    packed,
+    *(restorer.training_rows(packed, split, P.protocol) for split in ("train", "val")),
+    folder=folder / "denoiser",
+    epochs=P.restorer_epochs,
+    batch=P.batch,
+    lr=P.lr,
+    ema=P.ema,
+    seed=seed,
+    fabric=fabric,
+    facts={"preset": preset, "condition": io.digest(c)},
+)
 restorer.assemble(folder, home / "checkpoints" / "readability")
-figures.save(figures.learning(train.history(folder / "denoiser")), pictures, "06_restoration_training")
+figures.save(figures.learning(log), pictures, "06_restoration_training")
 
 # %% [markdown]
 # ## One eye, all the way
@@ -105,8 +119,11 @@ worst = classifier.probabilities(y.to(fabric.device))[:, LABELS.index("disc")].a
 one = slice(worst, worst + 1)
 way = regen(y[one].to(fabric.device), fov[one].to(fabric.device), seed, trajectory=True, screen=False)
 reference = x[worst] if P.protocol == "paired" else None
-figures.save(figures.pipeline(y[worst], way.trajectory, way.image[0], way.before[0], way.after[0], reference), pictures,
-             "06_restoration_pipeline")
+figures.save(
+    figures.pipeline(y[worst], way.trajectory, way.image[0], way.before[0], way.after[0], reference),
+    pictures,
+    "06_restoration_pipeline",
+)
 
 # %% [markdown]
 # ## All test images
@@ -133,8 +150,15 @@ figures.save(figures.bars(summary, ["psnr", "ssim", "lpips", "psnr_fov", "ssim_f
 # %%
 order = scores["RetinaRegen"]["psnr"].sub(scores["do nothing"]["psnr"]).replace(float("-inf"), -999).argsort().to_numpy()
 picks = order[[0, len(order) // 4, len(order) // 2, 3 * len(order) // 4, -1]]
-figures.save(figures.grid({name: image[picks] for name, image in outputs.items()} | {"reference": x[picks]},
-                          ["worst", "25 %", "median", "75 %", "best"], side=1.4), pictures, "06_restoration_before_after")
+figures.save(
+    figures.grid(
+        {name: image[picks] for name, image in outputs.items()} | {"reference": x[picks]},
+        ["worst", "25 %", "median", "75 %", "best"],
+        side=1.4,
+    ),
+    pictures,
+    "06_restoration_before_after",
+)
 
 # %% [markdown]
 # ## Does the judge pass it?
@@ -144,8 +168,13 @@ figures.save(figures.grid({name: image[picks] for name, image in outputs.items()
 
 # %%
 screened = (done.before < regen.THRESHOLD).any(1)
-verdicts = pd.DataFrame({"label": LABELS, "before": (done.before >= regen.THRESHOLD).float().mean(0),
-                         "after": (done.after >= regen.THRESHOLD).float().mean(0)})
+verdicts = pd.DataFrame(
+    {
+        "label": LABELS,
+        "before": (done.before >= regen.THRESHOLD).float().mean(0),
+        "after": (done.after >= regen.THRESHOLD).float().mean(0),
+    }
+)
 io.write_table(home / "tables" / "06_restoration_readability.csv", verdicts)
 verdicts.round(3)
 
@@ -153,15 +182,26 @@ verdicts.round(3)
 # ## Conclusion
 
 # %%
-means = {name: table[["psnr", "ssim", "lpips", "psnr_fov", "ssim_fov", "psnr_disc", "ssim_disc"]].mean().to_dict() for name, table in scores.items()}
+means = {
+    name: table[["psnr", "ssim", "lpips", "psnr_fov", "ssim_fov", "psnr_disc", "ssim_disc"]].mean().to_dict()
+    for name, table in scores.items()
+}
 passed = done.passed[screened].float().mean().item() if screened.any() else float("nan")
-numbers = {"protocol": P.protocol, "n": len(rows), "scores": means, "unreadable_before": int(screened.sum()), "passed": passed,
-           "lpips": lpips.note if lpips else "n/a"}
-io.write_json(home / "06_restoration.json", {"numbers": numbers, "provenance": io.provenance(
-    started=started, device=fabric.device, preset=P, data=packed.hash)})
+numbers = {
+    "protocol": P.protocol,
+    "n": len(rows),
+    "scores": means,
+    "unreadable_before": int(screened.sum()),
+    "passed": passed,
+    "lpips": lpips.note if lpips else "n/a",
+}
+io.write_result(home / "06_restoration.json", numbers, started=started, device=fabric.device, preset=P, data=packed.hash)
 gain = means["RetinaRegen"]["psnr"] - means["do nothing"]["psnr"]
-Markdown(f"{P.protocol} protocol, {len(rows)} test images of {P.size} px: RetinaRegen {means['RetinaRegen']['psnr']:.2f} dB, doing nothing "
-         f"{means['do nothing']['psnr']:.2f} dB ({gain:+.2f}), the population mean {means['population mean']['psnr']:.2f} dB. The classifier "
-         f"called {screened.sum()} inputs unreadable and passes {passed:.0%} of them after restoration. "
-         + ("It does **not** beat doing nothing on this measure. " if not gain > 0 else "")
-         + "**The paper leaves open** the reference image, the start step, the number of test images, and the variance.")
+Markdown(
+    f"{P.protocol} protocol, {len(rows)} test images of {P.size} px: RetinaRegen {means['RetinaRegen']['psnr']:.2f} dB, "
+    f"doing nothing {means['do nothing']['psnr']:.2f} dB ({gain:+.2f}), "
+    f"the population mean {means['population mean']['psnr']:.2f} dB. "
+    f"The classifier called {screened.sum()} inputs unreadable and passes {passed:.0%} of them after restoration. "
+    + ("It does **not** beat doing nothing on this measure. " if not gain > 0 else "")
+    + "**The paper leaves open** the reference image, the start step, the number of test images, and the variance."
+)

@@ -65,15 +65,14 @@ def reproduce(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
-            raise InputError(
-                f"{folder}: another `rr reproduce` is at work there; wait for its end, or stop it: kill -- -{lock.read()}"
-            ) from None
+            stop = f"kill -- -{lock.read()}"
+            raise InputError(f"{folder}: another `rr reproduce` is at work there; wait, or stop it: {stop}") from None
         code, done, errors, rest = _snakemake(preset, seed, out, cores, lock)
     if code:
         print("\nnot everything could be made; after a repair the same command continues", file=sys.stderr)
         print("".join(errors or rest).rstrip() or f"error: snakemake ended with code {code}", file=sys.stderr)
         raise typer.Exit(1)
-    print(f"\npreset {preset}, seed {seed}: " + ("everything is made" if done else "nothing to do, all was made before"))
+    print(f"\npreset {preset}, seed {seed}:", "everything is made" if done else "nothing to do, all was made before")
     places = {
         "figures": io.figures(preset, out),
         "tables": folder / "tables",
@@ -87,7 +86,7 @@ def reproduce(
 
 
 def _snakemake(preset, seed, out, cores, lock):
-    """Run the workflow, showing the lines of its notebooks: (exit code, those lines, their errors, Snakemake's lines).
+    """Run the workflow, showing its notebooks' lines; returns (exit code, those lines, errors, Snakemake's own lines).
 
     Snakemake inherits the open file `lock`: the lock is held while either of us lives and is released by the
     system however we die, so that Snakemake's own lock, which survives a kill, is not needed (--nolock).
@@ -136,7 +135,7 @@ def _short(path):
 def run(
     name: Annotated[str, typer.Argument(metavar="NOTEBOOK", help="Name (01_data) or path of a notebook.")],
     values: Annotated[list[str], typer.Option("-p", metavar="NAME=VALUE", help="A parameter; may be repeated.")] = [],
-    executed: Annotated[Path | None, typer.Option(help="Executed notebook to write; default: among the results.")] = None,
+    executed: Annotated[Path | None, typer.Option(help="The executed notebook; default: among the results.")] = None,
 ):
     """Run one notebook with papermill; its parameters are checked before anything starts."""
     path = notebook.find(name)
@@ -166,8 +165,10 @@ def restore(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ):
     """Restore photographs: one PNG each, of the same name and size, and restore.json with the readabilities."""
-    folder = checkpoint or _best_checkpoint()
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device {device!r}: unknown; choose one of auto, cpu, cuda")
     targets = _targets(photos, out)
+    folder = checkpoint or _best_checkpoint()
     report = read_json(out / "restore.json") if (out / "restore.json").exists() else {}
 
     from PIL import Image
@@ -217,7 +218,8 @@ def _targets(photos, out):
     inputs = []
     for photo in photos:
         if photo.is_dir():
-            inside = sorted(each for each in photo.iterdir() if each.suffix.lower() in EXTENSIONS and each.name[0] != ".")
+            visible = (each for each in photo.iterdir() if not each.name.startswith("."))
+            inside = sorted(each for each in visible if each.suffix.lower() in EXTENSIONS)
             if not inside:
                 raise InputError(f"{photo}: no photographs in this folder ({', '.join(EXTENSIONS)})")
             inputs += inside
@@ -254,7 +256,7 @@ def doctor():
         try:
             row(package, version(package))
         except ModuleNotFoundError:
-            raise InputError(f"{package}: not installed; run `make test`, or pip install -r requirements.lock") from None
+            raise InputError(f"{package}: not installed; `pip install -r requirements.lock`") from None
     try:
         import torch
         import torchvision.ops  # noqa: F401  torchvision of another torch fails here

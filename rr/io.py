@@ -98,6 +98,11 @@ def figures(preset, out="results"):
     return ROOT / "figures" / preset if out == "results" else results(preset, out) / "figures"
 
 
+def write_result(path, numbers, **facts):
+    """Write what a notebook found, {"numbers", "provenance"}, as its last act; facts as for `provenance`."""
+    write_json(path, {"numbers": numbers, "provenance": provenance(**facts)})
+
+
 def provenance(*, started=None, device="cpu", **facts):
     """Where a result comes from: commit (and whether dirty), versions, machine, device, threads, seconds, memory.
 

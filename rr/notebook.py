@@ -259,7 +259,7 @@ def terminable():
 
 
 class Say:
-    """Lines on stderr that begin with the notebook's name: its headings, and as a file for the kernel's stderr its bars.
+    """Lines on stderr that begin with the notebook's name: its headings; as a file for the kernel's stderr, its bars.
 
     A progress bar rewrites its line several times a second: its newest state is shown every EVERY seconds.
     """

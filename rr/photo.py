@@ -35,7 +35,7 @@ def read_photograph(path):
         raise InputError(f"{path}: no such file") from None
     except Image.DecompressionBombError:
         raise InputError(f"{path}: more than {MAX_PIXELS // 10**6} megapixels; reduce it first") from None
-    except Exception as error:  # noqa: BLE001  damaged files: OSError, SyntaxError, ValueError, struct.error, ...
+    except Exception as error:
         reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "") or type(error).__name__
         raise InputError(f"{path}: not a readable image ({reason}); export it again as PNG or JPEG") from None
     if photo.mode.startswith("I"):

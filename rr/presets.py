@@ -54,10 +54,10 @@ _TABLE = (
            diffusion_epochs=1,   vae_epochs=1,   restorer_epochs=1,   lr=1e-3),
     # minutes on two CPU cores: proves that everything runs; its quality is poor
     Preset("smoke",    400,  96, "none",      8, 0.98,
-           classifier_epochs=12,  classifier_lr=1e-4, extractor="resnet34", extractor_epochs=4,  attention=256, heads=8,
+           classifier_epochs=10,  classifier_lr=1e-4, extractor="resnet34", extractor_epochs=3,  attention=256, heads=8,
            fusion="bilinear-static", backbone="vae", objective="image", protocol="paired",
            width=16, latent=64,  T=100,  schedule="cosine", start=0.15,
-           diffusion_epochs=8,   vae_epochs=40,  restorer_epochs=60,  lr=1e-3),
+           diffusion_epochs=6,   vae_epochs=40,  restorer_epochs=60,  lr=1e-3),
     # a small GPU or a patient laptop: visible quality
     Preset("course",  8000, 128, "none",     64, 0.995,
            classifier_epochs=20,  classifier_lr=1e-4, extractor="resnet34", extractor_epochs=20, attention=256, heads=8,

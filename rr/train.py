@@ -132,14 +132,15 @@ def train(
     model.eval()
 
 
-def run(steps, epochs, title):
-    """Exhaust the generator `train` behind a progress bar with loss and images/s."""
+def run(title, *arguments, epochs, **options):
+    """`train` to its end, behind a progress bar with loss and images/s; returns the log, see `history`."""
     from tqdm.auto import tqdm
 
-    with tqdm(steps, desc=title, unit="step", mininterval=1) as bar:
+    with tqdm(train(*arguments, epochs=epochs, **options), desc=title, unit="step", mininterval=1) as bar:
         for row in bar:
             bar.set_postfix({"epoch": f"{row['epoch'] + 1}/{epochs}", "loss": f"{row['loss']:.4g}",
                              "images/s": f"{row['images_per_s']:.0f}"}, refresh=False)
+    return history(options["folder"])
 
 
 @torch.no_grad()

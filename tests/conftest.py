@@ -33,10 +33,10 @@ backbone: str = ""  # vae | unet++ | unet: replaces the preset's
 
 @pytest.fixture
 def toy(tmp_path):
-    """toy(code, name="toy") writes a notebook with TOY's parameters and that code in its last cell; returns its path."""
+    """toy(code) writes a notebook with TOY's parameters and that code in its last cell; returns its path."""
 
-    def write(code="seed", name="toy"):
-        path = tmp_path / f"{name}.py"
+    def write(code="seed"):
+        path = tmp_path / "toy.py"
         path.write_text(TOY + code + "\n")
         return path
 

@@ -45,8 +45,17 @@ def test_every_parameter_learns_and_time_matters(name):
 def test_the_blocks_differ_as_their_names_say():
     from rr.backbones import Dense, DoubleConv, Residual
 
-    found = {name: {type(m) for m in backbone(name, 32, 8, 8).modules()} & {DoubleConv, Residual, Dense} for name in BACKBONES}
-    assert found == {"unet": {DoubleConv}, "unet++": {DoubleConv}, "resnet": {Residual}, "densenet": {Dense}, "vae": set()}
+    found = {
+        name: {type(m) for m in backbone(name, 32, 8, 8).modules()} & {DoubleConv, Residual, Dense}
+        for name in BACKBONES
+    }
+    assert found == {
+        "unet": {DoubleConv},
+        "unet++": {DoubleConv},
+        "resnet": {Residual},
+        "densenet": {Dense},
+        "vae": set(),
+    }
     nodes = backbone("unet++", 32, 8, 8).nodes
     assert set(nodes) == {f"{i}{j}" for i in range(4) for j in range(4 - i)}
 

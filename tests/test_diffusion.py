@@ -74,7 +74,9 @@ def test_ddpm_and_ddim_steps_equal_those_of_diffusers():
     from diffusers import DDIMScheduler, DDPMScheduler
 
     d, x_t, epsilon = Diffusion(1000, "linear"), noise(seed=4), noise(seed=5)
-    ddpm = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", clip_sample=False, variance_type="fixed_large")
+    ddpm = DDPMScheduler(
+        num_train_timesteps=1000, beta_schedule="linear", clip_sample=False, variance_type="fixed_large"
+    )
     t = 500  # ours count from 1, theirs from 0
     mean = d.ddpm_step(x_t, t, epsilon, torch.zeros_like(x_t))
     alpha, alpha_bar, beta = ddpm.alphas[t - 1], ddpm.alphas_cumprod[t - 1], ddpm.betas[t - 1]
@@ -85,7 +87,9 @@ def test_ddpm_and_ddim_steps_equal_those_of_diffusers():
     z = noise(seed=6)
     assert torch.allclose(d.ddpm_step(x_t, t, epsilon, z) - mean, beta.sqrt() * z, atol=1e-6)
 
-    ddim = DDIMScheduler(num_train_timesteps=1000, beta_schedule="linear", clip_sample=False, timestep_spacing="leading")
+    ddim = DDIMScheduler(
+        num_train_timesteps=1000, beta_schedule="linear", clip_sample=False, timestep_spacing="leading"
+    )
     ddim.set_timesteps(10)
     theirs = ddim.step(epsilon, 500, x_t).prev_sample  # 500 -> 400
     assert torch.allclose(d.ddim_step(x_t, 501, 401, epsilon), theirs, atol=1e-4)
@@ -114,7 +118,9 @@ def test_the_papers_chain_with_the_oracle_ends_at_x_0():
 
 def test_the_chain_is_deterministic_in_its_generator():
     d, start = Diffusion(20, "cosine"), noise()
-    ends = [list(d.reverse(lambda x_t, t: x_t * 0.1, start, 20, "noise", torch.Generator().manual_seed(seed)))[-1][1]
-            for seed in (0, 0, 1)]
+    ends = [
+        list(d.reverse(lambda x_t, t: x_t * 0.1, start, 20, "noise", torch.Generator().manual_seed(seed)))[-1][1]
+        for seed in (0, 0, 1)
+    ]
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])

@@ -43,7 +43,7 @@ def test_attention_equals_the_equation_written_out():
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         f = e.compress(e.trunk((x - e.mean) / e.std))
-        tokens = f.flatten(2)[0].T                                        # 4, 16
+        tokens = f.flatten(2)[0].T  # 4, 16
         q, k, v = (tokens @ e.attention.in_proj_weight.T + e.attention.in_proj_bias).chunk(3, 1)
         heads = []
         for h in range(2):
@@ -83,7 +83,10 @@ def test_pretrained_trunk_is_taken_over_exactly(tmp_path):
 
     torch.manual_seed(0)
     donor = torchvision.models.alexnet(weights=None)
-    save_file({k: v for k, v in donor.state_dict().items() if k.startswith("features")}, tmp_path / "alexnet_features.safetensors")
+    save_file(
+        {k: v for k, v in donor.state_dict().items() if k.startswith("features")},
+        tmp_path / "alexnet_features.safetensors",
+    )
     torch.manual_seed(1)
     extractor = Extractor("alexnet")
     assert not torch.equal(extractor.trunk[0].weight, donor.features[0].weight)

@@ -33,8 +33,10 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     io.write_text(path, "first")
-    code = ("import os, signal, sys; from rr import io\nwith io.writing(sys.argv[1]) as part:\n"
-            "    part.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)")
+    code = (
+        "import os, signal, sys; from rr import io\nwith io.writing(sys.argv[1]) as part:\n"
+        "    part.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
     done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=io.ROOT)
     assert done.returncode == -9 and path.read_text() == "first"
 

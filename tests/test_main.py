@@ -67,11 +67,11 @@ def test_run_of_a_failing_notebook_is_exit_1(rr, toy, tmp_path):
 
 
 def test_doctor(rr, tmp_path):
-    done = rr("doctor", RR_WEIGHTS="")
-    assert done.returncode == 0, done.stderr
-    assert all(word in done.stdout for word in ("python", "torch", "cpu", "inception_v3", "resnet34", "smoke"))
     (tmp_path / "resnet34.safetensors").touch()
-    assert str(tmp_path / "resnet34.safetensors") in rr("doctor", RR_WEIGHTS=str(tmp_path)).stdout
+    done = rr("doctor", RR_WEIGHTS=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert all(word in done.stdout for word in ("python", "torch", "cpu", "inception_v3", "alexnet", "smoke"))
+    assert str(tmp_path / "resnet34.safetensors") in done.stdout and "missing: downloaded when needed" in done.stdout
     done = rr("doctor", RR_WEIGHTS=str(tmp_path / "nowhere"))
     assert done.returncode == 1 and "no such folder" in only_line(done.stderr)
 
@@ -146,7 +146,7 @@ def test_restore_refuses_before_any_work(command, photos, tmp_path, monkeypatch)
         ((photos / "a.png", "--out", photos, *some), "would be lost; choose another --out"),
         ((tmp_path / "empty", "--out", out, *some), "no photographs in this folder"),
         ((photos / "a.png", "nowhere.png", "--out", out, *some), "nowhere.png: no such file or folder"),
-        ((photos / "a.png", "--out", out, "--device", "tpu", *some), "tpu"),
+        ((photos / "a.png", "--out", out, "--device", "tpu", *some), "choose one of auto, cpu, cuda"),
     ]:
         code, said = command("restore", *words)
         assert code == 2 and message in only_line(said)

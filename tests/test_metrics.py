@@ -122,10 +122,16 @@ def test_lpips_refuses_small_images_and_other_ranges():
         distance(x[..., :63], x[..., :63])
 
 
-def test_without_a_trunk_there_is_no_lpips(no_weights, tmp_path):
+def test_without_a_trunk_there_is_no_lpips(no_weights, tmp_path, monkeypatch):
     assert metrics.load_lpips() is None
     assert metrics.load_lpips(folder=tmp_path) is None
-    assert metrics.load_lpips(weights="none", folder=SHARED if SHARED.is_dir() else None) is None
+
+    def offline(name):
+        raise InputError(f"{name}: could not be downloaded")
+
+    monkeypatch.setattr(metrics.pretrained, "_download", offline)
+    with pytest.raises(InputError, match="alexnet: could not be downloaded"):
+        metrics.load_lpips(weights="imagenet")  # asked for, so its absence is an error
     with pytest.raises(InputError, match="unknown"):
         metrics.load_lpips("resnet")
 

@@ -29,7 +29,9 @@ class Oracle(nn.Module):
 
 def denoiser(**changes):
     torch.manual_seed(0)
-    return Denoiser(**{"size": 32, "width": 4, "latent": 4, "T": 20, "schedule": "cosine", "condition": (8, 1, 1), **changes}).eval()
+    return Denoiser(
+        **{"size": 32, "width": 4, "latent": 4, "T": 20, "schedule": "cosine", "condition": (8, 1, 1), **changes}
+    ).eval()
 
 
 def batch(n=4):
@@ -109,7 +111,11 @@ def test_a_photograph_comes_back_in_its_size_with_its_surround():
     assert result.shape == image.shape and result.dtype == np.uint8
     assert (result[5:12, 5:60] == 200).all() and (result[~disc][:, 0] < 205).all()
     assert abs(int(result[150, 190, 0]) - 204) <= 1  # 0.8
-    assert report["status"] == "restored" and report["passed"] and set(report["before"]) == {"fundus", "macula", "disc", "retina"}
+    assert (
+        report["status"] == "restored"
+        and report["passed"]
+        and set(report["before"]) == {"fundus", "macula", "disc", "retina"}
+    )
     bright = np.where(disc[..., None], np.uint8(250), image)
     result, report = restore_photograph(RetinaRegen(Judge(), model), bright)
     assert report["status"] == "readable already" and (result == bright).all()
@@ -131,7 +137,12 @@ def test_a_restorer_folder_stands_alone(tmp_path):
 
 
 def test_choices_are_checked():
-    for wrong in ({"objective": "score"}, {"protocol": "both"}, {"backbone": "vit"}, {"fusion": "film"},
-                  {"backbone": "vae", "objective": "noise"}):
+    for wrong in (
+        {"objective": "score"},
+        {"protocol": "both"},
+        {"backbone": "vit"},
+        {"fusion": "film"},
+        {"backbone": "vae", "objective": "noise"},
+    ):
         with pytest.raises(InputError):
             denoiser(**wrong)

@@ -42,8 +42,20 @@ def steps(folder, epochs=3, data=None, seed=0, lr=1e-2, **more):
     torch.manual_seed(0)
     model = Line()
     data = data or Data()
-    return model, train.train(model, data, np.arange(32), np.arange(32, 40), folder=folder, epochs=epochs, batch=8,
-                              lr=lr, ema=0.9, seed=seed, fabric=train.fabric("cpu"), **more)
+    return model, train.train(
+        model,
+        data,
+        np.arange(32),
+        np.arange(32, 40),
+        folder=folder,
+        epochs=epochs,
+        batch=8,
+        lr=lr,
+        ema=0.9,
+        seed=seed,
+        fabric=train.fabric("cpu"),
+        **more,
+    )
 
 
 def parameters(folder):
@@ -126,8 +138,20 @@ def test_the_saved_weights_are_the_exponential_average(tmp_path):
 def test_what_cannot_work_is_said_in_one_line(tmp_path):
     with pytest.raises(InputError, match="too few"):
         model = Line()
-        list(train.train(model, Data(), np.arange(4), np.arange(2), folder=tmp_path, epochs=1, batch=8, lr=1, ema=0.9,
-                         fabric=train.fabric("cpu")))
+        list(
+            train.train(
+                model,
+                Data(),
+                np.arange(4),
+                np.arange(2),
+                folder=tmp_path,
+                epochs=1,
+                batch=8,
+                lr=1,
+                ema=0.9,
+                fabric=train.fabric("cpu"),
+            )
+        )
     _, run = steps(tmp_path, epochs=9, lr=1e18)
     with pytest.raises(InputError, match="loss is (nan|inf) at step"):
         list(run)
