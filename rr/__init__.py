@@ -3,7 +3,7 @@
 Imports point one way, from left to right being "is used by":
 
     presets, paper, io
-    -> weights, synthetic, degrade, metrics, photo
+    -> weights, anatomy, synthetic, degrade, metrics, photo
     -> sources -> data
     -> readability, features, fusion, diffusion, vae -> backbones
     -> checkpoint -> restorer, train

@@ -7,6 +7,7 @@ on the way.
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -18,8 +19,7 @@ import typer
 
 from rr import io, notebook
 from rr.io import InputError, read_json, write_json, writing
-from rr.presets import PRESETS
-from rr.presets import preset as preset_of
+from rr.presets import PRESETS, choose
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -57,16 +57,15 @@ def reproduce(
     """Run every notebook that has no result yet, or whose parameters have changed, and say where everything lies."""
     import fcntl
 
-    preset_of(preset)
+    choose("preset", preset, PRESETS)
     folder = io.results(preset, out)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".reproduce.lock", "a+") as lock:  # holds Snakemake's process id
+    with open(folder / ".reproduce.lock", "a+") as lock:  # holds: host, our process, Snakemake's
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            lock.seek(0)
-            stop = f"kill -- -{lock.read()}"
-            raise InputError(f"{folder}: another `rr reproduce` is at work there; wait, or stop it: {stop}") from None
+            _stop_orphan(folder, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         code, done, errors, rest = _snakemake(preset, seed, out, cores, lock)
     if code:
         print("\nnot everything could be made; after a repair the same command continues", file=sys.stderr)
@@ -104,7 +103,7 @@ def _snakemake(preset, seed, out, cores, lock):
         start_new_session=True, pass_fds=[lock.fileno()],
     )  # fmt: skip
     lock.truncate(0)
-    print(workflow.pid, end="", file=lock, flush=True)
+    print(platform.node(), os.getpid(), workflow.pid, file=lock, flush=True)
     with notebook.terminable():
         try:
             for line in workflow.stdout:
@@ -120,6 +119,20 @@ def _snakemake(preset, seed, out, cores, lock):
                     workflow.wait(20)
                 except subprocess.TimeoutExpired:
                     os.killpg(workflow.pid, signal.SIGKILL)
+
+
+def _stop_orphan(folder, lock):
+    """Kill a Snakemake whose `rr reproduce` was killed. Raises InputError if both live, with what to type."""
+    lock.seek(0)
+    host, ours, workflow = (lock.read().split() + ["", "0", "0"])[:3]
+    try:
+        os.kill(int(ours), 0)
+    except ProcessLookupError:
+        if host == platform.node():  # the lock is held, hence by this Snakemake: its number was not given away
+            os.killpg(int(workflow), signal.SIGKILL)
+            return
+    stop = f"on {host}: kill -- -{workflow}"
+    raise InputError(f"{folder}: another `rr reproduce` is at work there; wait for its end, or stop it {stop}")
 
 
 def _short(path):
@@ -244,7 +257,6 @@ def _targets(photos, out):
 @app.command()
 def doctor():
     """Say what is installed, which device, weights and data there are, and how to get what is missing."""
-    import platform
     from importlib.metadata import version
 
     def row(what, value):

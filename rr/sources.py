@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rr import degrade, synthetic
+from rr import anatomy, degrade, synthetic
 from rr.io import InputError, sha256
 from rr.photo import crop_fov, find_fov, fov_mask, read_photograph
 
@@ -51,7 +51,7 @@ def embedded(n, seed=0):
     """
     if n < 1:
         raise InputError(f"embedded data: {n} images asked for; at least 1 is needed")
-    code = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (synthetic, degrade))).hexdigest()[:12]
+    code = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (anatomy, synthetic, degrade))).hexdigest()[:12]
     table = pd.DataFrame({"name": [f"embedded-{seed}-{i:06d}" for i in range(n)]})
     return Source({"kind": "embedded", "n": n, "seed": seed, "code": code}, table, partial(_embedded_image, seed))
 

@@ -2,6 +2,10 @@
 
 import fcntl
 import json
+import os
+import platform
+import signal
+import subprocess
 import time
 
 import numpy as np
@@ -209,5 +213,17 @@ def test_one_reproduce_at_a_time(rr, tmp_path):
     folder.mkdir()
     with open(folder / ".reproduce.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        print(platform.node(), os.getpid(), 12345, file=lock, flush=True)
         done = rr("reproduce", "--preset", "mini", "--out", tmp_path)
-    assert done.returncode == 2 and "another `rr reproduce` is at work" in only_line(done.stderr)
+    assert done.returncode == 2 and only_line(done.stderr).endswith(f"or stop it on {platform.node()}: kill -- -12345\n")
+
+
+def test_a_workflow_whose_reproduce_was_killed_is_stopped(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with open(tmp_path / ".reproduce.lock", "a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        orphan = subprocess.Popen(["sleep", "600"], start_new_session=True, pass_fds=[lock.fileno()])
+        print(platform.node(), gone.pid, orphan.pid, file=lock, flush=True)
+        cli._stop_orphan(tmp_path, lock)
+        assert orphan.wait(10) == -signal.SIGKILL

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rr.synthetic import CAPILLARY, POINTS, branch, fundus, murray, not_fundus, trunks, vessel_tree
+from rr.anatomy import CAPILLARY, POINTS, branch, murray, trunks, vessel_tree
+from rr.synthetic import fundus, not_fundus
 
 SEED, N, SIZE = 3, 40, 224
 
