@@ -35,7 +35,6 @@ lock:
 	  --quiet --output-file requirements.lock pyproject.toml
 	@echo "requirements.lock is new: bring environment.yml up to it (make test says where)"
 
-# what commands have made, but not the reference results in git
+# what git ignores (the environment, data, models, executed notebooks), but not photographs that you had restored
 clean:
-	@rm -rf $(VENV) .pytest_cache .ruff_cache .snakemake *.egg-info restored results/mini results/smoke figures/mini figures/smoke
-	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@git clean -fdXq -e '!restored/'

@@ -25,7 +25,7 @@
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
 seed: int = 0  # of everything that is drawn at random
 data: str = "embedded"  # "embedded" draws eyes; otherwise a folder of photographs (SynFundus-1M's images, or your own)
-labels: str = ""  # CSV with the labels of that folder; "" = none (embedded images bring their own)
+labels: str = ""  # CSV with the labels of that folder; empty: none (embedded images bring their own)
 out: str = "results"  # folder of all results; a relative path starts at the project's root
 workers: int = 1  # processes that read or draw images; the result does not depend on it
 

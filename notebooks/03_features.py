@@ -23,11 +23,11 @@
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
 seed: int = 0  # of everything that is drawn at random
-data: str = ""  # folder of a packed data set; "" = the one that 01_data made
+data: str = ""  # folder of a packed data set; empty: the one that 01_data made
 out: str = "results"  # folder of all results; a relative path starts at the project's root
 device: str = "auto"  # auto | cpu | cuda: where to train
-weights: str = ""  # imagenet | none: where the trunk starts; "" = the preset's value
-extractor: str = ""  # attention | alexnet | resnet18 | resnet34 | resnet50 | vgg16 | resnext50 | mobilenet; "" = the preset's
+weights: str = ""  # imagenet | none: where the trunk starts; empty: the preset's value
+extractor: str = ""  # attention | alexnet | resnet18 | resnet34 | resnet50 | vgg16 | resnext50 | mobilenet; empty: the preset's
 
 # %%
 import time

@@ -23,10 +23,10 @@
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
 seed: int = 0  # of everything that is drawn at random
-data: str = ""  # folder of a packed data set; "" = the one that 01_data made
+data: str = ""  # folder of a packed data set; empty: the one that 01_data made
 out: str = "results"  # folder of all results; a relative path starts at the project's root
 device: str = "auto"  # auto | cpu | cuda: where to train
-schedule: str = ""  # linear | cosine: of the noise; "" = the preset's value
+schedule: str = ""  # linear | cosine: of the noise; empty: the preset's value
 
 # %%
 import time

@@ -23,13 +23,13 @@
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
 seed: int = 0  # of everything that is drawn at random
-data: str = ""  # folder of a packed data set; "" = the one that 01_data made
+data: str = ""  # folder of a packed data set; empty: the one that 01_data made
 out: str = "results"  # folder of all results; a relative path starts at the project's root
 device: str = "auto"  # auto | cpu | cuda: where to train
-backbone: str = ""  # unet | unet++ | resnet | densenet | vae; "" = the preset's
-fusion: str = ""  # upsample-static | upsample-dynamic | bilinear-static | bilinear-dynamic; "" = the preset's
-objective: str = ""  # noise | image | v: what the backbone predicts; "" = the preset's
-protocol: str = ""  # paired | literal: what a training pair is; "" = the preset's
+backbone: str = ""  # unet | unet++ | resnet | densenet | vae; empty: the preset's
+fusion: str = ""  # upsample-static | upsample-dynamic | bilinear-static | bilinear-dynamic; empty: the preset's
+objective: str = ""  # noise | image | v: what the backbone predicts; empty: the preset's
+protocol: str = ""  # paired | literal: what a training pair is; empty: the preset's
 
 # %%
 import time

@@ -108,7 +108,7 @@ def pack(source, size, out, seed=0, workers=1):
 
 
 def _write(source, recipe, out, workers):
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     n, size = len(source), recipe["size"]
     allowed = max(1, int(SKIPPED * n))

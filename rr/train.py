@@ -134,7 +134,7 @@ def train(
 
 def run(title, *arguments, epochs, **options):
     """`train` to its end, behind a progress bar with loss and images/s; returns the log, see `history`."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     with tqdm(train(*arguments, epochs=epochs, **options), desc=title, unit="step", mininterval=1) as bar:
         for row in bar:
