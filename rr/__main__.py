@@ -205,7 +205,8 @@ def restore(
                 fail(line)
                 facts = {"status": "failed", "error": line}
             else:
-                print(f"{target}: {facts['status']}{'' if facts['passed'] else ', not readable in all four labels'}")
+                before, after = (sum(p >= 0.5 for p in facts[when].values()) for when in ("before", "after"))
+                print(f"{target}: {facts['status']}; {before} of 4 labels readable before, {after} after")
             report[target.name] = {"input": str(photo), "checkpoint": str(folder), "seed": seed, **facts}
     finally:
         write_json(out / "restore.json", report)

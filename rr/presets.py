@@ -53,17 +53,17 @@ _TABLE = (
            width=8,  latent=32,  T=20,   schedule="cosine", start=0.15,
            diffusion_epochs=1,   vae_epochs=1,   restorer_epochs=1,   lr=1e-3),
     # minutes on two CPU cores: proves that everything runs; its quality is poor
-    Preset("smoke",    400,  96, "none",      8, 0.98,
-           classifier_epochs=10,  classifier_lr=1e-4, extractor="resnet34", extractor_epochs=3,  attention=256, heads=8,
+    Preset("smoke",    600,  96, "none",      8, 0.98,
+           classifier_epochs=9,   classifier_lr=1e-4, extractor="resnet34", extractor_epochs=2,  attention=256, heads=8,
            fusion="bilinear-static", backbone="vae", objective="image", protocol="paired",
            width=16, latent=64,  T=100,  schedule="cosine", start=0.15,
-           diffusion_epochs=6,   vae_epochs=40,  restorer_epochs=60,  lr=1e-3),
+           diffusion_epochs=4,   vae_epochs=25,  restorer_epochs=45,  lr=1e-3),
     # a small GPU or a patient laptop: visible quality
     Preset("course",  8000, 128, "none",     64, 0.995,
-           classifier_epochs=20,  classifier_lr=1e-4, extractor="resnet34", extractor_epochs=20, attention=256, heads=8,
+           classifier_epochs=10,  classifier_lr=1e-4, extractor="resnet34", extractor_epochs=5,  attention=256, heads=8,
            fusion="bilinear-static", backbone="vae", objective="image", protocol="paired",
-           width=48, latent=256, T=200,  schedule="cosine", start=0.15,
-           diffusion_epochs=60,  vae_epochs=60,  restorer_epochs=100, lr=5e-4),
+           width=32, latent=256, T=200,  schedule="cosine", start=0.15,
+           diffusion_epochs=10,  vae_epochs=40,  restorer_epochs=60,  lr=5e-4),
     # what the paper states; needs a GPU and torchvision's ImageNet weights
     Preset("paper",  20000, 224, "imagenet", 64, 0.999,
            classifier_epochs=30,  classifier_lr=1e-4, extractor="resnet34", extractor_epochs=30, attention=256, heads=8,

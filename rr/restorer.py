@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -219,8 +220,12 @@ def restore_photograph(regen, image, seed=0):
         report[name] = dict(zip(LABELS, probabilities[0].tolist()))
     if done.readable[0]:
         return image, report
-    small = Image.fromarray((done.image[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy())
-    patch = small.resize((box.side, box.side), Image.LANCZOS)
+    # enlarged with its mask and divided by it, so that the black surround does not bleed into the rim
+    mask = fov_mask([circle], regen.size).float()
+    layers = torch.cat([done.image.cpu() * mask, mask], 1)                 # 1, 4, size, size
+    layers = F.interpolate(layers, (box.side, box.side), mode="bicubic", align_corners=False)
+    patch = (layers[0, :3] / layers[0, 3:].clamp(min=0.1)).clamp(0, 1)
+    patch = Image.fromarray((patch * 255).round().byte().permute(1, 2, 0).numpy())
     inside = Image.fromarray(fov_mask([circle], box.side)[0, 0].numpy().astype(np.uint8) * 255)
     result = Image.fromarray(image)
     result.paste(patch, (box.left, box.top), inside)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rr.anatomy import CAPILLARY, POINTS, branch, murray, trunks, vessel_tree
 from rr.synthetic import fundus, not_fundus
 
 SEED, N, SIZE = 3, 40, 224
@@ -116,36 +115,6 @@ def test_vessels_are_darker_than_the_tissue_beside_them(eyes):
 def test_vessel_density(eyes):
     density = [e.vessels.sum() / e.fov.sum() for e in eyes]
     assert 0.05 < min(density) and max(density) < 0.16 and 0.07 < np.median(density) < 0.13
-
-
-def test_murrays_law():
-    r0, ratio = np.meshgrid(np.linspace(0.001, 0.01, 7), np.linspace(0.1, 1, 9))
-    r1, r2 = murray(r0, ratio)
-    np.testing.assert_allclose(r1**3 + r2**3, r0**3, rtol=1e-12)
-    np.testing.assert_allclose(r2 / r1, ratio, rtol=1e-12)
-
-
-def test_murrays_law_holds_where_vessels_branch():
-    rng = np.random.default_rng(0)
-    path, radius, artery = trunks(rng)
-    along, branches, r2, kind = branch(rng, path, radius, artery, 1, 1.0)
-    matched = 0
-    for line, r, is_artery in zip(branches, r2, kind, strict=True):
-        parent, at = np.argwhere(path == line[0])[0]  # a branch starts on its parent
-        r0, r1 = along[parent, at], along[parent, at + 1]
-        assert r1**3 + r**3 == pytest.approx(r0**3, rel=1e-12)
-        assert is_artery == artery[parent]
-        matched += 1
-    assert matched == len(branches) >= 5
-
-
-def test_vessel_tree_is_one_of_a_retina():
-    for seed in range(5):
-        path, radius, artery = vessel_tree(np.random.default_rng(seed))
-        assert path.shape == radius.shape == (len(artery), POINTS)
-        assert (abs(path) > 0.17).all()  # F: the foveal avascular zone is free
-        assert (np.diff(radius, axis=1) <= 1e-12).all() and radius[:, 0].min() >= CAPILLARY  # vessels only thin out
-        assert 0.6 < radius[:16, 0][artery[:16]].mean() / radius[:16, 0][~artery[:16]].mean() < 0.8  # A:V about 2:3
 
 
 @pytest.mark.parametrize(
