@@ -1,10 +1,13 @@
-"""What several test modules share: a small notebook, and commands run as a user runs them."""
+"""What several test modules share: a small notebook, a folder of photographs, and commands run as a user runs them."""
 
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import skimage.data
+from PIL import Image
 
 from rr.io import ROOT
 
@@ -53,3 +56,15 @@ def rr():
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
 
     return run
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Six photographs in nested folders, every one another picture: one eye, turned and mirrored."""
+    eye = np.array(Image.fromarray(skimage.data.retina()).resize((200, 200)))
+    for i, name in enumerate(["a.jpg", "b.png", "part1/c.jpg", "part1/d.JPG", "part2/e.tif", "part2/f.jpeg"]):
+        image = np.pad(np.rot90(eye if i < 4 else eye[:, ::-1], i), ((0, i), (40, 60), (0, 0)))
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return tmp_path / "photos"

@@ -18,18 +18,6 @@ from rr.io import ROOT, InputError, sha256
 PHOTOS = sorted((ROOT.parent / "shared" / "photos").glob("*.jpg"))
 
 
-@pytest.fixture
-def photos(tmp_path):
-    """Six photographs in nested folders, every one another picture: one eye, turned and mirrored."""
-    eye = np.array(Image.fromarray(skimage.data.retina()).resize((200, 200)))
-    for i, name in enumerate(["a.jpg", "b.png", "part1/c.jpg", "part1/d.JPG", "part2/e.tif", "part2/f.jpeg"]):
-        image = np.pad(np.rot90(eye if i < 4 else eye[:, ::-1], i), ((0, i), (40, 60), (0, 0)))
-        path = tmp_path / "photos" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
-    return tmp_path / "photos"
-
-
 # ---- splits
 
 

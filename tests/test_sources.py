@@ -5,7 +5,6 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-import skimage.data
 from drawn import disc, line
 from PIL import Image
 
@@ -77,18 +76,6 @@ def test_many_rows_are_read_fast(tmp_path):
 # ---- sources
 
 
-@pytest.fixture
-def photos(tmp_path):
-    """Six photographs in nested folders, every one another picture: one eye, turned and mirrored."""
-    eye = np.array(Image.fromarray(skimage.data.retina()).resize((200, 200)))
-    for i, name in enumerate(["a.jpg", "b.png", "part1/c.jpg", "part1/d.JPG", "part2/e.tif", "part2/f.jpeg"]):
-        image = np.pad(np.rot90(eye if i < 4 else eye[:, ::-1], i), ((0, i), (40, 60), (0, 0)))
-        path = tmp_path / "photos" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
-    return tmp_path / "photos"
-
-
 def test_synfundus_finds_images_and_lists_missing_ones(tmp_path, photos):
     names = ["a.jpg", "b", "c.jpg", "part1/d.JPG", "part2/e", "gone_1", "gone_2.jpg"]
     source = sources.synfundus(photos, csv_of(tmp_path, THEIRS, [[name, 1, 0, 1, 1] for name in names]))
@@ -151,9 +138,7 @@ def test_embedded_labels_and_anatomy(tmp_path):
     assert 0.2 < len(clean) / len(eyes) < 0.4 and (clean[list(sources.LABELS)] == 1).all(axis=None)
     # region-wise unreadability exists, and aiming reaches the region it is aimed at and not the other
     assert len(packed.rows(disc=0, macula=1)) > 3 and len(packed.rows(disc=1, macula=0)) > 3
-    assert (eyes.loc[eyes["aim"] == "disc", "macula"] == 1).all() and (
-        eyes.loc[eyes["aim"] == "macula", "disc"] == 1
-    ).all()
+    assert (eyes.loc[eyes["aim"] == "disc", "macula"] == 1).all() and (eyes.loc[eyes["aim"] == "macula", "disc"] == 1).all()
     assert ((eyes["fov_r"] - 0.5).abs() < 0.03).all()
     distance = np.hypot(eyes["fovea_x"] - eyes["disc_x"], eyes["fovea_y"] - eyes["disc_y"]) / (2 * eyes["disc_r"])
     assert distance.between(2, 3.2).all()
