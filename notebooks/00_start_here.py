@@ -37,7 +37,9 @@ preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
 seed: int = 0  # of everything that is drawn at random
 out: str = "results"  # folder of all results; a relative path starts at the project's root
 device: str = "auto"  # auto | cpu | cuda: where to run
-photo: str = ""  # a photograph of yours; empty: the retina that comes with scikit-image
+photo: str = (
+    ""  # a photograph of yours (a relative path starts at the project's root); empty: the retina that comes with scikit-image
+)
 severity: float = 0.7  # of the degradation laid over the photograph, 0 to 1; at 0 it is restored as it is
 
 # %%

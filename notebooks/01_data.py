@@ -141,7 +141,7 @@ splits.round(3)
 
 # %% [markdown]
 # An image may have an unreadable disc and a readable macula. These are the label patterns that occur
-# (fundus, macula, disc, retina), three images of each:
+# (fundus, macula, disc, retina), up to six images of each:
 
 # %%
 patterns = table[list(LABELS)].value_counts().head(6).index

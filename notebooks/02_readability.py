@@ -59,10 +59,10 @@ fabric = train.fabric(device)
 Code(getsource(Readability.weigh_classes) + "\n" + getsource(Readability.loss), language="python")
 
 # %% [markdown]
-# What the network sees in training: the same image four times, augmented.
+# What the network sees in training: the same image five times, augmented.
 
 # %%
-rows, val = packed.rows("train"), packed.rows("val")
+rows, val = packed.labelled("train"), packed.labelled("val")
 one = packed.batch(rows[:1]).expand(5, -1, -1, -1)
 figures.save(
     figures.grid({"augmented": augment(one, torch.Generator().manual_seed(seed))}), pictures, "02_readability_augmentation"
@@ -102,7 +102,7 @@ figures.save(figures.learning(log), pictures, "02_readability_training")
 # in the PR plot, dotted, the prevalence: the precision of a coin.
 
 # %%
-test = packed.rows("test")
+test = packed.labelled("test")
 probabilities = classifier.probabilities(packed.batch(test, fabric.device))
 scores = report(packed.labels[test], probabilities)
 io.write_table(home / "tables" / "02_readability_report.csv", scores)
@@ -119,10 +119,11 @@ figures.save(figures.roc_pr(points, scores), pictures, "02_readability_roc_pr")
 # %% [markdown]
 # ## One eye
 #
-# The test image whose disc is judged best and the one whose disc is judged worst:
+# Of the test images that are eyes, the one whose disc is judged best and the one whose disc is judged worst:
 
 # %%
-order = probabilities[:, LABELS.index("disc")].argsort()
+eyes = (packed.labels[test, LABELS.index("fundus")] == 1).nonzero()[:, 0]
+order = eyes[probabilities[eyes, LABELS.index("disc")].argsort()]
 picks = [int(order[-1]), int(order[0])]
 captions = [", ".join(f"{label} {p:.2f}" for label, p in zip(LABELS, probabilities[i])) for i in picks]
 figures.save(

@@ -52,9 +52,10 @@ fabric = train.fabric(device)
 # ## From image to tokens to features
 #
 # The trunk turns $x$ (3, H, W) into a map of H/32 x W/32 places. Each place becomes a token $f_i$ of 256 numbers, and in
-# every head each token asks all the others:
+# each of the 8 heads every token asks all the others (with $Q_k, K_k, V_k$ linear in $f$, and $W_O$ mixing the heads):
 #
-# $$ A = \mathrm{softmax}\!\left( \frac{Q K^\top}{\sqrt{256 / 8}} \right), \qquad f \leftarrow f + A V . $$
+# $$ A_k = \mathrm{softmax}\!\left( \frac{Q_k K_k^\top}{\sqrt{256 / 8}} \right), \qquad
+#    f \leftarrow f + W_O \, [A_1 V_1, \dots, A_8 V_8] . $$
 
 # %%
 Code(getsource(Extractor.attend), language="python")
@@ -74,8 +75,8 @@ log = train.run(
     "extractor",
     model,
     packed,
-    packed.rows("train"),
-    packed.rows("val"),
+    packed.labelled("train"),
+    packed.labelled("val"),
     folder=folder,
     epochs=P.extractor_epochs,
     batch=P.batch,
@@ -90,8 +91,8 @@ figures.save(figures.learning(log), pictures, "03_features_training")
 # %% [markdown]
 # ## Attention over one eye
 #
-# Where do the places of the map look? The circle marks the place that asks. Sharp maps on the disc would mean that the
-# attention found it; flat maps mean that it averages.
+# Where do the places of the map look? The circle marks the place that asks; 1 is what every place would get if attention
+# did not choose. Mind the resolution: on a small image the map has few places, and one of them holds disc and vessels.
 
 # %%
 row = packed.rows("test", readable=True)[:1]
@@ -124,10 +125,11 @@ to_other = torch.cosine_similarity(f.flatten(1), f.roll(1, 0).flatten(1)).mean()
 explained = 1 - ((f - c) ** 2).mean().item() / (f**2).mean().item()
 
 # %%
-strength = c.pow(2).mean(0).sqrt()
-maps = torch.stack([strength / strength.max(), *(f[:4].pow(2).mean(1).sqrt() / strength.max())])
+eyes = packed.rows("test", readable=True)[:4]
+strength = torch.cat([c[None], f[:4]]).pow(2).mean(1).sqrt().cpu()
+maps = figures.coloured(strength / strength.max())
 figures.save(
-    figures.grid({"strength": maps[:, None].expand(-1, 3, -1, -1).cpu()}, ["c", *["one eye"] * 4]),
+    figures.grid({"image": torch.cat([packed.mean(readable), packed.batch(eyes)]), "strength": maps}, ["c", *["one eye"] * 4]),
     pictures,
     "03_features_condition",
 )
@@ -145,6 +147,7 @@ numbers = {
     "cosine_to_c": to_mean,
     "cosine_to_another_eye": to_other,
     "energy_explained_by_c": explained,
+    "strongest_attention": A.mean(1).max().item() * A.shape[-1],
 }
 io.write_result(
     home / "03_features.json", numbers, started=started, device=fabric.device, preset=P, data=packed.hash, weights=start
@@ -152,6 +155,9 @@ io.write_result(
 Markdown(
     f"$c$ is the mean over {len(readable)} readable images on {shape[0]} x {shape[1]} places. The features of a single "
     f"test eye resemble $c$ with a cosine of {to_mean:.2f}, and those of another eye with {to_other:.2f}; $c$ alone explains "
-    f"{explained:.0%} of their energy. Whatever it adds to the restoration, it adds to every eye alike. "
+    f"{explained:.0%} of their energy. The strongest attention between two places is {numbers['strongest_attention']:.2f} times "
+    f"the uniform one"
+    + (": it hardly chooses. " if numbers["strongest_attention"] < 1.5 else ". ")
+    + "Whatever it adds to the restoration, it adds to every eye alike. "
     "**The paper leaves open** how the added layers are trained and how features are pooled."
 )

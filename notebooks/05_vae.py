@@ -60,7 +60,7 @@ Code(
 
 # %%
 torch.manual_seed(seed)
-model = vae.VAE(P.size, P.latent, P.width)
+model = vae.VAE(P.size, P.latent, P.width, timed=False)
 print(model)
 print(
     f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters; "
@@ -73,12 +73,13 @@ print(
 # $$ \mathcal{L}_{BCE} = -\sum_i \bigl[ x_i \log \hat x_i + (1 - x_i) \log (1 - \hat x_i) \bigr], \qquad
 #    \mathcal{L}_{KL} = \tfrac{1}{2} \sum_j \bigl( \sigma_j^2 + \mu_j^2 - 1 - \log \sigma_j^2 \bigr) . $$
 #
-# Pixels lie between 0 and 1, not at 0 or 1. So the BCE does not end at 0 but at the entropy of the image itself: even a
+# (The paper prints the first sum without its minus; it is the negative that is minimized.) Pixels lie between 0 and 1, not
+# at 0 or 1. So the BCE does not end at 0 but at the entropy of the image itself: even a
 # perfect reconstruction pays it. We measure this floor and compare it with the KL term.
 
 # %%
-readable = [packed.rows(split, readable=True) for split in ("train", "val", "test")]
-x = packed.batch(readable[2])
+readable = [packed.references(split) for split in ("train", "val", "test")]
+x = packed.batch(readable[2][:256])
 floor = vae.bce(x, x).mean().item()
 print(f"floor of the BCE on the test images: {floor:,.0f} nats per image, {floor / x[0].numel():.3f} per value")
 
@@ -129,8 +130,8 @@ with torch.no_grad():
     rows = {"z ~ N(0, 1)": model.decode(z).float().cpu()}
     for j in output.mu.std(0).topk(4).indices.tolist():
         moved = output.mu[:1].repeat(7, 1)
-        moved[:, j] = torch.linspace(-3, 3, 7)
-        rows[f"$z_{{{j}}}$: -3 to 3"] = model.decode(moved).float().cpu()
+        moved[:, j] = output.mu[:, j].mean() + output.mu[:, j].std() * torch.linspace(-3, 3, 7).to(moved)
+        rows[f"$z_{{{j}}}$: $\\pm$3 sd"] = model.decode(moved).float().cpu()
 figures.save(figures.grid(rows), pictures, "05_vae_latent")
 
 # %% [markdown]
@@ -138,7 +139,7 @@ figures.save(figures.grid(rows), pictures, "05_vae_latent")
 
 # %%
 bce, kl = vae.bce(x_hat, x).mean().item(), vae.kl(output.mu, output.logvar).mean().item()
-mean_image = packed.batch(readable[0]).mean(0, keepdim=True).expand_as(x)
+mean_image = packed.mean(readable[0]).expand_as(x)
 numbers = {
     "latent": P.latent,
     "bce": bce,
@@ -147,11 +148,15 @@ numbers = {
     "psnr": psnr(x_hat, x).mean().item(),
     "ssim": ssim(x_hat, x).mean().item(),
     "psnr_of_the_mean_image": psnr(mean_image, x).mean().item(),
+    "mean_sigma": (output.logvar / 2).exp().mean().item(),
+    "spread_of_mu": output.mu.std(0).mean().item(),
 }
 io.write_result(home / "05_vae.json", numbers, started=started, device=fabric.device, preset=P, data=packed.hash)
 Markdown(
     f"Of the {bce:,.0f} nats of reconstruction loss, {floor:,.0f} are the floor that no model can leave: {bce - floor:,.0f} nats "
     f"are left for the model to work on, beside {kl:,.0f} nats of KL. Reconstructions reach {numbers['psnr']:.1f} dB; the mean "
     f"of the training images, which looks at nothing, has {numbers['psnr_of_the_mean_image']:.1f} dB. "
+    f"The prior expects codes of spread 1; those of test images have {numbers['spread_of_mu']:.2f} between images and a sigma "
+    f"of {numbers['mean_sigma']:.2f} within one, so a draw from the prior need not decode to an eye. "
     "**The paper leaves open** the size of $z$, all widths, and which loss trains the VAE inside the diffusion."
 )

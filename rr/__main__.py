@@ -217,7 +217,7 @@ def restore(
 def _best_checkpoint():
     for name in ("paper", "course", "smoke"):
         folder = io.results(name) / "checkpoints" / "restorer"
-        if (folder / "denoiser" / "config.json").is_file():
+        if all((folder / part / "config.json").is_file() for part in ("denoiser", "classifier")):
             return folder
     raise InputError("no trained restorer yet; run `make reproduce` first or give --checkpoint")
 
@@ -304,7 +304,7 @@ def doctor():
         row(name, f"results {', '.join(results)}" if results else f"nothing; make it: rr reproduce --preset {name}")
         for manifest in sorted(folder.glob("data/**/manifest.json")):
             try:
-                packed = data.Packed(manifest.parent)
+                packed = data.Packed(manifest.parent, verify=True)
             except InputError as error:
                 broken.append(error)
             else:

@@ -1,8 +1,8 @@
-"""A checkpoint is a folder: weights as safetensors, resolved configuration, provenance. It rebuilds its model alone.
+"""A checkpoint is a folder: weights as safetensors, resolved configuration and provenance. It rebuilds its model alone.
 
-    config.json                      component, arguments, name and sha256 of the weights file: written last
     weights-<first of sha256>.safetensors
-    provenance.json                  commit, versions, device, seconds, data hash, ...
+    config.json     component, arguments, name and sha256 of the weights file, and under "provenance" commit, versions,
+                    device, seconds, data hash, ...; written last
 
 Nothing pickled is ever executed. The weights carry their hash in their name and config.json names them, so replacing
 config.json is the one moment at which a new checkpoint takes the place of the old: a process killed or a disk full
@@ -28,9 +28,8 @@ def save(folder, model, provenance, **facts):
         save_file(tensors, temporary)
     digest = sha256(part)
     weights = part.rename(folder / f"weights-{digest[:12]}.safetensors")
-    write_json(folder / "provenance.json", provenance)
     config = {"component": type(model).__name__, "arguments": model.arguments, "weights": weights.name, "sha256": digest}
-    write_json(folder / "config.json", {**config, **facts})
+    write_json(folder / "config.json", {**config, **facts, "provenance": provenance})
     for stale in folder.glob("weights-*.safetensors"):
         if stale != weights:
             stale.unlink()

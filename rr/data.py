@@ -19,11 +19,11 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from rr.io import InputError, read_json, sha256, write_json, write_table, writing
+from rr.io import InputError, read_json, sha256, sweep, write_json, write_table, writing
 from rr.photo import Fov, fov_mask
 from rr.sources import LABELS
 
-SPLITS = {"train": 0.64, "val": 0.16, "test": 0.20}  # paper 3.1
+SPLITS = {"train": 0.64, "val": 0.16, "test": 0.20}  # paper 2.2
 NEAR_BITS = 15  # of 256: the same photograph resized or compressed again differs in <= 12, two eyes in >= 60
 SKIPPED = 0.01  # share of unusable images that a pack leaves out (at least one); beyond it stops
 FORMAT = 1  # of the packed folder
@@ -101,8 +101,7 @@ def pack(source, size, out, seed=0, workers=1):
     with FileLock(out / ".lock"):  # two notebooks may ask for the same pack at once
         if (out / "manifest.json").exists() and read_json(out / "manifest.json").get("recipe") == recipe:
             return Packed(out)
-        for left in out.glob(".images-*.npy"):  # of a killed run; nobody else writes while we hold the lock
-            left.unlink()
+        sweep(out)  # nobody else writes while we hold the lock
         _write(source, recipe, out, workers)
     return Packed(out)
 
@@ -227,7 +226,9 @@ class Packed:
         if not intact:
             raise InputError(f"{path}: images.npy or table.csv is not what the manifest says{again}")
         self.table = pd.read_csv(path / "table.csv", keep_default_na=True, dtype={"name": str})
-        self.labels = torch.tensor(self.table[list(LABELS)].to_numpy(np.float32))
+        self.labels = self._columns(LABELS)
+        self.circles = self._columns([f"fov_{key}" for key in Fov._fields])
+        self.discs = self._columns(["disc_x", "disc_y", "disc_r"])
         self.hash = hashlib.sha256("".join(sums).encode()).hexdigest()[:12]
 
     def __len__(self):
@@ -252,17 +253,42 @@ class Packed:
             keep &= four[label] == value
         return np.flatnonzero(keep)
 
+    def labelled(self, split):
+        """Rows of a split whose four labels are known. Raises InputError if there are none."""
+        known = self.table["split"].eq(split) & self.table[list(LABELS)].notna().all(axis=1)
+        if not known.any():
+            raise InputError(f"{self.path}: no labels in split {split}; give 01_data a CSV with labels (parameter labels)")
+        return np.flatnonzero(known)
+
+    def references(self, split):
+        """Rows of a split that may serve as clean images: readable, and nothing was done to them as far as is known.
+
+        Embedded images know how they were degraded: one may be readable in spite of a dark hole. Photographs do not,
+        there readable must do. Raises InputError if there are none.
+        """
+        rows = self.rows(split, readable=True)
+        if "severity" in self.table:
+            rows = rows[self.table["severity"].to_numpy()[rows] == 0]
+        if len(rows) == 0:
+            raise InputError(f"{self.path}: no clean readable image in split {split}; use more images, with labels")
+        return rows
+
+    def mean(self, rows, size=256):
+        """The mean image (1, 3, S, S) of `rows`, read `size` images at a time."""
+        parts = [self.batch(rows[i : i + size]).sum(0, keepdim=True) for i in range(0, len(rows), size)]
+        return sum(parts) / len(rows)
+
     def batch(self, rows, device="cpu"):
         """Images of `rows` as float32 (B, 3, S, S) in [0, 1] on `device`."""
         return torch.from_numpy(self.images[np.asarray(rows)]).to(device).float() / 255
 
     def fov(self, rows, device="cpu"):
         """Field-of-view masks of `rows`, bool (B, 1, S, S); the whole frame where there is none."""
-        return fov_mask(self._columns(rows, [f"fov_{key}" for key in Fov._fields]).to(device), self.size)
+        return fov_mask(self.circles[rows].to(device), self.size)
 
     def disc(self, rows):
         """Optic discs of `rows` as (B, 3): x, y, r in fractions of the width, NaN where unknown."""
-        return self._columns(rows, ["disc_x", "disc_y", "disc_r"])
+        return self.discs[rows]
 
-    def _columns(self, rows, columns):
-        return torch.tensor(self.table[columns].to_numpy(np.float32)[np.asarray(rows)])
+    def _columns(self, columns):
+        return torch.tensor(self.table[list(columns)].to_numpy(np.float32))

@@ -3,10 +3,12 @@
 Defines `sample` (parameters of A, drawn at random), `apply` (A itself), `to_table` and `from_table` (parameters as a
 CSV and back, bit by bit) and `readable` (the rule that derives readability labels from what A did to a region).
 
-The three families and their ranges are those of cofe-Net (Shen et al. 2020, arXiv 2005.05594), with three differences.
+The three families and their ranges are those of cofe-Net (Shen et al. 2020, arXiv 2005.05594), with these differences:
 Every length is a fraction of the image width, so that 64 and 512 pixels show the same degradation. The blur is a true
 Gaussian of the nominal sigma (5 to 15 pixels at 512), which the published code cuts to kernels of 7 pixels at most. The
-large smooth shapes (halo, hole, spots) are closed forms instead of discs blurred with large kernels.
+large smooth shapes (halo, hole, spots) are closed forms instead of discs blurred with large kernels; centre and width of
+the halo, the ramp (not a step) above which a hole is drawn, and the narrower edge of the spots are our choices, made so
+that PSNR and SSIM of degraded photographs come out as published ones do.
 Coordinates: u to the right, v downwards, both in image widths, the pixel in row i and column j at ((j, i) + 1/2) / W.
 """
 

@@ -83,8 +83,8 @@ class Diffusion(torch.nn.Module):
     def weight(self, objective, t, gamma=5.0):
         """Loss weight (N, 1, 1, 1) that caps the implied weight on x_0 at gamma (min-SNR, Hang et al. 2023).
 
-        An error e in x_0 is an error e * sqrt(SNR) in epsilon, and SNR = alpha_bar / (1 - alpha_bar) is unbounded as
-        t -> 0: where input and target differ (the pair y, x) an unweighted noise loss would see little but t = 1.
+        For pairs with y != x only. An error e in x_0 is an error e * sqrt(SNR) in epsilon, and SNR = alpha_bar /
+        (1 - alpha_bar) is unbounded as t -> 0: there an unweighted noise loss would see little but t = 1.
         """
         if objective == "image":
             return torch.ones_like(self.at(self.alpha_bar, t))

@@ -14,6 +14,7 @@ matplotlib.rcParams.update({
 import matplotlib.pyplot as plt  # noqa: E402 (the style comes first)
 import numpy as np  # noqa: E402
 import seaborn as sns  # noqa: E402
+import torch  # noqa: E402
 
 from rr.io import writing  # noqa: E402
 from rr.readability import LABELS  # noqa: E402
@@ -47,6 +48,11 @@ def grid(rows, titles=None, side=1.1):
         axis.set_title(title)
     figure.subplots_adjust(wspace=0.04, hspace=0.06)
     return figure
+
+
+def coloured(maps):
+    """Maps (N, h, w) in [0, 1] as images (N, 3, h, w)."""
+    return torch.from_numpy(plt.get_cmap("viridis")(maps.numpy())[..., :3]).permute(0, 3, 1, 2)
 
 
 def sheet(images, columns=10, side=1.0):
@@ -121,8 +127,8 @@ def attention(image, A, shape, tokens):
     mean = A.mean(0).float().cpu().numpy() * A.shape[-1]
     for axis, token in zip(axes[1:], tokens):
         _picture(axis, image)
-        drawn = axis.imshow(mean[token].reshape(shape), cmap="viridis", alpha=0.6, extent=(0, width, height, 0),
-                            interpolation="bilinear", vmin=0, vmax=max(2, mean.max()))
+        drawn = axis.imshow(mean[token].reshape(shape), cmap="viridis", alpha=0.5, extent=(0, width, height, 0),
+                            vmin=mean[tokens].min(), vmax=mean[tokens].max())
         row, column = divmod(token, shape[1])
         axis.plot((column + 0.5) * width / shape[1], (row + 0.5) * height / shape[0], "o", mfc="none", mec="w")
         axis.set_title(f"asked from ({row + 1}, {column + 1})")
@@ -166,7 +172,8 @@ def pipeline(before, trajectory, after, p_before, p_after, reference=None, shown
 
     before, after, reference (3, H, W); trajectory [(t, x_t, x_0_hat)] with tensors (1, 3, H, W); p_* (4,).
     """
-    picks = [trajectory[i] for i in np.unique(np.linspace(0, len(trajectory) - 1, shown).round().astype(int))]
+    steps = trajectory[:-1]  # the last one is the result itself, which has its own place
+    picks = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, shown).round().astype(int))]
     shown = len(picks)
     columns = shown + 3 + (reference is not None)
     figure = plt.figure(figsize=(1.25 * columns, 2.9))

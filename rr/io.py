@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PART = ".part-"  # in the names of files that are being written
 PACKAGES = ("torch", "torchvision", "lightning", "lpips", "numpy", "pandas", "pillow", "scikit-image", "scikit-learn")
 
 
@@ -33,7 +34,7 @@ def writing(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}{PART}", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     os.chmod(name, 0o644)
     part = Path(name)
@@ -48,6 +49,12 @@ def writing(path):
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def sweep(folder, stem="*"):
+    """Remove what killed writers of files `stem` left in `folder`. Only for who knows that no other writer is alive."""
+    for left in Path(folder).glob(f".{stem}{PART}*"):
+        left.unlink(missing_ok=True)
 
 
 def write_text(path, text):
@@ -81,6 +88,14 @@ def sha256(path):
     """SHA-256 of a file, as hexadecimal text."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def code(*modules):
+    """First 12 digits of the SHA-256 of modules of `rr`, by name; without names, of all that compute results."""
+    aside = {"__init__", "__main__", "notebook", "readme", "paper", "figures"}
+    folder = Path(__file__).parent
+    names = sorted(modules) or sorted(path.stem for path in folder.glob("*.py") if path.stem not in aside)
+    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()[:12]
 
 
 def digest(tensor):

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from rr import weights as pretrained
 from rr.io import InputError
+from rr.presets import choose
 
 METRICS = ("psnr", "ssim", "lpips")
 K1, K2 = 0.01, 0.03  # SSIM's constants, C = (K * data_range)^2 with data_range 1
 WINDOW, SIGMA = 11, 1.5  # SSIM's Gaussian window
+CHUNK = 64  # images scored at once: float64 maps of 64 images of 224 px take 0.8 GiB
 LPIPS_SIDE = 64  # pixels; below that the trunk's last layers see nothing but their own padding
 LPIPS_TRUNKS = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
 DISC_CROP = 3.0  # half-width of the disc crop in disc radii: disc, peripapillary vessels and rim of nerve fibres
@@ -71,11 +73,8 @@ def load_lpips(
     64 pixels. Raises InputError for an unknown `net`, a trunk that "imagenet" cannot get, a damaged file or one that
     does not cover every parameter of the trunk.
     """
-    if net not in LPIPS_TRUNKS:
-        raise InputError(f"LPIPS trunk {net!r}: unknown; choose one of {', '.join(LPIPS_TRUNKS)}")
-    if weights not in pretrained.WEIGHTS:
-        raise InputError(f"weights={weights!r}: unknown; choose one of {', '.join(pretrained.WEIGHTS)}")
-    name = LPIPS_TRUNKS[net]
+    name = choose("LPIPS trunk", net, LPIPS_TRUNKS)
+    choose("weights", weights, dict.fromkeys(pretrained.WEIGHTS))
     if weights == "none" and pretrained.available(name, folder) is None:
         return None
     import lpips
@@ -119,6 +118,9 @@ def score(
     square of half-width 3 disc radii around the disc, clipped at the image. NaN (shown as n/a by `text`) where a value
     cannot be had: no `fov`, disc unknown or outside, no LPIPS trunk, or fewer than 64 pixels for LPIPS (11 for SSIM).
     """
+    if len(x) > CHUNK:
+        parts = zip(*(values.split(CHUNK) if isinstance(values, Tensor) else [None] * len(x) for values in (x, y, fov, disc)))
+        return pd.concat([score(*part, lpips) for part in parts], ignore_index=True)
     x, y, fov = _checked(x, y, fov)
     n = len(x)
     table = {f"{metric}{where}": np.full(n, np.nan) for where in ("", "_fov", "_disc") for metric in METRICS}

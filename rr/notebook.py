@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from rr.io import ROOT, InputError, writing
+from rr.io import ROOT, InputError, sweep, writing
 
 NOTEBOOKS = ROOT / "notebooks"
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
@@ -233,8 +233,7 @@ def _alone(executed, say):
         say(f"another run is writing {executed}; waiting for its end")
         lock.acquire()
     try:
-        for left in executed.parent.glob(f".{glob.escape(executed.stem)}-????????{executed.suffix}"):
-            left.unlink()
+        sweep(executed.parent, glob.escape(executed.stem))
         yield
     finally:
         lock.release()

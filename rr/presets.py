@@ -90,7 +90,7 @@ def preset(name, **changes):
 
 
 def choose(kind, name, choices):
-    """choices[name]. Raises InputError that lists the choices: the one check behind every name that a user gives."""
+    """choices[name]. Raises InputError that lists the choices."""
     if name not in choices:
         raise InputError(f"{kind} {name!r}: unknown; choose one of {', '.join(choices)}")
     return choices[name]

@@ -40,31 +40,32 @@ def literal(batch, generator):
 
 def paired(batch, generator):
     """The pair is (A(x), x), A drawn anew for every image: families and severity from 0 (identity) to 1."""
+    x = batch.x * batch.fov
     families = (torch.rand(len(batch.x), len(degrade.FAMILIES), generator=generator) < 0.7).float()
     parameters = degrade.sample(len(batch.x), generator, families=families)
     parameters = {name: value.to(batch.x.device) for name, value in parameters.items()}
-    return degrade.apply(batch.x, parameters, batch.fov), batch.x
+    return degrade.apply(x, parameters, batch.fov), x
 
 
 PROTOCOLS = {"paired": paired, "literal": literal}
 
 
 def training_rows(data, split, protocol):
-    """The images a protocol trains on: readable ones (paired), or fundus images with an unreadable disc (literal)."""
+    """The images a protocol trains on: references (paired), or fundus images with an unreadable disc (literal)."""
     choose("protocol", protocol, PROTOCOLS)
-    return data.rows(split, readable=True) if protocol == "paired" else data.rows(split, fundus=1, disc=0)
+    return data.references(split) if protocol == "paired" else data.rows(split, fundus=1, disc=0)
 
 
 def test_pairs(data, protocol, seed):
     """The test images of a protocol: (rows, y, x, parameters of A as a table; literal: an empty one).
 
-    paired: readable test images under all three families at severity .5 to 1, from which A can be replayed
+    paired: reference images of the test split under all three families at severity .5 to 1, from which A can be replayed
     (`degrade.from_table`). literal: fundus images with an unreadable disc, x = y. Raises InputError if there are none.
     """
     rows = training_rows(data, "test", protocol)
     if len(rows) == 0:
         raise InputError(f"{data.path}: no test image for the {protocol} protocol; use more images")
-    x = data.batch(rows)
+    x = data.batch(rows) * data.fov(rows)
     if protocol == "literal":
         return rows, x, x, pd.DataFrame({"name": data.table["name"][rows]})
     generator = torch.Generator().manual_seed(seed)
@@ -98,8 +99,7 @@ class Denoiser(nn.Module):
             "width": width, "latent": latent, "T": T, "schedule": schedule, "start": start,
             "condition": list(condition),
         }  # fmt: skip
-        if objective not in OBJECTIVES:
-            raise InputError(f"objective {objective!r}: unknown; choose one of {', '.join(OBJECTIVES)}")
+        choose("objective", objective, dict.fromkeys(OBJECTIVES))
         if backbone == "vae" and objective != "image":
             raise InputError(f"objective {objective!r}: the VAE ends in a sigmoid and predicts images; use 'image'")
         self.objective = objective
@@ -117,7 +117,8 @@ class Denoiser(nn.Module):
     def loss(self, batch, generator):
         """Noise y to a random t of the steps that restoration visits, 1..t_0; predict towards x: {"loss", parts}, means.
 
-        U-Nets: squared error of the prediction (2.4). VAE: BCE + KL (2.5).
+        U-Nets: mean squared error of the prediction (2.4), weighted only where y is not x, see Diffusion.weight. Then
+        "noise" is the epsilon that leads from x to x_t: the drawn one would lead back to y. VAE: BCE + KL (2.5).
         """
         y, x = self.pair(batch, generator)
         t = torch.randint(1, self.t_0 + 1, (len(x),), generator=generator).to(x.device)
@@ -127,7 +128,8 @@ class Denoiser(nn.Module):
         if output.mu is not None:
             return elbo(output, x)
         error = (output.prediction.float() - self.diffusion.target(self.objective, x_t, t, x)) ** 2
-        return {"loss": (self.diffusion.weight(self.objective, t) * error).mean()}
+        weight = 1.0 if y is x else self.diffusion.weight(self.objective, t)
+        return {"loss": (weight * error).mean()}
 
     @torch.no_grad()
     def trajectory(self, y, generator, steps=None):
@@ -153,10 +155,11 @@ class Denoiser(nn.Module):
 class Restoration(NamedTuple):
     """What RetinaRegen returns for N images."""
 
-    image: Tensor             # (N, 3, H, W) in [0, 1]; images that were readable are returned as they came
+    image: Tensor             # (N, 3, H, W) in [0, 1]; images that were left alone are returned as they came
     before: Tensor            # (N, 4) probabilities of the labels before
     after: Tensor             # (N, 4) and after
     readable: Tensor          # (N,) bool: readable already, left alone
+    no_fundus: Tensor         # (N,) bool: no fundus image, left alone: it would be turned into an eye
     passed: Tensor            # (N,) bool: all four labels are readable in the end
     trajectory: list | None   # [(t, x_t, x_0_hat)] of the images that were restored, if asked for
 
@@ -177,14 +180,16 @@ class RetinaRegen:
     def __call__(self, y, fov, seed=0, steps=None, trajectory=False, screen=True):
         """Restore photographs y (N, 3, size, size) in [0, 1] with fields of view fov (N, 1, size, size).
 
-        screen: leave alone what the classifier calls readable in all four labels; False restores every image.
+        screen: leave alone what the classifier calls readable in all four labels, or no fundus image; False restores
+        every image.
         Raises InputError for images of another size.
         """
         if y.shape[-2:] != (self.size, self.size):
             raise InputError(f"images {y.shape[-1]}x{y.shape[-2]}: this restorer was trained on {self.size}x{self.size}")
         before = self.classifier.probabilities(y)
-        readable = (before >= self.THRESHOLD).all(1) if screen else torch.zeros(len(y), dtype=torch.bool)
-        image, todo, generator = y.clone(), ~readable, torch.Generator().manual_seed(seed)
+        readable = screen & (before >= self.THRESHOLD).all(1)
+        no_fundus = screen & (before[:, LABELS.index("fundus")] < self.THRESHOLD)
+        image, todo, generator = y.clone(), ~(readable | no_fundus), torch.Generator().manual_seed(seed)
         steps_taken = None
         if todo.any():
             if trajectory:
@@ -193,7 +198,7 @@ class RetinaRegen:
             else:
                 image[todo] = self.denoiser.restore(y[todo], fov[todo], generator, steps)
         after = self.classifier.probabilities(image)
-        return Restoration(image, before, after, readable, (after >= self.THRESHOLD).all(1), steps_taken)
+        return Restoration(image, before, after, readable, no_fundus, (after >= self.THRESHOLD).all(1), steps_taken)
 
     @classmethod
     def load(cls, folder, device="cpu"):
@@ -208,17 +213,19 @@ def restore_photograph(regen, image, seed=0):
 
     The field of view is cropped, restored at the size of the model, enlarged and put back; what lies outside of it is
     left as it was. Detail finer than the model's pixels is therefore not that of the photograph. A photograph that is
-    readable already is returned as it came. The report holds "status" ("restored" | "readable already"), "passed",
-    and under "before" and "after" the probability of every label. Raises InputError if there is no field of view.
+    readable already, or no fundus photograph to the classifier, is returned as it came. The report holds "status"
+    ("restored" | "readable already" | "no fundus photograph"), "passed", and under "before" and "after" the probability of
+    every label. Raises InputError if there is no field of view.
     """
     device = next(regen.denoiser.parameters()).device
     crop, circle, box = crop_fov(image, regen.size)
     y = torch.from_numpy(crop).permute(2, 0, 1)[None].to(device).float() / 255
     done = regen(y, fov_mask([circle], regen.size).to(device), seed)
-    report = {"status": "readable already" if done.readable[0] else "restored", "passed": bool(done.passed[0])}
+    status = "readable already" if done.readable[0] else "no fundus photograph" if done.no_fundus[0] else "restored"
+    report = {"status": status, "passed": bool(done.passed[0])}
     for name, probabilities in (("before", done.before), ("after", done.after)):
         report[name] = dict(zip(LABELS, probabilities[0].tolist()))
-    if done.readable[0]:
+    if status != "restored":
         return image, report
     # enlarged with its mask and divided by it, so that the black surround does not bleed into the rim
     mask = fov_mask([circle], regen.size).float()

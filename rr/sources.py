@@ -1,6 +1,6 @@
 """Where images come from: procedural eyes, SynFundus-1M, a folder of photographs.
 
-Defines the four labels, `embedded`, `synfundus` and `folder`, which return a `Source` (a table, and one image at a
+Defines the four labels, `embedded` and `folder` (SynFundus-1M too), which return a `Source` (a table, and one image at a
 time), and `read_labels` (a label CSV, checked).
 """
 
@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rr import anatomy, degrade, synthetic
-from rr.io import InputError, sha256
-from rr.photo import crop_fov, find_fov, fov_mask, read_photograph
+from rr import degrade, synthetic
+from rr.io import InputError, code, sha256
+from rr.photo import Fov, crop_fov, fov_mask, read_photograph
 
 LABELS = ("fundus", "macula", "disc", "retina")  # the four readability labels, in the paper's order
 SYNFUNDUS = {  # SynFundus-1M's column => label
@@ -44,16 +44,16 @@ class Source:
 
 
 def embedded(n, seed=0):
-    """n procedural images (rr.synthetic), 6 % no fundus, of the others 30 % clean and 70 % degraded (rr.degrade).
+    """n procedural images (rr.synthetic), 6 % no fundus, of the others 45 % clean and 55 % degraded (rr.degrade).
 
     Half of the degraded ones only round the disc or round the macula. Labels follow from degrade.readable in each
     region. Image i depends on (seed, i) alone.
     """
     if n < 1:
         raise InputError(f"embedded data: {n} images asked for; at least 1 is needed")
-    code = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (anatomy, synthetic, degrade))).hexdigest()[:12]
     table = pd.DataFrame({"name": [f"embedded-{seed}-{i:06d}" for i in range(n)]})
-    return Source({"kind": "embedded", "n": n, "seed": seed, "code": code}, table, partial(_embedded_image, seed))
+    recipe = {"kind": "embedded", "n": n, "seed": seed, "code": code("anatomy", "synthetic", "degrade", "photo", "sources")}
+    return Source(recipe, table, partial(_embedded_image, seed))
 
 
 def _embedded_image(seed, index, size):
@@ -61,12 +61,11 @@ def _embedded_image(seed, index, size):
     if rng.random() < 0.06:
         return synthetic.not_fundus(seed, index, size), dict.fromkeys(LABELS, 0)
     eye = synthetic.fundus(seed, index, size)
-    circle = find_fov(np.repeat(eye.fov[..., None] * np.uint8(255), 3, axis=2))
     disc_x, disc_y, disc_r = (float(v) / size for v in eye.disc_circle)
     fovea_x, fovea_y = (float(v) / size for v in eye.fovea)
 
-    # severity 0 in 30 %; the cube root favours what is visibly degraded
-    severity = 0.0 if rng.random() < 0.3 else float(rng.random() ** (1 / 3))
+    # severity 0 in 45 %; the cube root favours what is visibly degraded
+    severity = 0.0 if rng.random() < 0.45 else float(rng.random() ** (1 / 3))
     chosen = rng.permutation(degrade.FAMILIES)[: rng.integers(1, len(degrade.FAMILIES) + 1)]
     families = tuple(name for name in degrade.FAMILIES if name in chosen)
     aim = str(rng.choice(["whole", "whole", "disc", "macula"]))
@@ -86,15 +85,10 @@ def _embedded_image(seed, index, size):
     }
     stored = (y * 255).round().to(torch.uint8)
     row = {"fundus": 1} | {label: int(degrade.readable(x, stored / 255, regions[label])[0]) for label in regions}
-    row |= {f"fov_{key}": v / size for key, v in circle._asdict().items()}
+    row |= {f"fov_{key}": v / size for key, v in zip(Fov._fields, eye.view)}
     row |= {"disc_x": disc_x, "disc_y": disc_y, "disc_r": disc_r, "fovea_x": fovea_x, "fovea_y": fovea_y}
     row |= {"severity": severity, "families": "+".join(families) if severity else "", "aim": aim if severity else ""}
     return stored[0].permute(1, 2, 0).numpy(), row
-
-
-def synfundus(images, csv):
-    """SynFundus-1M: a folder of images, flat or nested, and its annotation CSV (file_name or idx, the is_* columns)."""
-    return folder(images, csv)
 
 
 def folder(path, csv=None):

@@ -46,6 +46,7 @@ class Eye(NamedTuple):
     fovea: tuple[float, float]  # x, y in pixels
     disc_circle: tuple[float, float, float]  # x, y and mean radius in pixels
     side: str  # "right" | "left"
+    view: tuple[float, float, float, float, float]  # the field of view, in pixels: x, y, radius, cut above and below y
 
 
 # ------------------------------------------------------------------------------------------------------------ vessels
@@ -250,6 +251,7 @@ def fundus(seed: int, index: int, size: int = 224) -> Eye:
         (eye.fovea.real * size, eye.fovea.imag * size),
         (x, y, r),
         eye.side,
+        tuple(float(v) * size for v in (centre.real, centre.imag, radius, 0.5 - flat, 0.5 + flat)),
     )
 
 

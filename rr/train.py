@@ -6,6 +6,7 @@ from (seed, step), so a resumed run takes the same steps as an uninterrupted one
 threads it ends with the same parameters.
 """
 
+import pickle
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rr import checkpoint
-from rr.io import InputError, provenance, write_table, writing
+from rr.io import InputError, code, provenance, sweep, write_table, writing
 
 OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,  # the classifier (2.2)
@@ -73,7 +74,10 @@ def train(
     if len(rows) < batch or len(val_rows) == 0:
         raise InputError(f"{len(rows)} training and {len(val_rows)} validation images for batches of {batch}: too few; "
                          "use more images or a smaller batch")
-    config = {"arguments": model.arguments, "epochs": epochs, "batch": batch, "lr": lr, "ema": ema, "seed": seed,
+    if batch % fabric.world_size:
+        raise InputError(f"batch of {batch}: cannot be shared by {fabric.world_size} processes; use a multiple of them")
+    config = {"code": code(), "component": type(model).__name__, "arguments": model.arguments,
+              "epochs": epochs, "batch": batch, "lr": lr, "ema": ema, "seed": seed,
               "optimizer": optimizer, "data": data.hash, "rows": len(rows), **(facts or {})}
     started = time.time()
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
@@ -83,13 +87,13 @@ def train(
     module.mark_forward_method("loss")
 
     step, first, best, history, spent = 0, 0, float("inf"), [], 0.0
-    state = _resume(folder, config)
+    state, log = _resume(folder, config, type(model))
     if state is not None:
         model.load_state_dict(state["model"])
         averaged.load_state_dict(state["averaged"])
         opt.load_state_dict(state["optimizer"])
         step, first, best, spent = (state[key] for key in ("step", "epoch", "best", "seconds"))
-        history = pd.read_csv(folder / "history.csv").query("step <= @step").to_dict("records")
+        history = log.query("step <= @step").to_dict("records")
 
     for epoch in range(first, epochs):
         model.train()
@@ -103,8 +107,7 @@ def train(
             parts = module.loss(_batch(data, here, fabric.device), generator)
             loss = parts["loss"].item()
             if not np.isfinite(loss):
-                raise InputError(f"loss is {loss} at step {step}; lower the learning rate ({lr}), then run again: "
-                                 f"{folder / 'last'} holds the state of epoch {epoch}")
+                raise InputError(f"loss is {loss} at step {step}; lower the learning rate ({lr}) and run again")
             opt.zero_grad(set_to_none=True)
             fabric.backward(parts["loss"])
             opt.step()
@@ -136,8 +139,10 @@ def run(title, *arguments, epochs, **options):
     """`train` to its end, behind a progress bar with loss and images/s; returns the log, see `history`."""
     from tqdm import tqdm
 
-    with tqdm(train(*arguments, epochs=epochs, **options), desc=title, unit="step", mininterval=1) as bar:
-        for row in bar:
+    total = epochs * (len(arguments[2]) // options["batch"])
+    with tqdm(total=total, desc=title, unit="step", mininterval=1) as bar:
+        for row in train(*arguments, epochs=epochs, **options):
+            bar.update(row["step"] - bar.n)
             bar.set_postfix({"epoch": f"{row['epoch'] + 1}/{epochs}", "loss": f"{row['loss']:.4g}",
                              "images/s": f"{row['images_per_s']:.0f}"}, refresh=False)
     return history(options["folder"])
@@ -177,13 +182,20 @@ def _save_state(folder, config, **state):
         torch.save({"config": repr(config), **state}, part)
 
 
-def _resume(folder, config):
-    """The state in folder/last if it belongs to the same configuration, else None."""
+def _resume(folder, config, component):
+    """(state, log) of a run with the same configuration; (None, None), and a line that says why, if there is none."""
+    for place in (folder, folder / "last"):
+        sweep(place)
     path = folder / "last" / "state.pt"
     if not path.is_file():
-        return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["config"] != repr(config):
-        print(f"{folder}: made with another configuration; training afresh")
-        return None
-    return state
+        return None, None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["config"] != repr(config):
+            print(f"{folder}: made with another configuration or code; training afresh")
+            return None, None
+        checkpoint.load(folder, component)
+        return state, history(folder)
+    except (InputError, OSError, EOFError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        print(f"{folder}: cannot be continued ({str(error).splitlines()[0] if str(error) else error!r}); training afresh")
+        return None, None

@@ -42,11 +42,12 @@ class VAE(nn.Module):
         size,          # side of the image, px; a multiple of 8 (three halvings)
         latent=128,    # length of z
         width=32,      # channels of the first convolution; then 2 width, 2 width
+        timed=True,    # whether it is told the step t, as the backbone of a diffusion is
     ):
         super().__init__()
         if size % 8:
             raise InputError(f"image size {size}: the VAE halves it three times; use a multiple of 8")
-        self.arguments = {"size": size, "latent": latent, "width": width}
+        self.arguments = {"size": size, "latent": latent, "width": width, "timed": timed}
         self.shape = (2 * width, size // 8, size // 8)
         flat = 2 * width * (size // 8) ** 2
         self.convolutions = nn.ModuleList([
@@ -54,7 +55,7 @@ class VAE(nn.Module):
             nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
             nn.Conv2d(2 * width, 2 * width, 4, stride=2, padding=1),
         ])
-        self.time = nn.Sequential(TimeEmbedding(64), nn.Linear(64, width))
+        self.time = nn.Sequential(TimeEmbedding(64), nn.Linear(64, width)) if timed else None
         self.mu = nn.Linear(flat, latent)
         self.logvar = nn.Linear(flat, latent)
         nn.init.zeros_(self.logvar.weight)  # sigma = 1 at the start: no exploding first steps
@@ -67,13 +68,13 @@ class VAE(nn.Module):
         )  # fmt: skip
 
     def encode(self, x, t=None):
-        """x (N, 3, H, W), t (N,) or None => mu, log sigma^2, each (N, latent)."""
+        """x (N, 3, H, W), t (N,), None if not timed => mu, log sigma^2, each (N, latent), float32."""
         first, second, third = self.convolutions
         h = first(x)                                                       # N, width, H/2, W/2
-        if t is not None:
+        if self.time is not None:
             h = h + self.time(t)[:, :, None, None]
         h = F.relu(third(F.relu(second(F.relu(h))))).flatten(1)            # N, 2 width * H/8 * W/8
-        return self.mu(h), self.logvar(h).clamp(-20, 10)
+        return self.mu(h).float(), self.logvar(h).float().clamp(-20, 10)
 
     def decode_logits(self, z):
         """z (N, latent) => (N, 3, H, W), before the sigmoid."""
@@ -81,7 +82,7 @@ class VAE(nn.Module):
 
     def decode(self, z):
         """z (N, latent) => x_hat (N, 3, H, W) in [0, 1]."""
-        return self.decode_logits(z).sigmoid()
+        return self.decode_logits(z).float().sigmoid()  # in bf16 every logit above 6 would be 1, and its log lost
 
     def forward(self, x, t=None, generator=None):
         """x_hat with its mu and log sigma^2. In training z is sampled; in evaluation z = mu, so the result is one."""
@@ -106,13 +107,12 @@ def bce(x_hat, x):
     The paper prints the sum without its minus sign; what is minimized is the negative log-likelihood. For pixels
     between 0 and 1 its minimum, at x_hat = x, is the entropy of x and not 0: see notebook 05.
     """
-    with torch.autocast(x_hat.device.type, enabled=False):  # log of a bf16 probability loses the dark pixels
+    with torch.autocast(x_hat.device.type, enabled=False):
         return F.binary_cross_entropy(x_hat.float(), x.float(), reduction="none").flatten(1).sum(1)
 
 
 def kl(mu, logvar):
     """KL divergence from N(mu, sigma^2) to N(0, 1) (2.5, third equation), nats per image (N,)."""
-    mu, logvar = mu.float(), logvar.float()
     return 0.5 * (logvar.exp() + mu**2 - 1 - logvar).sum(1)
 
 

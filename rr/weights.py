@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from rr.io import InputError, sha256
+from rr.presets import choose
 
 WEIGHTS = ("imagenet", "none")
 FOLDER = "RR_WEIGHTS"  # environment variable: a folder of weight files, for machines without a network
@@ -76,8 +77,7 @@ def load(
     way round. With "none" the model stays as it was built. Raises InputError for an unknown `weights`, weights that
     cannot be had, a damaged file, or a file that does not fit the model.
     """
-    if weights not in WEIGHTS:
-        raise InputError(f"weights={weights!r}: unknown; choose one of {', '.join(WEIGHTS)}")
+    choose("weights", weights, dict.fromkeys(WEIGHTS))
     if weights == "none":
         return "none: random initialisation"
     tensors, note = state(name, folder)

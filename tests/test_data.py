@@ -123,11 +123,11 @@ def test_killed_pack_leaves_nothing_valid(tmp_path):
         "object.__setattr__(source, 'image', stop); data.pack(source, 32, sys.argv[1])"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, check=False)
-    assert done.returncode == 9 and list(tmp_path.glob(".images-*.npy")) and not (tmp_path / "images.npy").exists()
+    assert done.returncode == 9 and list(tmp_path.glob(".images.part-*")) and not (tmp_path / "images.npy").exists()
     with pytest.raises(InputError, match="no complete packed data set"):
         data.Packed(tmp_path)
     assert len(data.pack(sources.embedded(9), 32, tmp_path)) == 9  # the next run cleans up
-    assert not list(tmp_path.glob(".images-*.npy"))
+    assert not list(tmp_path.glob(".images.part-*"))
 
 
 def test_damaged_packs_are_refused(tmp_path):

@@ -243,9 +243,7 @@ def test_readable_follows_what_happened_to_the_region():
 def test_readable_measures_contrast_and_agreement():
     x, fov = eyes(1)
     _, faint = degrade.readable(x, 0.1 + 0.6 * x, fov)  # less contrast, same detail
-    assert faint["gain"].item() == pytest.approx(0.6, abs=1e-4) and faint["fidelity"].item() == pytest.approx(
-        1, abs=1e-5
-    )
+    assert faint["gain"].item() == pytest.approx(0.6, abs=1e-4) and faint["fidelity"].item() == pytest.approx(1, abs=1e-5)
     other, _ = eyes(1, seed=5)
     ok, numbers = degrade.readable(x, other, circle(96, 0.35, 0.5, 0.15))  # sharp, but another eye's detail
     assert not ok.any() and numbers["fidelity"].item() < degrade.RHO_MIN

@@ -84,8 +84,7 @@ def test_pretrained_trunk_is_taken_over_exactly(tmp_path):
     torch.manual_seed(0)
     donor = torchvision.models.alexnet(weights=None)
     save_file(
-        {k: v for k, v in donor.state_dict().items() if k.startswith("features")},
-        tmp_path / "alexnet_features.safetensors",
+        {k: v for k, v in donor.state_dict().items() if k.startswith("features")}, tmp_path / "alexnet_features.safetensors"
     )
     torch.manual_seed(1)
     extractor = Extractor("alexnet")

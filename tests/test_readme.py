@@ -23,33 +23,20 @@ def test_parts_made_from_the_code_are_up_to_date(name):
 def test_parts_made_from_results_quote_the_result_files(tmp_path, monkeypatch):
     numbers = {
         "protocol": "paired",
+        "data": "embedded",
         "n": 7,
         "unreadable_before": 5,
         "passed": 0.4,
         "scores": {
-            "RetinaRegen": {
-                "psnr": 23.456,
-                "ssim": 0.7891,
-                "lpips": None,
-                "psnr_fov": 22.0,
-                "ssim_fov": 0.5,
-                "psnr_disc": 21.0,
-            }
+            "RetinaRegen": {"psnr": 23.456, "ssim": 0.7891, "lpips": None, "psnr_fov": 22.0, "ssim_fov": 0.5, "psnr_disc": 21.0}
         },
     }
-    result = {
-        "numbers": numbers,
-        "provenance": {"preset": {"seed": 3}, "seconds": 12.4, "device": "cpu", "peak_memory_mib": 900},
-    }
-    monkeypatch.setattr(
-        readme, "result", lambda preset, stem: result if (preset, stem) == ("smoke", "06_restoration") else None
-    )
+    result = {"numbers": numbers, "provenance": {"preset": {"seed": 3}, "seconds": 12.4, "device": "cpu", "peak_memory_mib": 900}}
+    monkeypatch.setattr(readme, "result", lambda preset, stem: result if (preset, stem) == ("smoke", "06_restoration") else None)
     text = readme.fill(TEXT)
     assert "| RetinaRegen | 23.46 | 0.789 | n/a | 22.00 | 0.500 | 21.00 |" in part(text, "numbers")
     assert "7 test images, seed 3" in part(text, "numbers") and "passed 40%" in part(text, "numbers")
-    assert "| [06_restoration](notebooks/06_restoration.py) | 12 s (cpu, 900 MiB) | not run | not run |" in part(
-        text, "cost"
-    )
+    assert "| [06_restoration](notebooks/06_restoration.py) | 12 s (cpu, 900 MiB) | not run | not run |" in part(text, "cost")
     assert readme.fill(text) == text
 
 

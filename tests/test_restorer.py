@@ -13,10 +13,11 @@ from rr.vae import Output
 
 
 class Judge(nn.Module):
-    """Readable is what is bright."""
+    """Readable is what is bright; what is black is no fundus."""
 
     def probabilities(self, x):
-        return (x.mean((1, 2, 3)) > 0.4).float()[:, None].expand(-1, 4)
+        brightness = x.mean((1, 2, 3))[:, None]
+        return torch.cat([(brightness > 0.01).float(), (brightness > 0.4).float().expand(-1, 3)], 1)
 
 
 class Oracle(nn.Module):
@@ -92,11 +93,25 @@ def test_unreadable_images_are_restored_and_readable_ones_left_alone():
     assert done.readable.tolist() == [False, True, False] and done.passed.all()
     assert torch.equal(done.image[1], y[1])
     assert torch.allclose(done.image[[0, 2]], torch.tensor(0.8), atol=1e-4)
-    assert done.before[0].tolist() == [0, 0, 0, 0] and done.after[0].tolist() == [1, 1, 1, 1]
+    assert done.before[0].tolist() == [1, 0, 0, 0] and done.after[0].tolist() == [1, 1, 1, 1]
     assert [t for t, _, _ in done.trajectory] == [5, 4, 3, 2, 1, 0]
     assert regen(y, b.fov, screen=False).readable.sum() == 0
     with pytest.raises(InputError, match="32x32"):
         regen(torch.rand(1, 3, 64, 64), torch.ones(1, 1, 64, 64))
+
+
+def test_what_is_no_fundus_is_not_turned_into_an_eye():
+    model = denoiser()
+    model.backbone = Oracle()
+    done = RetinaRegen(Judge(), model)(torch.zeros(1, 3, 32, 32), batch(1).fov)
+    assert done.no_fundus.all() and not done.passed.any() and (done.image == 0).all()
+
+
+def test_references_are_masked_so_that_nothing_outside_of_the_eye_is_scored():
+    b = batch()
+    b.fov[:, :, :, :5] = False
+    y, x = paired(b, torch.Generator().manual_seed(0))
+    assert (x[..., :5] == 0).all() and (y[..., :5] == 0).all()
 
 
 def test_a_photograph_comes_back_in_its_size_with_its_surround():
@@ -111,11 +126,7 @@ def test_a_photograph_comes_back_in_its_size_with_its_surround():
     assert result.shape == image.shape and result.dtype == np.uint8
     assert (result[5:12, 5:60] == 200).all() and (result[~disc][:, 0] < 205).all()
     assert abs(int(result[150, 190, 0]) - 204) <= 1  # 0.8
-    assert (
-        report["status"] == "restored"
-        and report["passed"]
-        and set(report["before"]) == {"fundus", "macula", "disc", "retina"}
-    )
+    assert report["status"] == "restored" and report["passed"] and set(report["before"]) == {"fundus", "macula", "disc", "retina"}
     bright = np.where(disc[..., None], np.uint8(250), image)
     result, report = restore_photograph(RetinaRegen(Judge(), model), bright)
     assert report["status"] == "readable already" and (result == bright).all()
@@ -146,3 +157,14 @@ def test_choices_are_checked():
     ):
         with pytest.raises(InputError):
             denoiser(**wrong)
+
+
+def test_the_noise_loss_is_the_papers_where_input_and_target_agree():
+    model = denoiser(backbone="unet", objective="noise", protocol="literal", start=1.0).train()
+    b, generator = batch(), torch.Generator().manual_seed(5)
+    t = torch.randint(1, 21, (4,), generator=generator)
+    epsilon = torch.randn(b.x.shape, generator=generator)
+    with torch.no_grad():
+        predicted = model(model.diffusion.add_noise(b.x, t, epsilon), t).prediction
+        loss = model.loss(b, torch.Generator().manual_seed(5))["loss"]
+    assert torch.allclose(loss, ((predicted - epsilon) ** 2).mean(), rtol=1e-4)

@@ -5,10 +5,11 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from drawn import disc, line
 from PIL import Image
 
-from rr import data, sources
+from rr import data, sources, synthetic
 from rr.io import ROOT, InputError
 
 PHOTOS = sorted((ROOT.parent / "shared" / "photos").glob("*.jpg"))
@@ -78,7 +79,7 @@ def test_many_rows_are_read_fast(tmp_path):
 
 def test_synfundus_finds_images_and_lists_missing_ones(tmp_path, photos):
     names = ["a.jpg", "b", "c.jpg", "part1/d.JPG", "part2/e", "gone_1", "gone_2.jpg"]
-    source = sources.synfundus(photos, csv_of(tmp_path, THEIRS, [[name, 1, 0, 1, 1] for name in names]))
+    source = sources.folder(photos, csv_of(tmp_path, THEIRS, [[name, 1, 0, 1, 1] for name in names]))
     assert source.table["name"].tolist() == ["a.jpg", "b.png", "part1/c.jpg", "part1/d.JPG", "part2/e.tif"]
     assert source.missing == ["gone_1", "gone_2.jpg"] and source.recipe["files_without_label"] == 1
     packed = data.pack(source, 32, tmp_path / "out")
@@ -144,3 +145,25 @@ def test_embedded_labels_and_anatomy(tmp_path):
     assert distance.between(2, 3.2).all()
     x, fov = packed.batch(eyes.index[:20]), packed.fov(eyes.index[:20])
     assert x[~fov.expand_as(x)].mean() < 0.02 and x[fov.expand_as(x)].mean() > 0.1
+
+
+def test_fields_of_view_of_embedded_eyes_are_exact(tmp_path):
+    packed = data.pack(sources.embedded(40, seed=5), 96, tmp_path)
+    eyes = [i for i in range(40) if packed.labels[i, 0] == 1]
+    masks = packed.fov(eyes)[:, 0].numpy()
+    for mask, i in zip(masks, eyes, strict=True):
+        assert (mask == synthetic.fundus(5, i, 96).fov).all()
+
+
+def test_references_are_clean(tmp_path):
+    packed = data.pack(sources.embedded(60, seed=5), 80, tmp_path)
+    found = []
+    for split in data.SPLITS:
+        rows = packed.references(split)
+        assert (packed.table["severity"].to_numpy()[rows] == 0).all() and (packed.labels[rows] == 1).all()
+        for i in rows[:2]:
+            clean = synthetic.fundus(5, int(packed.table["name"][i].rsplit("-", 1)[1]), 80).image
+            assert (packed.images[i].transpose(1, 2, 0) == clean).all()
+        found.append(len(rows))
+    assert 15 < sum(found) < 40
+    assert torch.allclose(packed.mean(rows, size=2), packed.batch(rows).mean(0, keepdim=True), atol=1e-6)

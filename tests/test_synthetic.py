@@ -117,9 +117,7 @@ def test_vessel_density(eyes):
     assert 0.05 < min(density) and max(density) < 0.16 and 0.07 < np.median(density) < 0.13
 
 
-@pytest.mark.parametrize(
-    ("size", "agreement"), [(64, 0.4), (512, 0.5)]
-)  # thin vessels fill half a pixel only when large
+@pytest.mark.parametrize(("size", "agreement"), [(64, 0.4), (512, 0.5)])  # thin vessels fill half a pixel only when large
 def test_another_size_shows_the_same_eye(size, agreement, eyes):
     small = min(size, SIZE)
 

@@ -93,6 +93,60 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     assert same(first.state_dict(), again.state_dict())
 
 
+@pytest.mark.parametrize("broken", ["config.json", "history.csv", "last/state.pt"])
+def test_what_cannot_be_continued_is_trained_afresh(tmp_path, capsys, broken):
+    whole, run = steps(tmp_path / "whole")
+    list(run)
+    _, run = steps(tmp_path / "cut")
+    list(run)
+    if broken == "last/state.pt":
+        (tmp_path / "cut" / broken).write_bytes(b"half")
+    else:
+        (tmp_path / "cut" / broken).unlink()
+    again, run = steps(tmp_path / "cut")
+    assert len(list(run)) == 12
+    assert same(whole.state_dict(), again.state_dict())
+    assert "cannot be continued" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("write", range(5))
+def test_a_run_killed_between_any_two_writes_continues_to_the_same_end(tmp_path, monkeypatch, write):
+    """The second epoch's writes: best, log, last, state, in this order; the process dies before one of them."""
+    whole, run = steps(tmp_path / "whole")
+    list(run)
+    done = []
+    originals = {"save": checkpoint.save, "write_table": train.write_table, "_save_state": train._save_state}
+
+    def dying(name):
+        def call(*arguments, **options):
+            if len(done) == 4 + write:
+                raise KeyboardInterrupt
+            done.append(name)
+            return originals[name](*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(train.checkpoint, "save", dying("save"))
+    monkeypatch.setattr(train, "write_table", dying("write_table"))
+    monkeypatch.setattr(train, "_save_state", dying("_save_state"))
+    with pytest.raises(KeyboardInterrupt):
+        list(steps(tmp_path / "cut")[1])
+    monkeypatch.undo()
+    again, run = steps(tmp_path / "cut")
+    assert next(run)["step"] > 4  # the first epoch is not lost
+    list(run)
+    assert same(whole.state_dict(), again.state_dict())
+    assert train.history(tmp_path / "cut")[["step", "loss"]].equals(train.history(tmp_path / "whole")[["step", "loss"]])
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path):
+    (tmp_path / "last").mkdir()
+    left = tmp_path / "last" / ".state.part-abcdefgh.pt"
+    left.write_bytes(b"half")
+    list(steps(tmp_path)[1])
+    assert not left.exists()
+
+
 def test_another_configuration_trains_afresh(tmp_path, capsys):
     _, run = steps(tmp_path)
     list(run)
@@ -117,7 +171,7 @@ def test_best_is_the_epoch_of_the_lowest_validation_loss(tmp_path):
     assert len(val) == 6
     assert read_json(tmp_path / "config.json")["val_loss"] == pytest.approx(min(val))
     assert read_json(tmp_path / "last" / "config.json")["val_loss"] == pytest.approx(val[-1])
-    facts = read_json(tmp_path / "provenance.json")
+    facts = read_json(tmp_path / "config.json")["provenance"]
     assert facts["seed"] == 0 and facts["data"] == "fake" and facts["device"] == "cpu" and facts["seconds"] > 0
 
 

@@ -18,7 +18,7 @@ def test_three_convolutions_a_fully_connected_layer_and_three_transposed_convolu
 
 @pytest.mark.parametrize("size", [64, 96, 224])
 def test_shapes_and_range(size):
-    output = VAE(size, latent=16, width=4)(torch.rand(2, 3, size, size))
+    output = VAE(size, latent=16, width=4, timed=False)(torch.rand(2, 3, size, size))
     assert output.prediction.shape == (2, 3, size, size)
     assert output.mu.shape == output.logvar.shape == (2, 16)
     assert 0 <= output.prediction.min() and output.prediction.max() <= 1
@@ -59,7 +59,7 @@ def test_reparameterized_samples_have_mean_mu_and_deviation_sigma():
 
 def test_evaluation_is_deterministic_training_samples():
     torch.manual_seed(0)
-    model, x = VAE(32, 8, 4), torch.rand(1, 3, 32, 32)
+    model, x = VAE(32, 8, 4, timed=False), torch.rand(1, 3, 32, 32)
     assert not torch.equal(model(x).prediction, model(x).prediction)
     model.eval()
     assert torch.equal(model(x).prediction, model(x).prediction)
@@ -68,3 +68,20 @@ def test_evaluation_is_deterministic_training_samples():
 def test_time_reaches_the_output():
     model, x = VAE(32, 8, 4).eval(), torch.rand(1, 3, 32, 32)
     assert not torch.equal(model(x, torch.tensor([1])).prediction, model(x, torch.tensor([90])).prediction)
+
+
+def test_bce_of_dark_and_bright_pixels_survives_bf16():
+    """A sigmoid in bf16 is 1 from logit 6.3 on: its logarithm, and the gradient of the pixel, would be lost."""
+    torch.manual_seed(0)
+    model, x = VAE(32, 8, 4), torch.ones(1, 3, 32, 32)
+    torch.nn.init.constant_(model.transposed[-1].bias, 8.0)
+    exact = bce(model.eval()(x, torch.tensor([1])).prediction, 1 - x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(x, torch.tensor([1]))
+        rough = bce(output.prediction, 1 - x)
+    assert output.prediction.dtype == output.mu.dtype == torch.float32
+    assert exact.item() > 20_000 and torch.allclose(rough, exact, rtol=0.01)  # 3072 values of about 8 nats each
+
+
+def test_without_time_there_are_no_parameters_for_it():
+    assert not any("time" in name for name, _ in VAE(32, 8, 4, timed=False).named_parameters())

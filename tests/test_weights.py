@@ -90,9 +90,7 @@ def test_no_network_names_both_ways_out_and_leaves_the_model_alone():
     assert same(before, model.state_dict())
 
 
-@pytest.mark.parametrize(
-    "error", [TimeoutError("timed out"), RuntimeError("invalid hash value"), ConnectionResetError()]
-)
+@pytest.mark.parametrize("error", [TimeoutError("timed out"), RuntimeError("invalid hash value"), ConnectionResetError()])
 def test_every_failed_download_is_an_input_error(monkeypatch, error):
     def fail(*_, **__):
         assert socket.getdefaulttimeout() == weights.SECONDS
@@ -155,9 +153,7 @@ def test_a_trunk_file_fits_only_where_the_classifier_is_skipped(tmp_path):
     assert same(features, model.state_dict()) and torch.equal(classifier, model.classifier[6].weight)
 
 
-@pytest.mark.parametrize(
-    "fault, words", [("missing", "lacks"), ("unexpected", "model lacks: extra"), ("shape", "shape")]
-)
+@pytest.mark.parametrize("fault, words", [("missing", "lacks"), ("unexpected", "model lacks: extra"), ("shape", "shape")])
 def test_weights_that_do_not_fit_are_refused(tmp_path, fault, words):
     donor = squeezenet1_1(weights=None).state_dict()
     if fault == "missing":
