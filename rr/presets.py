@@ -47,7 +47,7 @@ class Preset:
 # fmt: off
 _TABLE = (
     # tests only: every code path in seconds
-    Preset("mini",      48,  80, "none",      8, 0.90,
+    Preset("mini",      72,  80, "none",      4, 0.90,
            classifier_epochs=1,   classifier_lr=1e-4, extractor="resnet18", extractor_epochs=1,  attention=256, heads=8,
            fusion="bilinear-static", backbone="vae", objective="image", protocol="paired",
            width=8,  latent=32,  T=20,   schedule="cosine", start=0.15,
