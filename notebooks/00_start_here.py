@@ -34,13 +34,11 @@
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
-seed: int = 0  # of everything that is drawn at random
+seed: int = 0  # from 0: of everything that is drawn at random
 out: str = "results"  # folder of all results; a relative path starts at the project's root
 device: str = "auto"  # auto | cpu | cuda: where to run
-photo: str = (
-    ""  # a photograph of yours (a relative path starts at the project's root); empty: the retina that comes with scikit-image
-)
-severity: float = 0.7  # of the degradation laid over the photograph, 0 to 1; at 0 it is restored as it is
+photo: str = ""  # a photograph of yours; empty: the retina that comes with scikit-image
+severity: float = 0.7  # from 0 to 1: of the degradation laid over the photograph; at 0 it is restored as it is
 
 # %%
 import time
@@ -123,11 +121,15 @@ io.write_result(
     preset=P,
     severity=severity,
 )
-gain = scores["restored"]["psnr_fov"] - scores["input"]["psnr_fov"]
+before, after = scores["input"]["psnr_fov"], scores["restored"]["psnr_fov"]
+if report["status"] != "restored":
+    verdict = f"The classifier says: {report['status']}. The photograph was left as it is. "
+elif severity == 0:
+    verdict = "The photograph was not degraded, so its distance to the result says only how much was changed. "
+else:
+    verdict = f"Inside the field of view the input stands {before:.1f} dB from the photograph, the result {after:.1f} dB. "
+    verdict += "" if after > before else "**The result is further away than the input was.** "
 Markdown(
-    f"Inside the field of view the input stands {scores['input']['psnr_fov']:.1f} dB from the photograph, the result "
-    f"{scores['restored']['psnr_fov']:.1f} dB ({gain:+.1f} dB). "
-    + ("" if gain > 0 else "**The result is further away than the input was.** ")
-    + f"The model works on {regen.size} x {regen.size} pixels and through a code of {P.latent} numbers: finer vessels cannot "
-    f"be in its result. The preset `{preset}` decides how long it was trained; chapter 06 has the numbers on many images."
+    verdict + f"The model works on {regen.size} x {regen.size} pixels and through a code of {P.latent} numbers: finer vessels "
+    f"cannot be in its result. The preset `{preset}` decides how long it was trained; chapter 06 has the numbers on many images."
 )

@@ -23,11 +23,11 @@
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
-seed: int = 0  # of everything that is drawn at random
+seed: int = 0  # from 0: of everything that is drawn at random
 data: str = "embedded"  # "embedded" draws eyes; otherwise a folder of photographs (SynFundus-1M's images, or your own)
 labels: str = ""  # CSV with the labels of that folder; empty: none (embedded images bring their own)
 out: str = "results"  # folder of all results; a relative path starts at the project's root
-workers: int = 1  # processes that read or draw images; the result does not depend on it
+workers: int = 1  # from 1 to 256: processes that read or draw images; the result does not depend on it
 
 # %%
 import time
@@ -37,13 +37,14 @@ import pandas as pd
 import torch
 from IPython.display import Code, Markdown
 
-from rr import degrade, figures, io, metrics, synthetic
+from rr import degrade, figures, io, metrics, sources, synthetic
 from rr.data import pack
 from rr.presets import preset as choose_preset
-from rr.sources import LABELS, embedded, folder
+from rr.sources import LABELS
 
 started = time.time()
 P = choose_preset(preset, seed=seed)
+source = sources.source(data, labels, P.n, seed)
 home, pictures = io.results(preset, out), io.figures(preset, out)
 P
 
@@ -132,7 +133,6 @@ print(f"readable if g >= {degrade.G_MIN} and rho >= {degrade.RHO_MIN}")
 # the split. The pack is memory-mapped: opening it reads no image.
 
 # %%
-source = embedded(P.n, seed) if data == "embedded" else folder(data, labels or None)
 packed = pack(source, P.size, home / "data", seed, workers)
 table = packed.table
 splits = table.groupby("split")[list(LABELS)].agg("mean").assign(images=table["split"].value_counts())

@@ -22,7 +22,7 @@
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
-seed: int = 0  # of everything that is drawn at random
+seed: int = 0  # from 0: of everything that is drawn at random
 data: str = ""  # folder of a packed data set; empty: the one that 01_data made
 out: str = "results"  # folder of all results; a relative path starts at the project's root
 device: str = "auto"  # auto | cpu | cuda: where to train
@@ -149,7 +149,7 @@ io.write_result(
 better = [row.label for row in scores.itertuples() if row.accuracy > row.majority]
 Markdown(
     f"Started from {start}. On {len(test)} test images the area under the ROC curve is "
-    + ", ".join(f"{value:.2f} ({label})" for label, value in auc.items())
+    + ", ".join(f"{value:.2f} ({label})" for label, value in auc.dropna().items())
     + " (0.5 is chance). "
     + f"Accuracy beats the majority class for: {', '.join(better) or 'no label'}. "
     "**The paper leaves open** epochs, batch size, thresholds, and all numbers behind its Fig. 2."

@@ -23,11 +23,11 @@
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
-seed: int = 0  # of everything that is drawn at random
+seed: int = 0  # from 0: of everything that is drawn at random
 data: str = ""  # folder of a packed data set; empty: the one that 01_data made
 out: str = "results"  # folder of all results; a relative path starts at the project's root
 device: str = "auto"  # auto | cpu | cuda: where to train
-latent: int = 0  # length of z; 0: the preset's value
+latent: int = 0  # from 0 to 65536: length of z; 0: the preset's value
 
 # %%
 import time

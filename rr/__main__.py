@@ -50,7 +50,7 @@ def fail(message):
 @app.command()
 def reproduce(
     preset: Preset = "smoke",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     out: Annotated[str, typer.Option(help="Folder of the results; a relative one lies in the project.")] = "results",
     cores: Annotated[int, typer.Option(min=1, help="Notebooks that may run side by side.")] = os.cpu_count() or 1,
 ):
@@ -59,7 +59,7 @@ def reproduce(
 
     choose("preset", preset, PRESETS)
     folder = io.results(preset, out)
-    folder.mkdir(parents=True, exist_ok=True)
+    io.folder(folder)
     with open(folder / ".reproduce.lock", "a+") as lock:  # holds: host, our process, Snakemake's
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,12 +157,14 @@ def run(
         key, equals, text = value.partition("=")
         if not equals:
             raise InputError(f"-p {value}: must be NAME=VALUE")
-        given[key.strip()] = text
+        is_path = key.strip() in ("data", "labels", "photo") and Path(text).exists()
+        given[key.strip()] = str(Path(text).absolute()) if is_path else text  # notebooks run in the project's root
     every = notebook.check(path, given)
     if executed is None:
         if not {"preset", "out"} <= every.keys():
             raise InputError(f"{path.name}: has no parameters preset and out; say with --executed where to write it")
         executed = io.results(every["preset"], every["out"]) / "executed" / f"{path.stem}.ipynb"
+    executed.with_name(f".{path.stem}.done").unlink(missing_ok=True)  # of the workflow: these results may be others
     notebook.execute(path, given, executed)
 
 
@@ -174,7 +176,7 @@ def restore(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO_OR_FOLDER...", help="Photographs, folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the restored photographs and restore.json.")] = Path("restored"),
     checkpoint: Annotated[Path | None, typer.Option(help="Folder of a restorer; default: the best one made.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ):
     """Restore photographs: one PNG each, of the same name and size, and restore.json with the readabilities."""
@@ -183,6 +185,9 @@ def restore(
     targets = _targets(photos, out)
     folder = checkpoint or _best_checkpoint()
     report = read_json(out / "restore.json") if (out / "restore.json").exists() else {}
+    if not isinstance(report, dict):
+        raise InputError(f"{out / 'restore.json'}: not made by `rr restore`; move it away or choose another --out")
+    io.folder(out)
 
     from PIL import Image
 
@@ -206,7 +211,8 @@ def restore(
                 facts = {"status": "failed", "error": line}
             else:
                 before, after = (sum(p >= 0.5 for p in facts[when].values()) for when in ("before", "after"))
-                print(f"{target}: {facts['status']}; {before} of 4 labels readable before, {after} after")
+                worse = ", judged worse than before" if after < before else ""
+                print(f"{target}: {facts['status']}; {before} of 4 labels readable before, {after} after{worse}")
             report[target.name] = {"input": str(photo), "checkpoint": str(folder), "seed": seed, **facts}
     finally:
         write_json(out / "restore.json", report)
@@ -243,7 +249,7 @@ def _targets(photos, out):
     for photo in dict.fromkeys(inputs):
         target = out / f"{photo.stem}.png"
         if target in targets:
-            raise InputError(f"{targets[target]}, {photo}: both would become {target}; restore them in separate calls")
+            raise InputError(f"{targets[target]}, {photo}: both would become {target}; restore them in two calls to two --out")
         targets[target] = photo
     originals = {photo.resolve() for photo in inputs}
     for target in targets:

@@ -42,9 +42,11 @@ def load(folder, component, device="cpu"):
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: no checkpoint there; train one with `rr reproduce`, or name another folder")
+        raise InputError(f"{folder}: no checkpoint there; train one with `rr reproduce` or its notebook, or name another folder")
     config = read_json(folder / "config.json")
-    found, wanted = config.get("component"), component.__name__
+    if not (isinstance(config, dict) and {"component", "arguments", "weights", "sha256"} <= config.keys()):
+        raise InputError(f"{folder / 'config.json'}: damaged; train this checkpoint again")
+    found, wanted = config["component"], component.__name__
     if found != wanted:
         raise InputError(f"{folder}: a checkpoint of {found}, not of {wanted}; name the folder of a {wanted}")
     weights = folder / config["weights"]

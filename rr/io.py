@@ -4,10 +4,12 @@ Defines InputError (the one exception that a user is meant to read), `writing` (
 the layout of `results/` and `figures/`, and `provenance` (where a number comes from).
 """
 
+import errno
 import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 import time
@@ -25,30 +27,59 @@ class InputError(ValueError):
     """Something the user gave cannot be used. The message is one line: the thing, what is wrong, the way out."""
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+
+
+def folder(path):
+    """Make a folder (and those above it) unless it exists; returns it as a Path. Raises InputError if it cannot be."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in CLOSED:
+            raise InputError(f"{path}: cannot be made or written to ({error.strerror}); choose another folder") from error
+        raise
+    return path
+
+
 @contextmanager
 def writing(path):
     """Yield a temporary path beside `path`; on success it becomes `path`, on failure `path` stays as it was.
 
     Same folder (a rename across file systems is a copy), flushed to disk before the rename, so that neither a killed
-    process nor a full disk leaves half a file under the final name. Raises InputError if the disk is full.
+    process nor a full disk leaves half a file under the final name. Raises InputError if the disk is full or the folder
+    cannot be written to.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}{PART}", suffix=path.suffix, dir=path.parent)
+    folder(path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}{PART}", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        if error.errno in (*FULL, *CLOSED):
+            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another folder or free space") from error
+        raise
     os.close(handle)
-    os.chmod(name, 0o644)
     part = Path(name)
     try:
         yield part
+        os.chmod(part, 0o644)
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+    except Exception as error:
+        if _full(error, path.parent):
             raise InputError(f"{path}: the disk is full; free some space and run the same command again") from error
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def _full(error, folder):
+    """Whether an error comes from a full disk: torch and safetensors say so in their own ways, or not at all."""
+    if isinstance(error, OSError) and error.errno in FULL or "No space left" in str(error):
+        return True
+    return type(error).__name__ in ("SafetensorError", "RuntimeError") and shutil.disk_usage(folder).free < 2**20
 
 
 def sweep(folder, stem="*"):

@@ -5,6 +5,7 @@ a second) and `execute`. Notebooks are jupytext percent scripts with one cell ta
 
     name: type = literal  # help            type: str | int | float | bool
     name: str = "a"       # a | b: help     only a and b are accepted, and "" if it is the default
+    name: int = 1         # from 0 to 9: help   only these; "from 0" has no upper end but that of 32 bits
 """
 
 import ast
@@ -23,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from rr.io import ROOT, InputError, sweep, writing
+from rr.io import ROOT, InputError, folder, sweep, writing
 
 NOTEBOOKS = ROOT / "notebooks"
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
@@ -31,6 +32,7 @@ START = 60  # seconds in which a kernel must answer; a hung start is killed and 
 EVERY = 10  # seconds between two lines of a progress bar
 _CELL = re.compile(r'^# %%[^\n]*tags=\[[^]\n]*"parameters"[^]\n]*\][^\n]*\n(.*?)(?=^# %%|\Z)', re.M | re.S)
 _BAR = re.compile(r"\[[\d:]+[<,]")  # tqdm's "[elapsed<" or "[elapsed,"
+_RANGE = re.compile(r"from (\S+?)(?: to (\S+?))?[:,; ]")
 _CHOICES = re.compile(r"[^\s|]+(?: \| [^\s|]+)+")
 
 
@@ -46,6 +48,13 @@ class Parameter(NamedTuple):
     default: str | int | float | bool
     help: str
     choices: tuple[str, ...]
+
+    @property
+    def range(self):
+        """(lowest, highest) of a number, from its help; without "from" nothing is checked but 32 bits."""
+        found = _RANGE.match(self.help)
+        low, high = found.groups() if found else (None, None)
+        return float(low or -(2**31)), float(high or 2**31 - 1)
 
 
 def find(name):
@@ -109,6 +118,9 @@ def _typed(stem, parameter, text):
     except (KeyError, ValueError):
         wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
         raise InputError(f"{stem}: {name}={text}: must be {wanted}") from None
+    low, high = parameter.range
+    if kind in (int, float) and not low <= value <= high:
+        raise InputError(f"{stem}: {name}={text}: must be from {low:g} to {high:g}")
     if choices and text not in choices and text != default:
         raise InputError(f"{stem}: {name}={text}: unknown; choose one of {', '.join(choices)}")
     return value
@@ -132,7 +144,7 @@ def execute(path, values, executed):
 
     say = Say(path.stem)
     failure = None
-    executed.parent.mkdir(parents=True, exist_ok=True)
+    folder(executed.parent)
     with terminable(), _alone(executed, say), writing(executed) as part:
         nb = jupytext.read(path, fmt="py:percent")
         try:

@@ -1,7 +1,7 @@
 """Where images come from: procedural eyes, SynFundus-1M, a folder of photographs.
 
-Defines the four labels, `embedded` and `folder` (SynFundus-1M too), which return a `Source` (a table, and one image at a
-time), and `read_labels` (a label CSV, checked).
+Defines the four labels, `source`, `embedded` and `folder` (SynFundus-1M too), which return a `Source` (a table, and one
+image at a time), and `read_labels` (a label CSV, checked).
 """
 
 import hashlib
@@ -41,6 +41,15 @@ class Source:
 
     def __len__(self):
         return len(self.table)
+
+
+def source(data, csv, n, seed):
+    """What the parameters of notebook 01 name: n embedded eyes (data is "embedded") or the folder `data` with its CSV."""
+    if data == "embedded":
+        if csv:
+            raise InputError(f"{csv}: embedded images bring their own labels; name the folder of your images too (data)")
+        return embedded(n, seed)
+    return folder(data, csv or None)
 
 
 def embedded(n, seed=0):
@@ -106,6 +115,8 @@ def folder(path, csv=None):
         for name in names
         if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
     )
+    if not files and any(path.rglob("*.parquet")):
+        raise InputError(f"{path}: parquet shards, which have no readability columns; give a folder of images and their CSV")
     if not files:
         raise InputError(f"{path}: no images in this folder ({', '.join(EXTENSIONS)})")
     listing = "".join(f"{name} {os.path.getsize(path / name)}\n" for name in files)
@@ -158,11 +169,15 @@ def read_labels(csv):
 
     wanted = {**{name: name for name in (*NAMES, *LABELS)}, **SYNFUNDUS}
     try:
-        raw = pd.read_csv(csv, usecols=lambda column: column in wanted, dtype=dict.fromkeys(NAMES, str))
+        raw = pd.read_csv(
+            csv, usecols=lambda column: column in wanted, dtype=dict.fromkeys(NAMES, str), index_col=False, skipinitialspace=True
+        )
     except FileNotFoundError:
         raise InputError(f"{csv}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: parser, encoding and empty-file errors of pandas
         raise InputError(f"{csv}: not a readable CSV ({' '.join(str(error).split())[:120]})") from None
+    if raw.empty and not len(raw.columns) and (other := _separator(csv)):
+        raise InputError(f"{csv}: its columns are separated by {other!r}; save it with commas")
     name = next((column for column in NAMES if column in raw), None)
     raw = raw.rename(columns={old: new for old, new in SYNFUNDUS.items() if new not in raw} | {name: "name"})
     table = pd.DataFrame({column: raw[column] for column in ("name", *LABELS) if column in raw})
@@ -186,6 +201,13 @@ def read_labels(csv):
     if len(twice):
         raise InputError(f"{csv}: {len(twice)} names come twice with different labels (first: {twice.iloc[0]})")
     return table, seen | {"repeated_rows": seen["rows"] - len(table)}
+
+
+def _separator(csv):
+    """';' or a tab, if the first line has one, else None."""
+    with open(csv, encoding="utf-8", errors="replace") as file:
+        header = file.readline()
+    return next((mark for mark in ";\t" if mark in header), None)
 
 
 def _summary(failures, raw):

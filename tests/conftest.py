@@ -21,9 +21,9 @@ TOY = """# ---
 
 # %% tags=["parameters"]
 preset: str = "mini"  # mini | smoke: the values of the run
-seed: int = 0  # of everything random
+seed: int = 0  # from 0: of everything random
 out: str = "results"  # folder of the results
-rate: float = 1e-3  # learning rate
+rate: float = 1e-3  # from 0 to 1: learning rate
 fast: bool = False  # or not
 backbone: str = ""  # vae | unet++ | unet: replaces the preset's
 

@@ -62,6 +62,14 @@ def test_wrong_folders_are_named(tmp_path, denoiser):
         checkpoint.load(tmp_path / "c", Denoiser)
 
 
+def test_a_configuration_that_is_none_is_refused(tmp_path, denoiser):
+    checkpoint.save(tmp_path, denoiser, {})
+    for text in ("[1]", '{"component": "Denoiser"}', "half {"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(InputError, match="config.json"):
+            checkpoint.load(tmp_path, Denoiser)
+
+
 def test_another_architecture_is_refused(tmp_path, denoiser):
     checkpoint.save(tmp_path, denoiser, {})
     config = json.loads((tmp_path / "config.json").read_text())

@@ -1,6 +1,7 @@
 """Atomic writes, JSON, provenance."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -28,6 +29,25 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     with pytest.raises(InputError, match="disk is full"), io.writing(path):
         raise OSError(28, "No space left on device")
     assert path.read_text() == "first"
+
+
+def test_folders_that_cannot_be_written_to_are_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for call in (io.folder, lambda path: io.write_text(path / "a.txt", "")):
+        with pytest.raises(InputError, match="another folder"):
+            call(tmp_path / "file" / "below")
+
+
+def test_other_errors_of_a_full_disk_are_known_too(tmp_path, monkeypatch):
+    for error in (RuntimeError("[enforce fail at inline_container.cc:671]"), OSError("No space left on device (os error 28)")):
+        if isinstance(error, RuntimeError):
+            monkeypatch.setattr(io.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+        with pytest.raises(InputError, match="disk is full"), io.writing(tmp_path / "a.pt"):
+            raise error
+
+
+def test_code_changes_with_the_modules_it_names():
+    assert io.code("io") != io.code("vae") and io.code() == io.code() and len(io.code()) == 12
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path):

@@ -227,3 +227,12 @@ def test_a_workflow_whose_reproduce_was_killed_is_stopped(tmp_path):
         print(platform.node(), gone.pid, orphan.pid, file=lock, flush=True)
         cli._stop_orphan(tmp_path, lock)
         assert orphan.wait(10) == -signal.SIGKILL
+
+
+def test_a_notebook_run_by_hand_is_made_again_by_the_workflow(rr, toy, tmp_path):
+    """Its parameters may have been others: the workflow's mark that its own result is there must go."""
+    mark = tmp_path / "out" / "mini" / "executed" / ".toy.done"
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    done = rr("run", toy("1"), "-p", f"out={tmp_path / 'out'}", "-p", "rate=0.5")
+    assert done.returncode == 0 and not mark.exists()

@@ -167,3 +167,27 @@ def test_references_are_clean(tmp_path):
         found.append(len(rows))
     assert 15 < sum(found) < 40
     assert torch.allclose(packed.mean(rows, size=2), packed.batch(rows).mean(0, keepdim=True), atol=1e-6)
+
+
+def test_tables_of_other_programs(tmp_path):
+    rows = ["a.jpg,1,0,1,1", "b.jpg,1,1,1,0"]
+    spaced = tmp_path / "spaced.csv"
+    spaced.write_text("name, fundus, macula, disc, retina\n" + "\n".join(row.replace(",", ", ") + "," for row in rows))
+    table, _ = sources.read_labels(spaced)
+    assert table["name"].tolist() == ["a.jpg", "b.jpg"] and table["retina"].tolist() == [1, 0]
+    for mark in (";", "\t"):
+        other = tmp_path / "other.csv"
+        other.write_text("\n".join(["name,fundus,macula,disc,retina", *rows]).replace(",", mark))
+        with pytest.raises(InputError, match="save it with commas"):
+            sources.read_labels(other)
+
+
+def test_what_notebook_01_names(tmp_path):
+    assert len(sources.source("embedded", "", 5, 0)) == 5
+    with pytest.raises(InputError, match="bring their own labels"):
+        sources.source("embedded", "labels.csv", 5, 0)
+    with pytest.raises(InputError, match="no such folder"):
+        sources.source(str(tmp_path / "absent"), "", 5, 0)
+    (tmp_path / "part-0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="no readability columns"):
+        sources.source(str(tmp_path), "", 5, 0)
