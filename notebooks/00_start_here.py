@@ -30,7 +30,7 @@
 # | --- | --- |
 # | needs | 06_restoration |
 # | writes | `restored/`, figure `00_start_here_pipeline`, `00_start_here.json` |
-# | time | see the cost table of the README |
+# | time | smoke: 8 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run

@@ -1,9 +1,10 @@
-"""The README's generated parts: `python -m rr.readme` writes them again, from the code and from result files.
+"""What is generated in texts: `python -m rr.readme` writes it again, from the code and from result files.
 
-A part stands between two comments, <!-- begin: NAME --> and <!-- end: NAME -->. No number in them is typed: what no
-command has made yet is shown as "not run".
+In the README a part stands between two comments, <!-- begin: NAME --> and <!-- end: NAME -->; in a notebook it is the
+row `time` of its first table. No number in them is typed: what no command has made yet is shown as "not run".
 """
 
+import re
 from dataclasses import fields
 
 from rr import io
@@ -87,6 +88,17 @@ def numbers():
     return "\n\n".join(parts) or "not run"
 
 
+def time_row(stem):
+    """The row of a notebook's first table that says how long it takes: per preset that was run, where it was run."""
+    times = []
+    for preset in SHOWN:
+        facts = (result(preset, stem) or {}).get("provenance")
+        if facts:
+            where = f"{facts['threads']} thread(s) of a CPU" if facts["device"] == "cpu" else facts["device"]
+            times.append(f"{preset}: {facts['seconds']:.0f} s on {where}")
+    return f"# | time | {'; '.join(times) or 'not run'} |"
+
+
 PARTS = {"commands": commands, "presets": presets, "choices": choices, "cost": cost, "numbers": numbers}
 
 
@@ -103,3 +115,6 @@ def fill(text):
 
 if __name__ == "__main__":
     io.write_text(README, fill(README.read_text(encoding="utf-8")))
+    for notebook in sorted((io.ROOT / "notebooks").glob("[0-9]*.py")):
+        text = notebook.read_text(encoding="utf-8")
+        io.write_text(notebook, re.sub(r"^# \| time \| .*$", time_row(notebook.stem), text, count=1, flags=re.M))

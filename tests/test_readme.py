@@ -78,3 +78,12 @@ def test_commands_of_the_readme_exist():
     for stem, parameters in re.findall(r"rr run (\w+)((?: -p \w+=\S+)+)", TEXT):
         values = dict(p.strip("`,. ").split("=", 1) for p in parameters.split(" -p ")[1:])
         check(find(stem), values)
+
+
+def test_every_notebook_says_what_it_needs_writes_and_takes():
+    notebooks = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
+    assert len(notebooks) >= 7
+    for path in notebooks:
+        text = path.read_text(encoding="utf-8")
+        for row in (r"# \| needs \| .+ \|", r"# \| writes \| .+ \|", r"# \| time \| (smoke: \d+ s on|not run).* \|"):
+            assert len(re.findall(f"^{row}$", text, re.M)) == 1, (path.name, row)
