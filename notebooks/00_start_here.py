@@ -49,7 +49,7 @@ from IPython.display import Markdown
 from PIL import Image
 
 from rr import degrade, figures, io, metrics, train
-from rr.photo import crop_fov, fov_mask, read_photograph
+from rr.photo import crop_fov, fov_mask, read_photograph, to_photograph, to_tensor
 from rr.presets import preset as choose_preset
 from rr.restorer import RetinaRegen, restore_photograph
 
@@ -69,10 +69,10 @@ regen = RetinaRegen.load(home / "checkpoints" / "restorer", fabric.device)
 original = read_photograph(photo) if photo else skimage.data.retina()
 name = photo.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0] if photo else "retina"
 crop, circle, box = crop_fov(original, min(1024, max(original.shape)))
-x = torch.from_numpy(crop).permute(2, 0, 1)[None] / 255
+x = to_tensor(crop)
 fov = fov_mask([circle], x.shape[-1])
 y = degrade.apply(x, degrade.sample(1, torch.Generator().manual_seed(seed), severity=severity), fov)
-degraded = (y[0] * 255).round().byte().permute(1, 2, 0).numpy()
+degraded = to_photograph(y)
 restored, report = restore_photograph(regen, degraded, seed)
 print(
     report["status"],
@@ -82,10 +82,10 @@ print(
 )
 
 # %%
-z = torch.from_numpy(restored).permute(2, 0, 1)[None] / 255
+z = to_tensor(restored)
 for stage, image in (("reference", x), ("input", y), ("restored", z)):
     with io.writing(home / "restored" / f"{name}_{stage}.png") as part:
-        Image.fromarray((image[0] * 255).round().byte().permute(1, 2, 0).numpy()).save(part)
+        Image.fromarray(to_photograph(image)).save(part)
 figures.save(
     figures.grid({name: torch.cat([x, y, z])}, ["photograph", "degraded (input)", "restored"], side=2.6),
     pictures,
@@ -99,7 +99,7 @@ figures.save(
 
 # %%
 small, small_circle, _ = crop_fov(degraded, regen.size)
-inputs = torch.from_numpy(small).permute(2, 0, 1)[None].to(fabric.device) / 255
+inputs = to_tensor(small).to(fabric.device)
 way = regen(inputs, fov_mask([small_circle], regen.size).to(fabric.device), seed, trajectory=True, screen=False)
 truth = torch.nn.functional.interpolate(x, (regen.size, regen.size), mode="area")
 figures.save(

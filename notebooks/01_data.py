@@ -39,6 +39,7 @@ from IPython.display import Code, Markdown
 
 from rr import degrade, figures, io, metrics, sources, synthetic
 from rr.data import pack
+from rr.photo import to_tensor
 from rr.presets import preset as choose_preset
 from rr.sources import LABELS
 
@@ -58,12 +59,10 @@ P
 # %%
 eye = synthetic.fundus(seed, 3, 384)
 masks = torch.stack([torch.from_numpy(mask).expand(3, -1, -1) for mask in (eye.fov, eye.disc, eye.cup, eye.vessels)])
-image = torch.from_numpy(eye.image).permute(2, 0, 1) / 255
+x = to_tensor(eye.image)
 figures.save(
     figures.grid(
-        {f"{eye.side} eye": torch.cat([image[None], masks.float()])},
-        ["photograph", "field of view", "disc", "cup", "vessels"],
-        side=1.6,
+        {f"{eye.side} eye": torch.cat([x, masks.float()])}, ["photograph", "field of view", "disc", "cup", "vessels"], side=1.6
     ),
     pictures,
     "01_data_anatomy",
@@ -76,8 +75,8 @@ figures.save(
 # real cameras and patients. Numbers on these images are numbers on these images.
 
 # %%
-eyes = [torch.from_numpy(synthetic.fundus(seed, i, 192).image).permute(2, 0, 1) / 255 for i in range(40)]
-figures.save(figures.sheet(torch.stack(eyes), columns=10, side=0.9), pictures, "01_data_contact_sheet")
+eyes = [to_tensor(synthetic.fundus(seed, i, 192).image) for i in range(40)]
+figures.save(figures.sheet(torch.cat(eyes), columns=10, side=0.9), pictures, "01_data_contact_sheet")
 
 # %% [markdown]
 # ## The degradation $y = A(x)$
@@ -86,7 +85,6 @@ figures.save(figures.sheet(torch.stack(eyes), columns=10, side=0.9), pictures, "
 # width, so a 96-pixel and a 512-pixel image suffer alike; severity 0 is the identity, exactly.
 
 # %%
-x = image[None]
 fov = torch.from_numpy(eye.fov)[None, None]
 severities = [0.0, 0.25, 0.5, 0.75, 1.0]
 rows, quality = {}, []

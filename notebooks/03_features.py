@@ -95,12 +95,12 @@ figures.save(figures.learning(log), pictures, "03_features_training")
 # did not choose. Mind the resolution: on a small image the map has few places, and one of them holds disc and vessels.
 
 # %%
-row = packed.rows("test", readable=True)[:1]
+test = packed.rows("test", readable=True)[:64]
 with torch.no_grad():
-    f, A = model.attend(packed.batch(row, fabric.device))
+    f, A = model.attend(packed.batch(test[:1], fabric.device))
 shape = f.shape[-2:]
 tokens = [0, (shape[0] // 2) * shape[1] + shape[1] // 2, shape[0] * shape[1] - 1]
-figures.save(figures.attention(packed.batch(row)[0], A[0], shape, tokens), pictures, "03_features_attention")
+figures.save(figures.attention(packed.batch(test[:1])[0], A[0], shape, tokens), pictures, "03_features_attention")
 
 # %% [markdown]
 # ## The static condition
@@ -119,17 +119,18 @@ c = static_condition(model, packed, readable)
 with io.writing(folder / "condition.safetensors") as part:
     save_file({"c": c.cpu()}, part)
 with torch.no_grad():
-    f = model(packed.batch(packed.rows("test", readable=True)[:64], fabric.device))
+    f = model(packed.batch(test, fabric.device))
 to_mean = torch.cosine_similarity(f.flatten(1), c.flatten()[None]).mean().item()
 to_other = torch.cosine_similarity(f.flatten(1), f.roll(1, 0).flatten(1)).mean().item()
 explained = 1 - ((f - c) ** 2).mean().item() / (f**2).mean().item()
 
 # %%
-eyes = packed.rows("test", readable=True)[:4]
 strength = torch.cat([c[None], f[:4]]).pow(2).mean(1).sqrt().cpu()
 maps = figures.coloured(strength / strength.max())
 figures.save(
-    figures.grid({"image": torch.cat([packed.mean(readable), packed.batch(eyes)]), "strength": maps}, ["c", *["one eye"] * 4]),
+    figures.grid(
+        {"image": torch.cat([packed.mean(readable), packed.batch(test[:4])]), "strength": maps}, ["c", *["one eye"] * 4]
+    ),
     pictures,
     "03_features_condition",
 )

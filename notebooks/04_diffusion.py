@@ -115,14 +115,14 @@ oracle
 # %%
 torch.manual_seed(seed)
 model = Denoiser(P.size, "unet", objective="noise", protocol="literal", width=P.width, T=P.T, schedule=P.schedule, start=1.0)
-readable = [packed.references(split) for split in ("train", "val", "test")]
+clean = [packed.references(split) for split in ("train", "val", "test")]
 folder = home / "checkpoints" / "diffusion"
 log = train.run(
     "diffusion",
     model,
     packed,
-    readable[0],
-    readable[1],
+    clean[0],
+    clean[1],
     folder=folder,
     epochs=P.diffusion_epochs,
     batch=P.batch,
@@ -142,7 +142,7 @@ figures.save(figures.learning(log), pictures, "04_diffusion_training")
 
 # %%
 model.to(fabric.device)
-x = packed.batch(readable[2][:4], fabric.device)
+x = packed.batch(clean[2][:4], fabric.device)
 rows, pictured = [], []
 for t in times[1:]:
     generator = torch.Generator().manual_seed(seed)
@@ -172,7 +172,7 @@ back.round(2)
 # ## Conclusion
 
 # %%
-mean_image = psnr(packed.mean(readable[0]).to(x).expand_as(x), x).mean().item()
+mean_image = psnr(packed.mean(clean[0]).to(x).expand_as(x), x).mean().item()
 useful = back[back["PSNR after the chain"] > mean_image]["t"]
 numbers = {
     "T": P.T,

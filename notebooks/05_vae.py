@@ -78,8 +78,8 @@ print(
 # perfect reconstruction pays it. We measure this floor and compare it with the KL term.
 
 # %%
-readable = [packed.references(split) for split in ("train", "val", "test")]
-x = packed.batch(readable[2][:256])
+clean = [packed.references(split) for split in ("train", "val", "test")]
+x = packed.batch(clean[2][:256])
 floor = vae.bce(x, x).mean().item()
 print(f"floor of the BCE on the test images: {floor:,.0f} nats per image, {floor / x[0].numel():.3f} per value")
 
@@ -92,8 +92,8 @@ log = train.run(
     "VAE",
     model,
     packed,
-    readable[0],
-    readable[1],
+    clean[0],
+    clean[1],
     folder=folder,
     epochs=P.vae_epochs,
     batch=P.batch,
@@ -139,7 +139,7 @@ figures.save(figures.grid(rows), pictures, "05_vae_latent")
 
 # %%
 bce, kl = vae.bce(x_hat, x).mean().item(), vae.kl(output.mu, output.logvar).mean().item()
-mean_image = packed.mean(readable[0]).expand_as(x)
+mean_image = packed.mean(clean[0]).expand_as(x)
 numbers = {
     "latent": P.latent,
     "bce": bce,

@@ -164,7 +164,8 @@ def run(
         if not {"preset", "out"} <= every.keys():
             raise InputError(f"{path.name}: has no parameters preset and out; say with --executed where to write it")
         executed = io.results(every["preset"], every["out"]) / "executed" / f"{path.stem}.ipynb"
-    executed.with_name(f".{path.stem}.done").unlink(missing_ok=True)  # of the workflow: these results may be others
+    if {"preset", "out"} <= every.keys():  # the workflow's mark: these results may be others
+        notebook.mark(io.results(every["preset"], every["out"]), path.stem).unlink(missing_ok=True)
     notebook.execute(path, given, executed)
 
 
@@ -180,21 +181,20 @@ def restore(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ):
     """Restore photographs: one PNG each, of the same name and size, and restore.json with the readabilities."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device {device!r}: unknown; choose one of auto, cpu, cuda")
     targets = _targets(photos, out)
     folder = checkpoint or _best_checkpoint()
     report = read_json(out / "restore.json") if (out / "restore.json").exists() else {}
     if not isinstance(report, dict):
         raise InputError(f"{out / 'restore.json'}: not made by `rr restore`; move it away or choose another --out")
-    io.folder(out)
 
     from PIL import Image
 
     from rr import restorer, train
     from rr.photo import read_photograph
 
-    regen = restorer.RetinaRegen.load(folder, train.fabric(device).device)
+    where = train.fabric(device).device
+    io.folder(out)
+    regen = restorer.RetinaRegen.load(folder, where)
     print(f"restorer: {_short(folder)}")
     failed = 0
     try:
@@ -210,7 +210,8 @@ def restore(
                 fail(line)
                 facts = {"status": "failed", "error": line}
             else:
-                before, after = (sum(p >= 0.5 for p in facts[when].values()) for when in ("before", "after"))
+                threshold = restorer.RetinaRegen.THRESHOLD
+                before, after = (sum(p >= threshold for p in facts[when].values()) for when in ("before", "after"))
                 worse = ", judged worse than before" if after < before else ""
                 print(f"{target}: {facts['status']}; {before} of 4 labels readable before, {after} after{worse}")
             report[target.name] = {"input": str(photo), "checkpoint": str(folder), "seed": seed, **facts}

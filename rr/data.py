@@ -19,8 +19,9 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from rr.io import InputError, read_json, sha256, sweep, write_json, write_table, writing
+from rr.io import InputError, folder, read_json, sha256, sweep, write_json, write_table, writing
 from rr.photo import Fov, fov_mask
+from rr.presets import choose
 from rr.sources import LABELS
 
 SPLITS = {"train": 0.64, "val": 0.16, "test": 0.20}  # paper 2.2
@@ -95,8 +96,7 @@ def pack(source, size, out, seed=0, workers=1):
     """
     from filelock import FileLock
 
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = folder(out)
     recipe = {"format": FORMAT, "size": size, "seed": seed, "source": source.recipe}
     with FileLock(out / ".lock"):  # two notebooks may ask for the same pack at once
         if (out / "manifest.json").exists() and read_json(out / "manifest.json").get("recipe") == recipe:
@@ -239,10 +239,10 @@ class Packed:
 
         readable: True for all four labels 1; False for a fundus with some label 0. Unknown labels fit neither.
         """
-        if split not in (None, *SPLITS):
-            raise InputError(f"split {split!r}: choose one of {', '.join(SPLITS)}")
-        if unknown := set(labels) - set(LABELS):
-            raise InputError(f"label {unknown.pop()!r}: choose from {', '.join(LABELS)}")
+        if split is not None:
+            choose("split", split, SPLITS)
+        for label in labels:
+            choose("label", label, LABELS)
         table, four = self.table, self.table[list(LABELS)]
         keep = table["split"].isin(SPLITS if split is None else [split])
         if readable is True:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rr.io import InputError
+from rr.presets import choose
 
 Params = dict[str, Tensor]  # name => (N,) or (N, K), float32, all on one device
 
@@ -70,9 +71,8 @@ def sample(
     severity outside [0, 1] or `centre` without `radius`.
     """
     if not isinstance(families, Tensor):
-        unknown = set(families) - set(FAMILIES)
-        if unknown:
-            raise InputError(f"degradation {min(unknown)!r}: unknown; choose from {', '.join(FAMILIES)}")
+        for name in families:
+            choose("degradation", name, FAMILIES)
         families = torch.tensor([[float(name in families) for name in FAMILIES]]).expand(n, 3)
     if (centre is None) != (radius is None):
         raise InputError("aimed degradation: give both centre and radius")

@@ -74,7 +74,7 @@ def load_lpips(
     does not cover every parameter of the trunk.
     """
     name = choose("LPIPS trunk", net, LPIPS_TRUNKS)
-    choose("weights", weights, dict.fromkeys(pretrained.WEIGHTS))
+    choose("weights", weights, pretrained.WEIGHTS)
     if weights == "none" and pretrained.available(name, folder) is None:
         return None
     import lpips

@@ -66,6 +66,11 @@ def find(name):
     raise InputError(f"notebook {str(name)!r}: unknown; choose one of {known}, or give the path of a .py notebook")
 
 
+def mark(results, stem):
+    """The file that says, to the workflow, that a notebook's results in the folder `results` are the workflow's own."""
+    return results / "executed" / f".{stem}.done"
+
+
 def parameters(path):
     """The parameters of a notebook, {name: Parameter}, in their order.
 

@@ -191,3 +191,13 @@ def fov_mask(circle, size):
     column, row = at[None, :], at[:, None]
     inside = ((column - x) ** 2 + (row - y) ** 2 <= r**2) & (row >= top) & (row <= bottom)
     return inside | x.isnan()
+
+
+def to_tensor(image):
+    """A photograph, uint8 (H, W, 3), as an image tensor (1, 3, H, W), float32 in [0, 1]."""
+    return torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+
+
+def to_photograph(x):
+    """The inverse of `to_tensor`, for one image (1, 3, H, W) in [0, 1] on any device."""
+    return (x[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()

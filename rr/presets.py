@@ -80,17 +80,15 @@ def preset(name, **changes):
 
     Raises InputError for an unknown preset or field.
     """
-    if name not in PRESETS:
-        raise InputError(f"preset {name!r}: unknown; choose one of {', '.join(PRESETS)}")
-    known = {field.name for field in fields(Preset)}
+    row = choose("preset", name, PRESETS)
+    known = sorted(field.name for field in fields(Preset))
     for field in changes:
-        if field not in known:
-            raise InputError(f"preset field {field!r}: unknown; choose one of {', '.join(sorted(known))}")
-    return replace(PRESETS[name], **{key: value for key, value in changes.items() if value is not None})
+        choose("preset field", field, known)
+    return replace(row, **{key: value for key, value in changes.items() if value is not None})
 
 
 def choose(kind, name, choices):
-    """choices[name]. Raises InputError that lists the choices."""
+    """choices[name] of a dict, or name itself of any other collection. Raises InputError that lists the choices."""
     if name not in choices:
         raise InputError(f"{kind} {name!r}: unknown; choose one of {', '.join(choices)}")
-    return choices[name]
+    return choices[name] if isinstance(choices, dict) else name

@@ -27,7 +27,7 @@ from rr import backbones, checkpoint, degrade
 from rr.diffusion import OBJECTIVES, Diffusion
 from rr.fusion import Fusion
 from rr.io import InputError
-from rr.photo import crop_fov, fov_mask
+from rr.photo import crop_fov, fov_mask, to_photograph, to_tensor
 from rr.presets import choose
 from rr.readability import LABELS, Readability
 from rr.vae import elbo
@@ -99,7 +99,7 @@ class Denoiser(nn.Module):
             "width": width, "latent": latent, "T": T, "schedule": schedule, "start": start,
             "condition": list(condition),
         }  # fmt: skip
-        choose("objective", objective, dict.fromkeys(OBJECTIVES))
+        choose("objective", objective, OBJECTIVES)
         if backbone == "vae" and objective != "image":
             raise InputError(f"objective {objective!r}: the VAE ends in a sigmoid and predicts images; use 'image'")
         self.objective = objective
@@ -148,8 +148,6 @@ class Denoiser(nn.Module):
                 pass
             parts.append(x_0 * mask)
         return torch.cat(parts)
-
-
 
 
 class Restoration(NamedTuple):
@@ -219,7 +217,7 @@ def restore_photograph(regen, image, seed=0):
     """
     device = next(regen.denoiser.parameters()).device
     crop, circle, box = crop_fov(image, regen.size)
-    y = torch.from_numpy(crop).permute(2, 0, 1)[None].to(device).float() / 255
+    y = to_tensor(crop).to(device)
     done = regen(y, fov_mask([circle], regen.size).to(device), seed)
     status = "readable already" if done.readable[0] else "no fundus photograph" if done.no_fundus[0] else "restored"
     report = {"status": status, "passed": bool(done.passed[0])}
@@ -231,8 +229,7 @@ def restore_photograph(regen, image, seed=0):
     mask = fov_mask([circle], regen.size).float()
     layers = torch.cat([done.image.cpu() * mask, mask], 1)                 # 1, 4, size, size
     layers = F.interpolate(layers, (box.side, box.side), mode="bicubic", align_corners=False)
-    patch = (layers[0, :3] / layers[0, 3:].clamp(min=0.1)).clamp(0, 1)
-    patch = Image.fromarray((patch * 255).round().byte().permute(1, 2, 0).numpy())
+    patch = Image.fromarray(to_photograph((layers[:, :3] / layers[:, 3:].clamp(min=0.1)).clamp(0, 1)))
     inside = Image.fromarray(fov_mask([circle], box.side)[0, 0].numpy().astype(np.uint8) * 255)
     result = Image.fromarray(image)
     result.paste(patch, (box.left, box.top), inside)

@@ -17,7 +17,7 @@ import torch
 
 from rr import degrade, synthetic
 from rr.io import InputError, code, sha256
-from rr.photo import Fov, crop_fov, fov_mask, read_photograph
+from rr.photo import Fov, crop_fov, fov_mask, read_photograph, to_tensor
 
 LABELS = ("fundus", "macula", "disc", "retina")  # the four readability labels, in the paper's order
 SYNFUNDUS = {  # SynFundus-1M's column => label
@@ -84,7 +84,7 @@ def _embedded_image(seed, index, size):
         "macula": {"centre": torch.tensor([[fovea_x, fovea_y]]), "radius": torch.tensor([2.6 * disc_r])},
     }[aim]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    x = torch.from_numpy(eye.image).permute(2, 0, 1)[None] / 255
+    x = to_tensor(eye.image)
     fov = torch.from_numpy(eye.fov)[None, None]
     y = degrade.apply(x, degrade.sample(1, generator, families, severity, **where), fov)
     regions = {

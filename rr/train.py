@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rr import checkpoint
 from rr.io import InputError, code, provenance, sweep, write_table, writing
+from rr.presets import choose
 
 OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,  # the classifier (2.2)
@@ -38,8 +39,9 @@ class Batch(NamedTuple):
 def fabric(device="auto"):
     """Lightning Fabric on one device: bf16 autocast on a GPU, float32 on a CPU.
 
-    device: "auto" | "cpu" | "cuda". Raises InputError for a GPU that is not there.
+    device: "auto" | "cpu" | "cuda". Raises InputError for another name, and for a GPU that is not there.
     """
+    choose("device", device, ("auto", "cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device 'cuda': torch sees no GPU here; use cpu or auto")
     on_gpu = device != "cpu" and torch.cuda.is_available()
@@ -105,15 +107,14 @@ def train(
             generator = _generator(seed, step, fabric.global_rank)
             here = order[start + fabric.global_rank * share :][:share]
             parts = module.loss(_batch(data, here, fabric.device), generator)
-            loss = parts["loss"].item()
-            if not np.isfinite(loss):
-                raise InputError(f"loss is {loss} at step {step}; lower the learning rate ({lr}) and run again")
+            values = {key: value.item() for key, value in parts.items()}
+            if not np.isfinite(values["loss"]):
+                raise InputError(f"loss is {values['loss']} at step {step}; lower the learning rate ({lr}) and run again")
             opt.zero_grad(set_to_none=True)
             fabric.backward(parts["loss"])
             opt.step()
             averaged.update_parameters(model)
-            row = {"epoch": epoch, "step": step, **{key: value.item() for key, value in parts.items()},
-                   "images_per_s": batch / (time.perf_counter() - tick)}
+            row = {"epoch": epoch, "step": step, **values, "images_per_s": batch / (time.perf_counter() - tick)}
             if start + 2 * batch > len(order):  # the epoch's last step
                 row["val_loss"] = validate(averaged.module, data, val_rows, batch, fabric)
             history.append(row)
@@ -135,17 +136,17 @@ def train(
     model.eval()
 
 
-def run(title, *arguments, epochs, **options):
+def run(title, model, data, rows, val_rows, *, folder, epochs, batch, **options):
     """`train` to its end, behind a progress bar with loss and images/s; returns the log, see `history`."""
     from tqdm import tqdm
 
-    total = epochs * (len(arguments[2]) // options["batch"])
-    with tqdm(total=total, desc=title, unit="step", mininterval=1) as bar:
-        for row in train(*arguments, epochs=epochs, **options):
+    steps = train(model, data, rows, val_rows, folder=folder, epochs=epochs, batch=batch, **options)
+    with tqdm(total=epochs * (len(rows) // batch), desc=title, unit="step", mininterval=1) as bar:
+        for row in steps:
             bar.update(row["step"] - bar.n)
             bar.set_postfix({"epoch": f"{row['epoch'] + 1}/{epochs}", "loss": f"{row['loss']:.4g}",
                              "images/s": f"{row['images_per_s']:.0f}"}, refresh=False)
-    return history(options["folder"])
+    return history(folder)
 
 
 @torch.no_grad()

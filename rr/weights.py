@@ -77,7 +77,7 @@ def load(
     way round. With "none" the model stays as it was built. Raises InputError for an unknown `weights`, weights that
     cannot be had, a damaged file, or a file that does not fit the model.
     """
-    choose("weights", weights, dict.fromkeys(WEIGHTS))
+    choose("weights", weights, WEIGHTS)
     if weights == "none":
         return "none: random initialisation"
     tensors, note = state(name, folder)
