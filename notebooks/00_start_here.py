@@ -22,6 +22,10 @@
 # | 04_diffusion | how does an image become noise, and come back? | 2.4 |
 # | 05_vae | what survives a bottleneck? | 2.5, Fig. 4 |
 # | 06_restoration | does it all help? | 2.1, Fig. 1 |
+# | 07_backbones | which base network? | 3.2, Fig. 5 |
+# | 08_extractors | which extractor of features? | 3.2, Table 1 |
+# | 09_fusion | how to join features and image? | 3.2 |
+# | 11_summary | what of the paper's claims is seen here? | 3.2 |
 #
 # This page shows the whole on one real photograph, which no model here was trained on. It is the only chapter that is
 # *executed* last: it needs the restorer that 06_restoration trains.
@@ -48,7 +52,7 @@ import torch
 from IPython.display import Markdown
 from PIL import Image
 
-from rr import degrade, figures, io, metrics, train
+from rr import degrade, figures, io, metrics, studies, train
 from rr.photo import crop_fov, fov_mask, read_photograph, to_photograph, to_tensor
 from rr.presets import preset as choose_preset
 from rr.restorer import RetinaRegen, restore_photograph
@@ -57,7 +61,7 @@ started = time.time()
 P = choose_preset(preset, seed=seed)
 home, pictures = io.results(preset, out), io.figures(preset, out)
 fabric = train.fabric(device)
-regen = RetinaRegen.load(home / "checkpoints" / "restorer", fabric.device)
+regen = RetinaRegen.load(studies.folder(home, studies.RETINAREGEN, seed), fabric.device)
 
 # %% [markdown]
 # ## The photograph
@@ -119,6 +123,7 @@ io.write_result(
     started=started,
     device=fabric.device,
     preset=P,
+    seed=seed,
     severity=severity,
 )
 before, after = scores["input"]["psnr_fov"], scores["restored"]["psnr_fov"]

@@ -37,7 +37,7 @@ import pandas as pd
 import torch
 from IPython.display import Code, Markdown
 
-from rr import degrade, figures, io, metrics, sources, synthetic
+from rr import degrade, figures, io, metrics, sources, synthetic, tables
 from rr.data import pack
 from rr.photo import to_tensor
 from rr.presets import preset as choose_preset
@@ -104,7 +104,7 @@ figures.save(figures.grid(rows, [f"severity {s:g}" for s in severities], side=1.
 # %%
 quality = pd.concat(quality)[["family", "severity", "psnr", "ssim", "psnr_fov", "ssim_fov"]]
 io.write_table(home / "tables" / "01_data_degradation.csv", quality)
-metrics.text(quality.set_index(["family", "severity"]))
+tables.text(quality.set_index(["family", "severity"]))
 
 # %% [markdown]
 # ## When is a region readable?
@@ -166,7 +166,14 @@ numbers = {
     "missing": packed.manifest["missing"],
 }
 io.write_result(
-    home / "01_data.json", numbers, started=started, preset=P, data=packed.hash, source=packed.manifest["recipe"]["source"]
+    home / "01_data.json",
+    numbers,
+    started=started,
+    device="cpu",
+    preset=P,
+    seed=seed,
+    data=packed.hash,
+    source=packed.manifest["recipe"]["source"],
 )
 Markdown(
     f"{numbers['images']} images of {P.size} px, {numbers['readable']} of them readable in all four labels "

@@ -37,8 +37,9 @@ from IPython.display import Code, Markdown
 
 from rr import figures, io, train
 from rr.data import Packed
+from rr.paper import LABELS
 from rr.presets import preset as choose_preset
-from rr.readability import LABELS, Readability, augment, curves, report
+from rr.readability import Readability, augment, curves, report
 
 started = time.time()
 P = choose_preset(preset, seed=seed, weights=weights or None)
@@ -140,9 +141,10 @@ auc = scores.set_index("label")["roc_auc"]
 io.write_result(
     home / "02_readability.json",
     scores.to_dict("records"),
-    started=started,
+    started=started - log.attrs["before"],
     device=fabric.device,
     preset=P,
+    seed=seed,
     data=packed.hash,
     weights=start,
 )

@@ -17,7 +17,7 @@
 # | | |
 # | --- | --- |
 # | needs | 01_data |
-# | writes | `checkpoints/extractor/` with `condition.safetensors`, figures `03_features_*`, `03_features.json` |
+# | writes | `extractors/<extractor>_<seed>/`: the checkpoint, `condition.safetensors`, `result.json`; figures `03_features_*` |
 # | time | smoke: 57 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
@@ -27,7 +27,7 @@ data: str = ""  # folder of a packed data set; empty: the one that 01_data made
 out: str = "results"  # folder of all results; a relative path starts at the project's root
 device: str = "auto"  # auto | cpu | cuda: where to train
 weights: str = ""  # imagenet | none: where the trunk starts; empty: the preset's value
-extractor: str = ""  # attention | alexnet | resnet18 | resnet34 | resnet50 | vgg16 | resnext50 | mobilenet; empty: the preset's
+extractor: str = "resnet34"  # attention | alexnet | resnet18 | resnet34 | resnet50 | vgg16 | resnext50 | mobilenet: the trunk
 
 # %%
 import time
@@ -35,16 +35,18 @@ from inspect import getsource
 
 import torch
 from IPython.display import Code, Markdown
-from safetensors.torch import save_file
 
-from rr import figures, io, train
+from rr import figures, io, studies, train
 from rr.data import Packed
-from rr.features import Extractor, static_condition
+from rr.features import Extractor, save_condition, static_condition
 from rr.presets import preset as choose_preset
 
 started = time.time()
-P = choose_preset(preset, seed=seed, weights=weights or None, extractor=extractor or None)
-home, pictures = io.results(preset, out), io.figures(preset, out)
+P = choose_preset(preset, seed=seed, weights=weights or None)
+home = io.results(preset, out)
+folder = studies.extractor_folder(home, extractor, seed)
+first = (extractor, seed) == (studies.RETINAREGEN.extractor, 0)
+pictures = io.figures(preset, out) if first else folder / "figures"
 packed = Packed(data or home / "data")
 fabric = train.fabric(device)
 
@@ -68,9 +70,8 @@ Code(getsource(Extractor.attend), language="python")
 
 # %%
 torch.manual_seed(seed)
-model = Extractor(P.extractor, P.attention, P.heads)
+model = Extractor(extractor, P.attention, P.heads)
 start = model.start_from(P.weights)
-folder = home / "checkpoints" / "extractor"
 log = train.run(
     "extractor",
     model,
@@ -116,8 +117,7 @@ Code(getsource(static_condition), language="python")
 # %%
 readable = packed.rows("train", readable=True)
 c = static_condition(model, packed, readable)
-with io.writing(folder / "condition.safetensors") as part:
-    save_file({"c": c.cpu()}, part)
+save_condition(folder, c)
 with torch.no_grad():
     f = model(packed.batch(test, fabric.device))
 to_mean = torch.cosine_similarity(f.flatten(1), c.flatten()[None]).mean().item()
@@ -141,7 +141,7 @@ figures.save(
 # %%
 best = log["val_loss"].min()
 numbers = {
-    "extractor": P.extractor,
+    "extractor": extractor,
     "readable_images": len(readable),
     "places": list(shape),
     "val_loss": best,
@@ -151,7 +151,15 @@ numbers = {
     "strongest_attention": A.mean(1).max().item() * A.shape[-1],
 }
 io.write_result(
-    home / "03_features.json", numbers, started=started, device=fabric.device, preset=P, data=packed.hash, weights=start
+    folder / "result.json",
+    numbers,
+    files=("condition.safetensors",),
+    started=started - log.attrs["before"],
+    device=fabric.device,
+    preset=P,
+    seed=seed,
+    data=packed.hash,
+    weights=start,
 )
 Markdown(
     f"$c$ is the mean over {len(readable)} readable images on {shape[0]} x {shape[1]} places. The features of a single "

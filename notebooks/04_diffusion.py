@@ -182,7 +182,15 @@ numbers = {
     "back": back.to_dict("records"),
     "mean_image": mean_image,
 }
-io.write_result(home / "04_diffusion.json", numbers, started=started, device=fabric.device, preset=P, data=packed.hash)
+io.write_result(
+    home / "04_diffusion.json",
+    numbers,
+    started=started - log.attrs["before"],
+    device=fabric.device,
+    preset=P,
+    seed=seed,
+    data=packed.hash,
+)
 Markdown(
     f"With the true noise every sampler returns the image to {numbers['oracle_error']:.0e}. The trained network brings back "
     f"more than the mean image ({mean_image:.1f} dB), which looks at nothing, from t in {useful.tolist()} of "

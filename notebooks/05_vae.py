@@ -151,7 +151,15 @@ numbers = {
     "mean_sigma": (output.logvar / 2).exp().mean().item(),
     "spread_of_mu": output.mu.std(0).mean().item(),
 }
-io.write_result(home / "05_vae.json", numbers, started=started, device=fabric.device, preset=P, data=packed.hash)
+io.write_result(
+    home / "05_vae.json",
+    numbers,
+    started=started - log.attrs["before"],
+    device=fabric.device,
+    preset=P,
+    seed=seed,
+    data=packed.hash,
+)
 Markdown(
     f"Of the {bce:,.0f} nats of reconstruction loss, {floor:,.0f} are the floor that no model can leave: {bce - floor:,.0f} nats "
     f"are left for the model to work on, beside {kl:,.0f} nats of KL. Reconstructions reach {numbers['psnr']:.1f} dB; the mean "

@@ -12,12 +12,13 @@
 # **Question.** Does an unreadable photograph come back readable, and closer to the eye that was photographed?
 #
 # Follows section 2.1 and remakes Fig. 1: the classifier screens, the condition $c$ is fused with the noised image, the
-# reverse process with the chosen backbone restores, the classifier verifies.
+# reverse process with the chosen backbone restores, the classifier verifies. One execution trains and evaluates one
+# configuration, (protocol, backbone, extractor, fusion) with a seed; the chapters 07 to 09 compare many.
 #
 # | | |
 # | --- | --- |
-# | needs | 01_data, 02_readability, 03_features |
-# | writes | `checkpoints/restorer/`, `tables/06_restoration_*.csv`, figures `06_restoration_*`, `06_restoration.json` |
+# | needs | 01_data, 02_readability, 03_features with the same extractor and seed |
+# | writes | `runs/<configuration>_<seed>/`: `result.json`, `per_image.csv`, `eyes.png`, restorer; figures `06_restoration_*` |
 # | time | smoke: 54 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
@@ -26,30 +27,36 @@ seed: int = 0  # from 0: of everything that is drawn at random
 data: str = ""  # folder of a packed data set; empty: the one that 01_data made
 out: str = "results"  # folder of all results; a relative path starts at the project's root
 device: str = "auto"  # auto | cpu | cuda: where to train
-backbone: str = ""  # unet | unet++ | resnet | densenet | vae; empty: the preset's
-fusion: str = ""  # upsample-static | upsample-dynamic | bilinear-static | bilinear-dynamic; empty: the preset's
-objective: str = ""  # noise | image | v: what the backbone predicts; empty: the preset's
-protocol: str = ""  # paired | literal: what a training pair is; empty: the preset's
+protocol: str = "paired"  # paired | literal: what a training pair is
+backbone: str = "vae"  # unet | unet++ | resnet | densenet | vae: the base network
+extractor: str = "resnet34"  # attention | alexnet | resnet18 | resnet34 | resnet50 | vgg16 | resnext50 | mobilenet: of c
+fusion: str = "bilinear-static"  # upsample-static | upsample-dynamic | bilinear-static | bilinear-dynamic: of c and x_t
+objective: str = ""  # noise | image | v: what the backbone predicts; empty: the noise, and the image for the vae
 
 # %%
 import time
 from inspect import getsource
 
+import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Code, Markdown
-from safetensors.torch import load_file
+from PIL import Image
 
-from rr import checkpoint, figures, io, metrics, restorer, train
+from rr import checkpoint, features, figures, io, metrics, restorer, studies, tables, train
 from rr.data import Packed
+from rr.paper import LABELS
+from rr.photo import to_photograph
 from rr.presets import preset as choose_preset
-from rr.readability import LABELS, Readability
+from rr.readability import Readability
 
 started = time.time()
-P = choose_preset(
-    preset, seed=seed, backbone=backbone or None, fusion=fusion or None, objective=objective or None, protocol=protocol or None
-)
-home, pictures = io.results(preset, out), io.figures(preset, out)
+P = choose_preset(preset, seed=seed)
+configuration = studies.Configuration(protocol, backbone, extractor, fusion)
+home = io.results(preset, out)
+folder = studies.folder(home, configuration, seed)
+first = (configuration, seed) == (studies.RETINAREGEN, 0)
+pictures = io.figures(preset, out) if first else folder / "figures"
 packed = Packed(data or home / "data")
 fabric = train.fabric(device)
 
@@ -64,10 +71,10 @@ fabric = train.fabric(device)
 
 # %%
 classifier = checkpoint.load(home / "checkpoints" / "readability", Readability, fabric.device)
-c = load_file(home / "checkpoints" / "extractor" / "condition.safetensors")["c"]
-rows, y, x, parameters = restorer.test_pairs(packed, P.protocol, seed)
+c = features.load_condition(studies.extractor_folder(home, extractor, seed))
+rows, y, x, parameters = restorer.test_pairs(packed, protocol)
 fov, disc = packed.fov(rows), packed.disc(rows)
-io.write_table(home / "tables" / "06_restoration_degradations.csv", parameters)
+io.write_table(folder / "degradations.csv", parameters)
 figures.save(figures.grid({"input y": y[:7], "reference x": x[:7]}), pictures, "06_restoration_pairs")
 
 # %% [markdown]
@@ -87,17 +94,19 @@ Code(getsource(restorer.Denoiser.forward) + "\n" + getsource(restorer.Denoiser.l
 # %%
 torch.manual_seed(seed)
 model = restorer.Denoiser(
-    P.size, P.backbone, P.fusion, P.objective, P.protocol, P.width, P.latent, P.T, P.schedule, P.start, c.shape
+    P.size, backbone, fusion, objective, protocol, P.width, P.latent, P.T, P.schedule, P.start, c.shape
 )
 model.c.copy_(c)
-folder = home / "checkpoints" / "restorer"
+train_rows, val_rows = (restorer.training_rows(packed, split, protocol) for split in ("train", "val"))
+epochs = P.restorer_epochs if backbone == "vae" else P.unet_epochs
 log = train.run(
     "restorer",
     model,
     packed,
-    *(restorer.training_rows(packed, split, P.protocol) for split in ("train", "val")),
+    train_rows,
+    val_rows,
     folder=folder / "denoiser",
-    epochs=P.restorer_epochs,
+    epochs=epochs,
     batch=P.batch,
     lr=P.lr,
     ema=P.ema,
@@ -119,7 +128,7 @@ regen = restorer.RetinaRegen(classifier, model.to(fabric.device))
 worst = classifier.probabilities(y.to(fabric.device))[:, LABELS.index("disc")].argmin()
 one = slice(worst, worst + 1)
 way = regen(y[one].to(fabric.device), fov[one].to(fabric.device), seed, trajectory=True, screen=False)
-reference = x[worst] if P.protocol == "paired" else None
+reference = x[worst] if protocol == "paired" else None
 figures.save(
     figures.pipeline(y[worst], way.trajectory, way.image[0], way.before[0], way.after[0], reference),
     pictures,
@@ -138,11 +147,12 @@ mean = packed.mean(packed.references("train")).expand_as(x) * fov
 lpips = metrics.load_lpips(weights=P.weights, device=fabric.device)
 outputs = {"do nothing": y, "population mean": mean, "RetinaRegen": done.image.cpu()}
 scores = {name: metrics.score(x, image, fov, disc, lpips) for name, image in outputs.items()}
-per_image = pd.concat([table.assign(method=name, image=packed.table["name"].to_numpy()[rows]) for name, table in scores.items()])
-summary = metrics.summarize(scores)
-io.write_table(home / "tables" / "06_restoration_per_image.csv", per_image)
-io.write_table(home / "tables" / "06_restoration_metrics.csv", summary)
-metrics.text(summary.pivot(index="method", columns="metric", values="mean").loc[list(outputs)][per_image.columns[:9]])
+names = packed.table["name"].to_numpy()[rows]
+per_image = pd.concat([table.assign(image=names, method=name) for name, table in scores.items()])
+summary = tables.summarize(scores)
+io.write_table(folder / "per_image.csv", per_image[["image", "method", *scores["do nothing"]]])
+io.write_table(folder / "metrics.csv", summary)
+tables.text(summary.pivot(index="method", columns="metric", values="mean").loc[list(outputs), list(scores["do nothing"])])
 
 # %%
 print(lpips.note if lpips else "LPIPS n/a: no ImageNet weights of its trunk on this machine (see `rr doctor`)")
@@ -176,34 +186,59 @@ verdicts = pd.DataFrame(
         "after": (done.after >= regen.THRESHOLD).float().mean(0),
     }
 )
-io.write_table(home / "tables" / "06_restoration_readability.csv", verdicts)
+io.write_table(folder / "readability.csv", verdicts)
 verdicts.round(3)
+
+# %% [markdown]
+# ## Kept for the comparisons
+#
+# A few test images, the same for every configuration: from the one that was hurt the most to the one hurt the least.
+
+# %%
+hurt = scores["do nothing"]["psnr"].to_numpy().argsort(kind="stable")
+eyes = hurt[np.linspace(0, len(hurt) - 1, studies.EYES).round().astype(int)]
+strip = np.vstack([np.hstack([to_photograph(image[i : i + 1]) for i in eyes]) for image in (y, outputs["RetinaRegen"], x)])
+with io.writing(folder / "eyes.png") as part:
+    Image.fromarray(strip).save(part)
 
 # %% [markdown]
 # ## Conclusion
 
 # %%
-means = {
-    name: table[["psnr", "ssim", "lpips", "psnr_fov", "ssim_fov", "psnr_disc", "ssim_disc"]].mean().to_dict()
-    for name, table in scores.items()
-}
+means = {name: table.mean().to_dict() for name, table in scores.items()}
 passed = done.passed[screened].float().mean().item() if screened.any() else float("nan")
 numbers = {
+    "configuration": configuration._asdict(),
+    "seed": seed,
     "data": packed.manifest["recipe"]["source"]["kind"],
-    "protocol": P.protocol,
+    "size": P.size,
     "n": len(rows),
+    "objective": model.objective,
+    "epochs": epochs,
+    "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    "training_images": len(train_rows),
+    "training_seconds": log.attrs["seconds"],
     "scores": means,
     "unreadable_before": int(screened.sum()),
     "passed": passed,
     "lpips": lpips.note if lpips else "n/a",
 }
-io.write_result(home / "06_restoration.json", numbers, started=started, device=fabric.device, preset=P, data=packed.hash)
+io.write_result(
+    folder / "result.json",
+    numbers,
+    files=("per_image.csv", "eyes.png"),
+    started=started - log.attrs["before"],
+    device=fabric.device,
+    preset=P,
+    seed=seed,
+    data=packed.hash,
+)
 beaten = {
     metric: [name for name in ("do nothing", "population mean") if means["RetinaRegen"][metric] > means[name][metric]]
     for metric in ("psnr", "ssim", "psnr_disc", "ssim_disc")
 }
 Markdown(
-    f"{P.protocol} protocol, {len(rows)} test images of {P.size} px: RetinaRegen {means['RetinaRegen']['psnr']:.2f} dB / "
+    f"{protocol} protocol, {len(rows)} test images of {P.size} px: RetinaRegen {means['RetinaRegen']['psnr']:.2f} dB / "
     f"{means['RetinaRegen']['ssim']:.3f}, doing nothing {means['do nothing']['psnr']:.2f} / {means['do nothing']['ssim']:.3f}, "
     f"the population mean {means['population mean']['psnr']:.2f} / {means['population mean']['ssim']:.3f}. What it beats: "
     + "; ".join(f"{metric}: {' and '.join(names) or 'neither'}" for metric, names in beaten.items())

@@ -1,23 +1,19 @@
-"""The command line: reproduce, run, restore, doctor.
+"""The command line: reproduce, run, report, restore, doctor.
 
 Commands import what they need themselves, so that `rr --help` answers at once. Whatever a user gave wrong ends as one
 line `error: ...` on stderr: exit code 2 for a call that cannot be done, 1 for one that was done in part or that failed
 on the way.
 """
 
-import json
 import os
 import platform
-import re
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rr import io, notebook
+from rr import forked, io, notebook, studies, workflow
 from rr.io import InputError, read_json, write_json, writing
 from rr.presets import PRESETS, choose
 
@@ -26,8 +22,6 @@ app = typer.Typer(
     help="RetinaRegen: restore unreadable fundus photographs, and reproduce the paper.",
 )  # fmt: skip
 Preset = Annotated[str, typer.Option(help=f"The values of the run: {', '.join(PRESETS)}.")]
-SHOWN = re.compile(r"\d\d_\w+  [^\s\d]|\d+ of \d+ steps")  # of the workflow's output
-SNAKEFILE = io.ROOT / "workflow" / "Snakefile"
 
 
 def main():
@@ -50,89 +44,42 @@ def fail(message):
 @app.command()
 def reproduce(
     preset: Preset = "smoke",
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of every configuration: seeds 0, 1, ...")] = 1,
+    study: Annotated[str, typer.Option(help=f"all, or one: {', '.join(workflow.NOTEBOOKS)}.")] = "all",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Notebooks side by side; default: 2, or the profile's.")] = None,
+    profile: Annotated[str, typer.Option(help="Where it runs: laptop, slurm, or a folder with a Snakemake profile.")] = "laptop",
     out: Annotated[str, typer.Option(help="Folder of the results; a relative one lies in the project.")] = "results",
-    cores: Annotated[int, typer.Option(min=1, help="Notebooks that may run side by side.")] = os.cpu_count() or 1,
+    data: Annotated[Path | None, typer.Option(help="A folder of photographs instead of the embedded eyes.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Their labels, a CSV.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run, and why.")] = False,
 ):
     """Run every notebook that has no result yet, or whose parameters have changed, and say where everything lies."""
-    import fcntl
+    from rr import reproduce
 
-    choose("preset", preset, PRESETS)
-    folder = io.results(preset, out)
-    io.folder(folder)
-    with open(folder / ".reproduce.lock", "a+") as lock:  # holds: host, our process, Snakemake's
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            _stop_orphan(folder, lock)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        code, done, errors, rest = _snakemake(preset, seed, out, cores, lock)
-    if code:
-        print("\nnot everything could be made; after a repair the same command continues", file=sys.stderr)
-        print("".join(errors or rest).rstrip() or f"error: snakemake ended with code {code}", file=sys.stderr)
+    sources = {}
+    for name, path in (("data", data), ("labels", labels)):
+        if path is not None and not path.exists():
+            raise InputError(f"--{name} {path}: no such file or folder")
+        sources[name] = str(path.absolute()) if path else ""
+    if labels and not data:
+        raise InputError("--labels: without --data there is nothing to label; give the folder of photographs too")
+    plan = reproduce.Plan(preset, out, seeds, study, profile, jobs, **sources)
+    if dry_run:
+        reproduce.preview(plan)
+        return
+    if not reproduce.run(plan):
         raise typer.Exit(1)
-    print(f"\npreset {preset}, seed {seed}:", "everything is made" if done else "nothing to do, all was made before")
+    folder = io.results(preset, out)
     places = {
         "figures": io.figures(preset, out),
         "tables": folder / "tables",
         "restored photograph": folder / "restored",
-        "trained models": folder / "checkpoints",
         "executed notebooks": folder / "executed",
     }
     for what, place in places.items():
         if place.is_dir():
             print(f"  {what + ':':21}{_short(place)}/")
-
-
-def _snakemake(preset, seed, out, cores, lock):
-    """Run the workflow, showing its notebooks' lines; returns (exit code, those lines, errors, Snakemake's own lines).
-
-    Snakemake inherits the open file `lock`: the lock is held while either of us lives and is released by the
-    system however we die, so that Snakemake's own lock, which survives a kill, is not needed (--nolock).
-    """
-    config = {"preset": preset, "seed": seed, "out": out}
-    command = [
-        sys.executable, "-m", "snakemake", "--snakefile", SNAKEFILE, "--directory", io.results(preset, out),
-        "--cores", str(cores), "--keep-going", "--rerun-incomplete", "--nolock", "--scheduler", "greedy",
-        "--quiet", "rules", "host", "reason", "--nocolor",
-        "--config", *(f"{key}={json.dumps(value)}" for key, value in config.items()),
-    ]  # fmt: skip
-    done, errors, rest = [], [], []
-    workflow = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        start_new_session=True, pass_fds=[lock.fileno()],
-    )  # fmt: skip
-    lock.truncate(0)
-    print(platform.node(), os.getpid(), workflow.pid, file=lock, flush=True)
-    with notebook.terminable():
-        try:
-            for line in workflow.stdout:
-                kind = errors if line.startswith("error: ") else done if SHOWN.match(line) else rest
-                kind.append(line)
-                if kind is not rest:
-                    print(line, end="", flush=True)
-            return workflow.wait(), done, errors, rest
-        finally:
-            if workflow.poll() is None:  # Ctrl-C or SIGTERM: to Snakemake and all notebooks, which end their kernels
-                os.killpg(workflow.pid, signal.SIGTERM)
-                try:
-                    workflow.wait(20)
-                except subprocess.TimeoutExpired:
-                    os.killpg(workflow.pid, signal.SIGKILL)
-
-
-def _stop_orphan(folder, lock):
-    """Kill a Snakemake whose `rr reproduce` was killed. Raises InputError if both live, with what to type."""
-    lock.seek(0)
-    host, ours, workflow = (lock.read().split() + ["", "0", "0"])[:3]
-    try:
-        os.kill(int(ours), 0)
-    except ProcessLookupError:
-        if host == platform.node():  # the lock is held, hence by this Snakemake: its number was not given away
-            os.killpg(int(workflow), signal.SIGKILL)
-            return
-    stop = f"on {host}: kill -- -{workflow}"
-    raise InputError(f"{folder}: another `rr reproduce` is at work there; wait for its end, or stop it {stop}")
+    print(f"all on one page: rr report --preset {preset}" + ("" if out == "results" else f" --out {out}"))
 
 
 def _short(path):
@@ -149,6 +96,7 @@ def run(
     name: Annotated[str, typer.Argument(metavar="NOTEBOOK", help="Name (01_data) or path of a notebook.")],
     values: Annotated[list[str], typer.Option("-p", metavar="NAME=VALUE", help="A parameter; may be repeated.")] = [],
     executed: Annotated[Path | None, typer.Option(help="The executed notebook; default: among the results.")] = None,
+    mark: Annotated[Path | None, typer.Option(help="For the workflow: a file to write in the end.")] = None,
 ):
     """Run one notebook with papermill; its parameters are checked before anything starts."""
     path = notebook.find(name)
@@ -160,13 +108,15 @@ def run(
         is_path = key.strip() in ("data", "labels", "photo") and Path(text).exists()
         given[key.strip()] = str(Path(text).absolute()) if is_path else text  # notebooks run in the project's root
     every = notebook.check(path, given)
+    home = io.results(every["preset"], every["out"]) if {"preset", "out"} <= every.keys() else None
     if executed is None:
-        if not {"preset", "out"} <= every.keys():
+        if home is None:
             raise InputError(f"{path.name}: has no parameters preset and out; say with --executed where to write it")
-        executed = io.results(every["preset"], every["out"]) / "executed" / f"{path.stem}.ipynb"
-    if {"preset", "out"} <= every.keys():  # the workflow's mark: these results may be others
-        notebook.mark(io.results(every["preset"], every["out"]), path.stem).unlink(missing_ok=True)
-    notebook.execute(path, given, executed)
+        executed = home / "executed" / f"{workflow.name(path.stem, every)}.ipynb"
+    if mark is None and home is not None:  # by hand: perhaps with other values than the workflow's, which makes it again
+        workflow.mark(home, workflow.name(path.stem, every)).unlink(missing_ok=True)
+    with workflow.lease(), workflow.reported(executed, mark):
+        forked.execute(path, given, executed)
 
 
 # -------------------------------------------------------------------------------------------------------- restore
@@ -223,7 +173,7 @@ def restore(
 
 def _best_checkpoint():
     for name in ("paper", "course", "smoke"):
-        folder = io.results(name) / "checkpoints" / "restorer"
+        folder = studies.folder(io.results(name), studies.RETINAREGEN, 0)
         if all((folder / part / "config.json").is_file() for part in ("denoiser", "classifier")):
             return folder
     raise InputError("no trained restorer yet; run `make reproduce` first or give --checkpoint")
@@ -257,6 +207,21 @@ def _targets(photos, out):
         if target.resolve() in originals:
             raise InputError(f"{target}: is itself a photograph to restore and would be lost; choose another --out")
     return targets
+
+
+# --------------------------------------------------------------------------------------------------------- report
+
+
+@app.command()
+def report(
+    preset: Preset = "smoke",
+    out: Annotated[str, typer.Option(help="Folder of the results; a relative one lies in the project.")] = "results",
+):
+    """Put all figures, tables and executed notebooks of a preset on pages that open offline."""
+    choose("preset", preset, PRESETS)
+    from rr import report
+
+    print(_short(report.write(io.results(preset, out), io.figures(preset, out))))
 
 
 # --------------------------------------------------------------------------------------------------------- doctor

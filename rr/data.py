@@ -20,9 +20,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from rr.io import InputError, folder, read_json, sha256, sweep, write_json, write_table, writing
+from rr.paper import LABELS
 from rr.photo import Fov, fov_mask
 from rr.presets import choose
-from rr.sources import LABELS
 
 SPLITS = {"train": 0.64, "val": 0.16, "test": 0.20}  # paper 2.2
 NEAR_BITS = 15  # of 256: the same photograph resized or compressed again differs in <= 12, two eyes in >= 60

@@ -4,16 +4,20 @@ and the static condition c, the mean of these features over all readable images.
 Eight extractors (Table 1): seven trunks of torchvision under the same attention, and attention without a trunk.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 import torchvision.models as tv
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rr import weights as pretrained
-from rr.io import InputError
+from rr.io import InputError, writing
+from rr.paper import LABELS
 from rr.presets import choose
 from rr.readability import augment
-from rr.sources import LABELS
 
 
 def _resnet(model):
@@ -111,3 +115,20 @@ def static_condition(extractor, data, rows, batch=64):
                 for part in torch.as_tensor(rows).split(batch))
     extractor.train(was_training)
     return (total / len(rows)).float()
+
+
+def save_condition(folder, c):
+    """Write c (width, h, w) beside the extractor in `folder`, atomically."""
+    with writing(Path(folder) / "condition.safetensors") as part:
+        save_file({"c": c.cpu().contiguous()}, part)
+
+
+def load_condition(folder):
+    """The static condition c (width, h, w) in `folder`. Raises InputError if there is none, or a damaged one."""
+    path = Path(folder) / "condition.safetensors"
+    try:
+        return load_file(path)["c"]
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no static condition there; run 03_features with this extractor and seed first") from None
+    except (SafetensorError, KeyError) as error:
+        raise InputError(f"{path}: damaged ({error}); run 03_features with this extractor and seed again") from error

@@ -1,7 +1,8 @@
 """Figures: one style, a few panels, one way to save. Nothing here computes a result.
 
-Images are tensors (3, H, W) or (N, 3, H, W) in [0, 1]. Every panel returns a matplotlib Figure; `save` writes it as PNG
-and PDF, byte by byte the same on every run, and shows what was saved.
+Images are tensors (3, H, W) or (N, 3, H, W) in [0, 1], or lists of arrays (H, W, 3) of bytes, which need no torch. Every
+panel returns a matplotlib Figure; `save` writes it as PNG and PDF, byte by byte the same on every run, and shows what was
+saved.
 """
 
 import matplotlib
@@ -14,10 +15,10 @@ matplotlib.rcParams.update({
 import matplotlib.pyplot as plt  # noqa: E402 (the style comes first)
 import numpy as np  # noqa: E402
 import seaborn as sns  # noqa: E402
-import torch  # noqa: E402
 
 from rr.io import writing  # noqa: E402
-from rr.readability import LABELS  # noqa: E402
+from rr.paper import LABELS  # noqa: E402
+from rr.tables import RUNGS  # noqa: E402
 
 COLOURS = dict(zip(LABELS, sns.color_palette("colorblind")))
 
@@ -35,7 +36,7 @@ def save(figure, folder, stem):
 
 
 def grid(rows, titles=None, side=1.1):
-    """Images in rows: {label: (N, 3, H, W)}; titles: a line over each column. Rows may differ in length."""
+    """Images in rows: {label: images}; titles: a line over each column. Rows may differ in length."""
     columns = max(len(images) for images in rows.values())
     figure, axes = plt.subplots(len(rows), columns, figsize=(side * columns + 0.6, side * len(rows) + 0.2), squeeze=False)
     for line, (label, images) in zip(axes, rows.items()):
@@ -52,6 +53,8 @@ def grid(rows, titles=None, side=1.1):
 
 def coloured(maps):
     """Maps (N, h, w) in [0, 1] as images (N, 3, h, w)."""
+    import torch
+
     return torch.from_numpy(plt.get_cmap("viridis")(maps.numpy())[..., :3]).permute(0, 3, 1, 2)
 
 
@@ -146,23 +149,41 @@ def lines(table, x, y, hue, xlabel=None, ylabel=None):
     return figure
 
 
-def bars(table, metrics, by="method"):
-    """Mean and 95 % bootstrap interval over images of each metric, one bar per value of `by`; n/a where unknown.
+def bars(table, metrics, by="method", seeds=None, reference=None):
+    """Mean and 95 % bootstrap interval over images of each metric, one bar per value of `by`, the rungs grey; n/a where unknown.
 
-    table: long rows with columns `by`, metric, mean, low, high.
+    table: long rows with columns `by`, metric, mean, low, high. seeds: long rows `by`, seed, metric, mean: a small dot for
+    each run. reference: a value of `by`; a last panel shows what bars that begin at zero cannot, the paired difference in
+    PSNR to its mean (columns difference, difference_low, difference_high).
     """
     names = list(dict.fromkeys(table[by]))
-    figure, axes = plt.subplots(1, len(metrics), figsize=(2.2 * len(metrics), 0.4 * len(names) + 1), sharey=True)
-    for axis, metric in zip(np.atleast_1d(axes), metrics):
+    panels = len(metrics) + (reference is not None)
+    figure, axes = plt.subplots(1, panels, figsize=(2.2 * panels, 0.25 * len(names) + 1), sharey=True, squeeze=False)
+    colours = ["0.75" if name in RUNGS else sns.color_palette("colorblind")[0] for name in names]
+    error = {"ecolor": "k", "elinewidth": 0.8}
+    for axis, metric in zip(axes[0], metrics):
         rows = table[table.metric == metric].set_index(by).loc[names].replace(np.inf, np.nan)  # no bar reaches inf
-        error = np.stack([rows["mean"] - rows.low, rows.high - rows["mean"]])
-        axis.barh(names, rows["mean"], xerr=error, color=sns.color_palette("colorblind", len(names)), height=0.6)
+        axis.barh(names, rows["mean"], xerr=[rows["mean"] - rows.low, rows.high - rows["mean"]], color=colours, height=0.6,
+                  error_kw=error)
+        if seeds is not None:
+            dots = seeds[(seeds.metric == metric) & ~seeds[by].isin(RUNGS)].replace(np.inf, np.nan)
+            axis.plot(dots["mean"], dots[by], "o", ms=2.5, mfc="w", mec="k", mew=0.5, zorder=4)
         if rows["mean"].isna().all():
             axis.text(0.5, 0.5, "n/a", transform=axis.transAxes, ha="center", color="0.4")
             axis.set_xticks([])
         name, _, where = metric.partition("_")
         axis.set_xlabel({"psnr": "PSNR / dB", "ssim": "SSIM", "lpips": "LPIPS (less is better)"}[name] + (where and f", {where}"))
-    axis.invert_yaxis()  # shared: the first method on top
+    if reference is not None:
+        psnr = table[(table.metric == "psnr") & ~table[by].isin(RUNGS)].set_index(by).replace([np.inf, -np.inf], np.nan)
+        rows, axis = psnr.drop(reference), axes[0, -1]
+        axis.axvline(0, color="k", lw=0.8, ls=":")
+        axis.errorbar(rows.difference, rows.index, fmt="o", ms=4, color=colours[-1], **error,
+                      xerr=[rows.difference - rows.difference_low, rows.difference_high - rows.difference])
+        if seeds is not None:
+            dots = seeds[(seeds.metric == "psnr") & seeds[by].isin(psnr.index)].replace(np.inf, np.nan)
+            axis.plot(dots["mean"] - psnr["mean"][reference], dots[by], "o", ms=2.5, mfc="w", mec="k", mew=0.5, zorder=4)
+        axis.set_xlabel(f"PSNR − that of {reference} / dB")
+    axes[0, 0].invert_yaxis()  # shared: the first method on top
     figure.tight_layout()
     return figure
 
@@ -210,7 +231,9 @@ def pipeline(before, trajectory, after, p_before, p_after, reference=None, shown
 
 
 def _picture(axis, image):
-    axis.imshow(image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy())
+    if not isinstance(image, np.ndarray):
+        image = image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    axis.imshow(image)
     axis.set_xticks([])
     axis.set_yticks([])
     axis.spines[:].set_visible(False)

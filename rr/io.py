@@ -4,6 +4,7 @@ Defines InputError (the one exception that a user is meant to read), `writing` (
 the layout of `results/` and `figures/`, and `provenance` (where a number comes from).
 """
 
+import ast
 import errno
 import hashlib
 import json
@@ -11,6 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import contextmanager
@@ -121,12 +123,28 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def code(*modules):
-    """First 12 digits of the SHA-256 of modules of `rr`, by name; without names, of all that compute results."""
-    aside = {"__init__", "__main__", "notebook", "readme", "paper", "figures"}
-    folder = Path(__file__).parent
-    names = sorted(modules) or sorted(path.stem for path in folder.glob("*.py") if path.stem not in aside)
-    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()[:12]
+def code(*files):
+    """First 12 digits of the SHA-256 of what Python files compute: their code and that of every module of `rr` they import.
+
+    files: names of modules ("vae") or paths of scripts and notebooks. Comments, docstrings and layout do not count, nor
+    do imports of modules that decide about no number, nor of the presets, whose values are tracked one by one.
+    """
+    aside = {"io", "presets", "paper", "notebook"}
+    folder, todo, trees = Path(__file__).parent, [Path(file) for file in files], {}
+    while todo:
+        path = todo.pop()
+        path = path if path.suffix else folder / f"{path}.py"
+        if path in trees:
+            continue
+        tree = trees[path] = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rr":
+                names = [node.module[3:]] if "." in node.module else [alias.name for alias in node.names]
+                todo += [Path(name) for name in names if name not in aside]
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:]
+    texts = sorted((path.name, ast.dump(tree)) for path, tree in trees.items())
+    return hashlib.sha256(repr(texts).encode()).hexdigest()[:12]
 
 
 def digest(tensor):
@@ -144,22 +162,37 @@ def figures(preset, out="results"):
     return ROOT / "figures" / preset if out == "results" else results(preset, out) / "figures"
 
 
-def write_result(path, numbers, **facts):
-    """Write what a notebook found, {"numbers", "provenance"}, as its last act; facts as for `provenance`."""
-    write_json(path, {"numbers": numbers, "provenance": provenance(**facts)})
+def write_result(path, numbers, *, files=(), **facts):
+    """Write what a notebook found, {"numbers", "provenance"}, as its last act; facts as for `provenance`.
+
+    files: names of files beside it that belong to it; their hashes go into the provenance (see `read_result`).
+    """
+    files = {name: sha256(Path(path).parent / name) for name in files}
+    write_json(path, {"numbers": numbers, "provenance": provenance(files=files, **facts)})
 
 
-def provenance(*, started=None, device="cpu", **facts):
+def read_result(path):
+    """What `write_result` wrote. Raises InputError if it is missing or damaged, or a file that belongs to it has changed."""
+    found = read_json(path)
+    if not (isinstance(found, dict) and {"numbers", "provenance"} <= found.keys()):
+        raise InputError(f"{path}: not the result of a notebook; delete it and make it again")
+    for name, digest in found["provenance"].get("files", {}).items():
+        beside = Path(path).parent / name
+        if not beside.is_file() or sha256(beside) != digest:
+            raise InputError(f"{beside}: missing, or not the one that {Path(path).name} was written with; run it again")
+    return found
+
+
+def provenance(*, started=None, device=None, **facts):
     """Where a result comes from: commit (and whether dirty), versions, machine, device, threads, seconds, memory.
 
-    started: time.time() at the start of the work, to give `seconds`. facts: anything else worth knowing (preset,
-    seed, data hash, weights used).
+    started: time.time() at the start of the work, to give `seconds`. device: where torch computed; None: nowhere.
+    facts: anything else worth knowing (preset, seed, data hash, weights used).
     """
     import resource
 
-    import torch
-
-    on_gpu = torch.device(device).type == "cuda"
+    torch = sys.modules["torch"] if device is not None else None
+    on_gpu = torch is not None and torch.device(device).type == "cuda"
     return {
         **facts,
         "commit": _git("rev-parse", "HEAD"),
@@ -168,7 +201,7 @@ def provenance(*, started=None, device="cpu", **facts):
         "versions": {name: _version(name) for name in PACKAGES},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() if torch else 1,
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated(device) / 2**20) if on_gpu else None,
         "seconds": round(time.time() - started, 2) if started else None,

@@ -1,7 +1,7 @@
 """Image metrics: PSNR, SSIM and LPIPS. One range, one implementation, a batch in, a vector out.
 
 Defines `psnr`, `ssim` and `load_lpips`; `score`, the table of all three over the full frame, inside the field of view
-and in the disc crop; `text`, that table for a reader; `bootstrap`, a mean over images with its interval.
+and in the disc crop. `rr.tables` makes of it means with their intervals, and what a reader sees.
 
 x and y are (N, 3, H, W) in [0, 1]. Every number belongs to one image; nothing is pooled over images (pooled PSNR is
 another quantity) and nothing is resized.
@@ -115,7 +115,7 @@ def score(
     """One row per image: psnr, ssim and lpips over the full frame, and each with `_fov` and `_disc`.
 
     `_fov`: PSNR and SSIM average over the field of view; LPIPS compares both images with black outside. `_disc`: the
-    square of half-width 3 disc radii around the disc, clipped at the image. NaN (shown as n/a by `text`) where a value
+    square of half-width 3 disc radii around the disc, clipped at the image. NaN (shown as n/a) where a value
     cannot be had: no `fov`, disc unknown or outside, no LPIPS trunk, or fewer than 64 pixels for LPIPS (11 for SSIM).
     """
     if len(x) > CHUNK:
@@ -143,44 +143,6 @@ def score(
             crop = (slice(i, i + 1), slice(None), slice(top, bottom), slice(left, right))
             fill("_disc", slice(i, i + 1), x[crop], y[crop])
     return pd.DataFrame(table)
-
-
-def text(table: pd.DataFrame) -> pd.DataFrame:
-    """The same table as strings for a reader: dB with two digits, the others with four, NaN as "n/a"."""
-    return pd.DataFrame(
-        {
-            name: ["n/a" if np.isnan(v) else f"{v:.{2 if name.startswith('psnr') else 4}f}" for v in column]
-            for name, column in table.items()
-        },
-        index=table.index,
-    )
-
-
-def bootstrap(values, n: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean over images and its 95 % percentile-bootstrap interval: (mean, low, high).
-
-    values: one number per image; NaN (unknown) are left out, and without any value all three are NaN.
-    """
-    values = np.asarray(values, dtype=float)
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return (float("nan"),) * 3
-    picks = np.random.default_rng(seed).integers(len(values), size=(n, len(values)))
-    means = values[picks].mean(axis=1)
-    # percentiles that are values of the sample, so that an infinite PSNR gives inf and not inf - inf
-    low, high = np.percentile(means, [2.5, 97.5], method="nearest")
-    return float(values.mean()), float(low), float(high)
-
-
-def summarize(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """{method: table of `score`} as a long table: method, metric, n images, mean, and its bootstrap interval low, high."""
-    rows = []
-    for method, table in scores.items():
-        for metric, values in table.items():
-            mean, low, high = bootstrap(values)
-            n = int(values.notna().sum())
-            rows.append({"method": method, "metric": metric, "n": n, "mean": mean, "low": low, "high": high})
-    return pd.DataFrame(rows)
 
 
 def _checked(x, y, mask):

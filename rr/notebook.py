@@ -66,11 +66,6 @@ def find(name):
     raise InputError(f"notebook {str(name)!r}: unknown; choose one of {known}, or give the path of a .py notebook")
 
 
-def mark(results, stem):
-    """The file that says, to the workflow, that a notebook's results in the folder `results` are the workflow's own."""
-    return results / "executed" / f".{stem}.done"
-
-
 def parameters(path):
     """The parameters of a notebook, {name: Parameter}, in their order.
 
@@ -131,13 +126,15 @@ def _typed(stem, parameter, text):
     return value
 
 
-def execute(path, values, executed):
+def execute(path, values, executed, kernel=None):
     """Run the notebook `path` with parameter `values` in the project's root; the executed notebook goes to `executed`.
 
     It appears there complete, also after a failure: then it holds the traceback. Progress goes to stderr. Must be
     called from the main thread: SIGTERM and a hung kernel arrive there as signals. Raises InputError if the
     parameters do not fit, the disk is full or a cell raised InputError, else NotebookError if a cell failed or the
     kernel died.
+
+    kernel: a forked.Kernel that is used in place of a new process, see there.
     """
     values = check(path, values)
     path, executed, started = Path(path), Path(executed).resolve(), time.monotonic()
@@ -147,13 +144,13 @@ def execute(path, values, executed):
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    say = Say(path.stem)
+    say = Say(executed.stem)  # of several runs of one notebook, which
     failure = None
     folder(executed.parent)
     with terminable(), _alone(executed, say), writing(executed) as part:
         nb = jupytext.read(path, fmt="py:percent")
         try:
-            _run(nb, part, values, say)
+            _run(nb, part, values, say, kernel)
         except (PapermillExecutionError, DeadKernelError, _NoStart) as error:
             failure = error
         nb = nbformat.read(part, as_version=4)
@@ -165,16 +162,16 @@ def execute(path, values, executed):
     kind, said = getattr(failure, "ename", type(failure).__name__), getattr(failure, "evalue", str(failure))
     said = said.strip().splitlines()[-1] if said.strip() else ""
     if kind == "InputError":
-        raise InputError(f"{path.stem}: {said}")
-    raise NotebookError(f"{path.stem}: {kind}: {said}; see the traceback in {executed}")
+        raise InputError(f"{executed.stem}: {said}")
+    raise NotebookError(f"{executed.stem}: {kind}: {said}; see the traceback in {executed}")
 
 
-def _run(nb, part, values, say):
-    """papermill from `nb` into `part`. The kernel must answer within START seconds; there is a second try."""
+def _run(nb, part, values, say, kernel):
+    """papermill from `nb` into `part`. The kernel must answer within START seconds; the second try is a new process."""
     import nbformat
     import papermill
 
-    for attempt in (1, 2):
+    for attempt, process in ((1, kernel), (2, None)):
         nbformat.write(nb, part)
         answered = False
 
@@ -185,7 +182,7 @@ def _run(nb, part, values, say):
 
         signal.setitimer(signal.ITIMER_REAL, START)
         try:
-            with _kernel() as manager:
+            with _kernel(process) as manager:
                 return papermill.execute_notebook(
                     part, part, values, kernel_name="python3", language="python", cwd=ROOT, progress_bar=False,
                     km=manager, start_timeout=START, on_notebook_start=on_start,
@@ -207,12 +204,12 @@ class _NoStart(Exception):
 
 
 @contextmanager
-def _kernel():
+def _kernel(kernel=None):
     """A manager for the ipykernel of this very interpreter, over sockets that no other process can meet.
 
     TCP ports are found free and then taken, so that two kernels starting together may cross; a socket file in a folder
     of our own cannot. However the block is left, the kernel and what it started are dead afterwards. (If this process
-    is killed with -9, ipykernel notices within a second.)
+    is killed with -9, ipykernel notices within a second.) kernel: a process that waits to be it, else a new one is started.
     """
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpecManager
@@ -225,6 +222,8 @@ def _kernel():
         ip=str(folder / "s"),
         connection_file=str(folder / "kernel.json"),
     )
+    if kernel:
+        manager.provisioner = kernel.provisioner(manager)
     try:
         yield manager
     finally:
@@ -275,9 +274,9 @@ def terminable():
 
 
 class Say:
-    """Lines on stderr that begin with the notebook's name: its headings; as a file for the kernel's stderr, its bars.
+    """Lines on stderr that begin with the run's name: its headings; as a file for the kernel's stderr, its bars.
 
-    A progress bar rewrites its line several times a second: its newest state is shown every EVERY seconds.
+    Many runs share one screen: of headings and of the states of a progress bar, the newest is shown every EVERY seconds.
     """
 
     def __init__(self, stem):
@@ -290,7 +289,7 @@ class Say:
 
     def cell(self, cell, index, n):
         headings = [line.lstrip("# ") for line in cell.source.splitlines() if line.startswith("#")]
-        if cell.cell_type == "markdown" and headings:
+        if cell.cell_type == "markdown" and headings and time.monotonic() - self.shown >= EVERY:
             self(f"cell {index + 1}/{n}  {headings[-1]}")
 
     def write(self, text):

@@ -6,6 +6,8 @@ application): they are quoted beside ours, never compared as if the data were th
 
 from typing import NamedTuple
 
+LABELS = ("fundus", "macula", "disc", "retina")  # 2.2: a valid fundus image, and what of it is readable
+
 
 class Score(NamedTuple):
     psnr: float
@@ -71,7 +73,7 @@ CHOICES = (
            "at the unreadable image noised to t_0 = start * T (`start` in the presets); training draws t from 1..t_0",
            "pure noise (start = 1)"),
     Choice("what the backbone predicts", "the noise (2.4); the VAE's decoder reconstructs the image (2.1, 2.5)",
-           "`objective`: image for the VAE, any of noise, image, v for the others", "one objective for all backbones"),
+           "the image for the VAE, the noise for the others (`objective` of notebook 06)", "one objective for all backbones"),
     Choice("loss of the VAE in the diffusion", "noise MSE (2.4) and BCE + KL (2.5)", "BCE + KL against the clear image",
            "noise MSE, both, MSE + beta KL, continuous Bernoulli"),
     Choice("sign of the BCE", "printed without its minus (2.5)", "the negative log-likelihood",
@@ -108,7 +110,8 @@ CHOICES = (
            "that step, z = 0 at t = 1, x_0 clipped to [0, 1]; DDIM with k steps on request",
            "no clipping"),
     Choice("epochs, batch, optimizer", "RMSprop 1e-4 for the classifier (2.2), nothing else",
-           "AdamW elsewhere; epochs and batch per preset; averaged weights (EMA) are kept", "others"),
+           "AdamW elsewhere; epochs and batch per preset, in `smoke` fewer for the U-Nets, which cost more per image; "
+           "averaged weights (EMA) are kept", "equal time instead of equal epochs"),
     Choice("metrics", "PSNR, SSIM, LPIPS (3.1)",
            "data range 1; SSIM Gaussian 11 px, sigma 1.5; LPIPS AlexNet v0.1; full frame, "
            "field of view, disc", "other windows, other trunks"),

@@ -1,7 +1,8 @@
 """The presets: one frozen dataclass, one aligned table.
 
-A preset fixes every scientific choice of a run. Notebooks name a preset and may replace single values
-(`preset("smoke", seed=1)`): an override is a difference to the table, never a copied table.
+A preset fixes every scientific choice of a run but those that the paper's studies compare, see studies.Configuration.
+Notebooks name a preset and may replace single values (`preset("smoke", seed=1)`): an override is a difference to the
+table, never a copied table.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -23,15 +24,10 @@ class Preset:
     classifier_epochs: int   # InceptionV3, RMSprop, BCE                             (paper: epochs not stated)
     classifier_lr: float     # RMSprop learning rate                                 [paper: 1e-4]
 
-    extractor: str           # a key of features.EXTRACTORS                          [paper: ResNet34]
     extractor_epochs: int    # readability as the auxiliary task                     (paper: training not stated)
     attention: int           # width of the self-attention                           [paper: 256]
     heads: int               # attention heads                                       [paper: 8]
 
-    fusion: str              # a key of fusion.FUSIONS                               [paper: bilinear, static]
-    backbone: str            # a key of backbones.BACKBONES                          [paper: VAE]
-    objective: str           # what the backbone predicts: "image" | "noise" | "v"   (paper: noise; the VAE: image)
-    protocol: str            # "paired" | "literal": the pair (input, target)        (paper: reference not stated)
     width: int               # channels of the first convolution                     (paper: not stated)
     latent: int              # size of z                                             (paper: not stated)
     T: int                   # diffusion steps                                       (paper: not stated)
@@ -39,7 +35,8 @@ class Preset:
     start: float             # share of T to which the input is noised               (paper: not stated)
     diffusion_epochs: int    # of the noise model alone, notebook 04                 (paper: not stated)
     vae_epochs: int          # of the VAE alone, notebook 05                         (paper: not stated)
-    restorer_epochs: int     # of backbone + fusion, notebook 06                     (paper: not stated)
+    restorer_epochs: int     # of VAE + fusion, notebook 06                          (paper: not stated)
+    unet_epochs: int         # of each of the other four backbones + fusion          (paper: not stated)
     lr: float                # AdamW, everything but the classifier                  (paper: not stated)
     seed: int = 0
 
@@ -48,28 +45,24 @@ class Preset:
 _TABLE = (
     # tests only: every code path in seconds
     Preset("mini",      72,  80, "none",      4, 0.90,
-           classifier_epochs=1,   classifier_lr=1e-4, extractor="resnet18", extractor_epochs=1,  attention=256, heads=8,
-           fusion="bilinear-static", backbone="vae", objective="image", protocol="paired",
+           classifier_epochs=1,   classifier_lr=1e-4, extractor_epochs=1,  attention=256, heads=8,
            width=8,  latent=32,  T=20,   schedule="cosine", start=0.15,
-           diffusion_epochs=1,   vae_epochs=1,   restorer_epochs=1,   lr=1e-3),
+           diffusion_epochs=1,   vae_epochs=1,   restorer_epochs=1,   unet_epochs=1,   lr=1e-3),
     # minutes on two CPU cores: proves that everything runs; its quality is poor
     Preset("smoke",    600,  96, "none",      8, 0.98,
-           classifier_epochs=9,   classifier_lr=1e-4, extractor="resnet34", extractor_epochs=2,  attention=256, heads=8,
-           fusion="bilinear-static", backbone="vae", objective="image", protocol="paired",
+           classifier_epochs=7,   classifier_lr=1e-4, extractor_epochs=1,  attention=256, heads=8,
            width=16, latent=64,  T=100,  schedule="cosine", start=0.15,
-           diffusion_epochs=4,   vae_epochs=25,  restorer_epochs=45,  lr=1e-3),
+           diffusion_epochs=3,   vae_epochs=20,  restorer_epochs=24,  unet_epochs=4,   lr=1e-3),
     # a small GPU or a patient laptop: visible quality
     Preset("course",  8000, 128, "none",     64, 0.995,
-           classifier_epochs=10,  classifier_lr=1e-4, extractor="resnet34", extractor_epochs=5,  attention=256, heads=8,
-           fusion="bilinear-static", backbone="vae", objective="image", protocol="paired",
+           classifier_epochs=10,  classifier_lr=1e-4, extractor_epochs=5,  attention=256, heads=8,
            width=32, latent=256, T=200,  schedule="cosine", start=0.15,
-           diffusion_epochs=10,  vae_epochs=40,  restorer_epochs=60,  lr=5e-4),
+           diffusion_epochs=10,  vae_epochs=40,  restorer_epochs=60,  unet_epochs=60,  lr=5e-4),
     # what the paper states; needs a GPU and torchvision's ImageNet weights
     Preset("paper",  20000, 224, "imagenet", 64, 0.999,
-           classifier_epochs=30,  classifier_lr=1e-4, extractor="resnet34", extractor_epochs=30, attention=256, heads=8,
-           fusion="bilinear-static", backbone="vae", objective="image", protocol="paired",
+           classifier_epochs=30,  classifier_lr=1e-4, extractor_epochs=30, attention=256, heads=8,
            width=64, latent=512, T=1000, schedule="linear", start=0.15,
-           diffusion_epochs=60,  vae_epochs=60,  restorer_epochs=100, lr=2e-4),
+           diffusion_epochs=60,  vae_epochs=60,  restorer_epochs=100, unet_epochs=100, lr=2e-4),
 )
 # fmt: on
 PRESETS = {row.name: row for row in _TABLE}

@@ -12,7 +12,7 @@ from torchvision.models import inception_v3
 
 from rr import weights as pretrained
 from rr.io import InputError
-from rr.sources import LABELS
+from rr.paper import LABELS
 
 SMALLEST = 75  # px; below it InceptionV3's last grid vanishes
 

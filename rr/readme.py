@@ -1,18 +1,38 @@
 """What is generated in texts: `python -m rr.readme` writes it again, from the code and from result files.
 
 In the README a part stands between two comments, <!-- begin: NAME --> and <!-- end: NAME -->; in a notebook it is the
-row `time` of its first table. No number in them is typed: what no command has made yet is shown as "not run".
+row `time` of its first table. No number in them is typed: what no command has made yet is shown as "not run". The
+notebooks' .ipynb twins, for papermill and for JupyterLab without jupytext, are made from the .py files here, too.
 """
 
 import re
 from dataclasses import fields
+from statistics import fmean
 
-from rr import io
+import jupytext
+import nbformat
+
+from rr import io, studies, workflow
+from rr.notebook import NOTEBOOKS
 from rr.paper import CHOICES
 from rr.presets import PRESETS, Preset
 
 README = io.ROOT / "README.md"
 SHOWN = ("smoke", "course", "paper")  # presets; mini is for the tests
+HEADLINE = workflow.name("06_restoration", {**studies.RETINAREGEN._asdict(), "seed": 0})
+PAPER = {  # notebook: what of the paper it makes again
+    "00_start_here": "one photograph",
+    "01_data": "the data (2.2, 3.1)",
+    "02_readability": "Fig. 2: confusion matrices, ROC, PR",
+    "03_features": "Fig. 3: extractor, one per row of Table 1",
+    "04_diffusion": "Fig. 4, diffusion (2.4)",
+    "05_vae": "Fig. 4, VAE (2.5)",
+    "06_restoration": "Fig. 1: the method, one per configuration",
+    "07_backbones": "Fig. 5: five backbones",
+    "08_extractors": "Table 1: eight extractors",
+    "09_fusion": "3.2: four fusions",
+    "11_summary": "claims C1 to C4",
+}
 
 
 def table(head, rows):
@@ -21,9 +41,9 @@ def table(head, rows):
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def result(preset, stem):
-    """The result file of a notebook, or None if it was never run."""
-    path = io.results(preset) / f"{stem}.json"
+def result(preset, job):
+    """What a job of the workflow found, or None if it was never run."""
+    path = workflow.result(io.results(preset), job)
     return io.read_json(path) if path.is_file() else None
 
 
@@ -52,22 +72,38 @@ def choices():
 
 
 def cost():
-    """Seconds of every notebook, from the provenance beside its result."""
-    rows = []
-    for path in sorted((io.ROOT / "notebooks").glob("[0-9]*.py")):
-        cells = []
-        for preset in SHOWN:
-            facts = (result(preset, path.stem) or {}).get("provenance")
-            cells.append(f"{facts['seconds']:.0f} s ({facts['device']}, {facts['peak_memory_mib']} MiB)" if facts else "not run")
-        rows.append((f"[{path.stem}](notebooks/{path.name})", *cells))
-    return table(("notebook", *SHOWN), rows)
+    """Figure or table, notebook, what it needs, seconds for itself and with all it needs, from the provenance of results."""
+    jobs, rows = workflow.jobs(), []
+    for stem, what in PAPER.items():
+        mine = [name for name, job in jobs.items() if job.notebook == stem]
+        needs = {jobs[need].notebook for name in mine for need in jobs[name].needs}
+        cells = [_cost(preset, jobs, mine) for preset in SHOWN]
+        rows.append((what, f"[{stem}](notebooks/{stem}.py)", ", ".join(sorted(need[:2] for need in needs)) or "nothing", *cells))
+    head = ("figure or table", "notebook", "needs", "`smoke`, a thread of a CPU", "`course`, a GPU", "`paper`, a GPU")
+    return table(head, rows)
+
+
+def _cost(preset, jobs, mine):
+    """"own s / own and all that it needs s (device, peak memory)" of jobs; several of one notebook: their mean, and all."""
+    every, todo = set(), list(mine)
+    while todo:
+        name = todo.pop()
+        every.add(name)
+        todo += jobs[name].needs
+    facts = {name: (result(preset, name) or {}).get("provenance") for name in every}
+    if not all(facts.values()):
+        return "not run"
+    own = [facts[name] for name in mine]
+    runs = f"{len(own)} x {fmean(each['seconds'] for each in own):.0f} s" if len(own) > 1 else f"{own[0]['seconds']:.0f} s"
+    total = sum(each["seconds"] for each in facts.values())
+    return f"{runs}, in all {total / 60:.1f} min ({own[0]['device']}, {max(each['peak_memory_mib'] for each in own)} MiB)"
 
 
 def numbers():
     """Headline numbers of 06_restoration and 02_readability, per preset that was run."""
     parts = []
     for preset in SHOWN:
-        found = result(preset, "06_restoration")
+        found = result(preset, HEADLINE)
         if not found:
             continue
         facts, scores = found["numbers"], found["numbers"]["scores"]
@@ -75,7 +111,7 @@ def numbers():
                          (("psnr", 2), ("ssim", 3), ("lpips", 3), ("psnr_fov", 2), ("ssim_fov", 3), ("psnr_disc", 2))))
                 for name, row in scores.items()]
         parts.append(f"Preset `{preset}`, {facts['data']} data, {facts['protocol']} protocol, {facts['n']} test images, "
-                     f"seed {found['provenance']['preset']['seed']}:\n\n"
+                     f"seed {facts['seed']}:\n\n"
                      + table(("", "PSNR", "SSIM", "LPIPS", "PSNR in FOV", "SSIM in FOV", "PSNR at disc"), rows)
                      + f"\n\nThe classifier called {facts['unreadable_before']} of the inputs unreadable and passed "
                      + (f"{facts['passed']:.0%} of these after restoration." if facts["passed"] is not None else "none."))
@@ -85,14 +121,23 @@ def numbers():
                      ("prevalence", "majority", "accuracy", "roc_auc", "average_precision"))) for row in judge["numbers"]]
             parts.append(f"The classifier on {judge['numbers'][0]['n']} test images:\n\n"
                          + table(("label", "prevalence", "majority", "accuracy", "ROC AUC", "average precision"), rows))
+        for stem in (*workflow.NOTEBOOKS.values(), workflow.SUMMARY):
+            made = io.results(preset) / "tables" / f"{stem}.md"
+            if made.is_file():
+                parts.append(made.read_text(encoding="utf-8").strip())
     return "\n\n".join(parts) or "not run"
 
 
 def time_row(stem):
-    """The row of a notebook's first table that says how long it takes: per preset that was run, where it was run."""
+    """The row of a notebook's first table that says how long it takes: per preset that was run, where it was run.
+
+    Of a notebook that is run in several configurations: how long the first of them takes.
+    """
     times = []
+    job = next(name for name, job in workflow.jobs().items() if job.notebook == stem)
+    job = HEADLINE if stem == "06_restoration" else job
     for preset in SHOWN:
-        facts = (result(preset, stem) or {}).get("provenance")
+        facts = (result(preset, job) or {}).get("provenance")
         if facts:
             where = f"{facts['threads']} thread(s) of a CPU" if facts["device"] == "cpu" else facts["device"]
             times.append(f"{preset}: {facts['seconds']:.0f} s on {where}")
@@ -113,8 +158,25 @@ def fill(text):
     return text
 
 
-if __name__ == "__main__":
+def twin(path):
+    """The .ipynb text of a notebook's .py file: the same cells, no outputs, the same bytes every time."""
+    nb = jupytext.read(path, fmt="py:percent")
+    for i, cell in enumerate(nb.cells):
+        cell.id = f"cell-{i:02d}"
+    nb.metadata.pop("jupytext", None)
+    nb.metadata["language_info"] = {"name": "python"}
+    return nbformat.writes(nb, version=4) + "\n"
+
+
+def main():
     io.write_text(README, fill(README.read_text(encoding="utf-8")))
-    for notebook in sorted((io.ROOT / "notebooks").glob("[0-9]*.py")):
-        text = notebook.read_text(encoding="utf-8")
-        io.write_text(notebook, re.sub(r"^# \| time \| .*$", time_row(notebook.stem), text, count=1, flags=re.M))
+    for path in sorted(NOTEBOOKS.glob("[0-9]*.py")):
+        text = path.read_text(encoding="utf-8")
+        new = re.sub(r"^# \| time \| .*$", time_row(path.stem), text, count=1, flags=re.M)
+        if new != text:
+            io.write_text(path, new)
+        io.write_text(path.with_suffix(".ipynb"), twin(path))
+
+
+if __name__ == "__main__":
+    main()

@@ -17,9 +17,9 @@ import torch
 
 from rr import degrade, synthetic
 from rr.io import InputError, code, sha256
+from rr.paper import LABELS
 from rr.photo import Fov, crop_fov, fov_mask, read_photograph, to_tensor
 
-LABELS = ("fundus", "macula", "disc", "retina")  # the four readability labels, in the paper's order
 SYNFUNDUS = {  # SynFundus-1M's column => label
     "is_fundus": "fundus",
     "is_macular_readable": "macula",
@@ -61,7 +61,7 @@ def embedded(n, seed=0):
     if n < 1:
         raise InputError(f"embedded data: {n} images asked for; at least 1 is needed")
     table = pd.DataFrame({"name": [f"embedded-{seed}-{i:06d}" for i in range(n)]})
-    recipe = {"kind": "embedded", "n": n, "seed": seed, "code": code("anatomy", "synthetic", "degrade", "photo", "sources")}
+    recipe = {"kind": "embedded", "n": n, "seed": seed, "code": code("sources")}
     return Source(recipe, table, partial(_embedded_image, seed))
 
 

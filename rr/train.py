@@ -7,6 +7,7 @@ threads it ends with the same parameters.
 """
 
 import pickle
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rr import checkpoint
-from rr.io import InputError, code, provenance, sweep, write_table, writing
+from rr.io import InputError, code, provenance, read_json, sweep, write_table, writing
 from rr.presets import choose
 
 OPTIMIZERS = {
@@ -78,7 +79,7 @@ def train(
                          "use more images or a smaller batch")
     if batch % fabric.world_size:
         raise InputError(f"batch of {batch}: cannot be shared by {fabric.world_size} processes; use a multiple of them")
-    config = {"code": code(), "component": type(model).__name__, "arguments": model.arguments,
+    config = {"code": _code(type(model)), "component": type(model).__name__, "arguments": model.arguments,
               "epochs": epochs, "batch": batch, "lr": lr, "ema": ema, "seed": seed,
               "optimizer": optimizer, "data": data.hash, "rows": len(rows), **(facts or {})}
     started = time.time()
@@ -137,16 +138,23 @@ def train(
 
 
 def run(title, model, data, rows, val_rows, *, folder, epochs, batch, **options):
-    """`train` to its end, behind a progress bar with loss and images/s; returns the log, see `history`."""
+    """`train` to its end, behind a progress bar with loss and images/s; returns the log, see `history`.
+
+    log.attrs["seconds"]: what the training took in all; log.attrs["before"]: how much of it in earlier, interrupted runs.
+    """
     from tqdm import tqdm
 
+    started = time.time()
     steps = train(model, data, rows, val_rows, folder=folder, epochs=epochs, batch=batch, **options)
     with tqdm(total=epochs * (len(rows) // batch), desc=title, unit="step", mininterval=1) as bar:
         for row in steps:
             bar.update(row["step"] - bar.n)
             bar.set_postfix({"epoch": f"{row['epoch'] + 1}/{epochs}", "loss": f"{row['loss']:.4g}",
                              "images/s": f"{row['images_per_s']:.0f}"}, refresh=False)
-    return history(folder)
+    log = history(folder)
+    log.attrs["seconds"] = read_json(Path(folder) / "last" / "config.json")["provenance"]["seconds"]
+    log.attrs["before"] = max(0.0, log.attrs["seconds"] - (time.time() - started))
+    return log
 
 
 @torch.no_grad()
@@ -165,6 +173,12 @@ def validate(model, data, rows, batch, fabric):
 def history(folder):
     """The log of a training: one row per step; val_loss is NaN but at the end of an epoch."""
     return pd.read_csv(Path(folder) / "history.csv")
+
+
+def _code(component):
+    """Hash of the code that a training of `component` runs, see io.code; a class typed into a notebook has no file."""
+    file = getattr(sys.modules[component.__module__], "__file__", None)
+    return code("train", *([file] if file else []))
 
 
 def _batch(data, rows, device):

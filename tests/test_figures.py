@@ -18,6 +18,18 @@ def judged():
     return labels, np.clip(labels * 0.4 + rng.random((50, 4)) * 0.6, 0, 1)
 
 
+def study():
+    """A rung, the reference and two rows that are 1 and -2 dB from it; two seeds, 0.5 dB to either side."""
+    means = {"do nothing": 18.0, "vae": 20.0, "unet": 21.0, "unet++": 18.0}
+    table = pd.DataFrame([
+        {"method": m, "metric": "psnr", "mean": v, "low": v - 1, "high": v + 1,
+         "difference": v - 20, "difference_low": v - 20.25, "difference_high": v - 19.75}
+        for m, v in means.items()
+    ])  # fmt: skip
+    seeds = [{"method": m, "seed": s, "metric": "psnr", "mean": v + s - 0.5} for m, v in means.items() for s in (0, 1)]
+    return table, pd.DataFrame(seeds)
+
+
 def made():
     labels, p = judged()
     steps = [(t, images(1), images(1)) for t in (3, 2, 1, 0)]
@@ -37,18 +49,20 @@ def made():
         "attention": figures.attention(images(1)[0], torch.full((2, 4, 4), 0.25), (2, 2), [0, 3]),
         "lines": figures.lines(pd.DataFrame({"t": [0, 1, 0, 1], "v": [0, 1, 1, 0], "kind": list("aabb")}), "t", "v", "kind"),
         "bars": figures.bars(scores, ["psnr", "lpips"]),
+        "study": figures.bars(study()[0], ["psnr"], seeds=study()[1], reference="vae"),
+        "bytes": figures.grid({"eye": [np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)]}, ["0", "255"]),
         "pipeline": figures.pipeline(images(1)[0], steps, images(1)[0], torch.rand(4), torch.rand(4), images(1)[0]),
     }  # fmt: skip
 
 
 def test_every_panel_is_written_twice_byte_by_byte_the_same(tmp_path):
-    torch.manual_seed(0)
-    first = made()
-    torch.manual_seed(0)
-    second = made()
-    for name in first:
-        figures.save(first[name], tmp_path / "1", name)
-        figures.save(second[name], tmp_path / "2", name)
+    for time in "12":
+        torch.manual_seed(0)
+        for name, figure in made().items():
+            figures.save(figure, tmp_path / time, name)
+    names = {path.stem for path in (tmp_path / "1").iterdir()}
+    assert len(names) == 11
+    for name in names:
         for suffix in ("png", "pdf"):
             a, b = ((tmp_path / n / f"{name}.{suffix}").read_bytes() for n in "12")
             assert a == b and len(a) > 2000, (name, suffix)
@@ -67,3 +81,24 @@ def test_missing_metrics_are_marked_and_infinite_ones_have_no_bar():
     assert [text.get_text() for text in figure.axes[1].texts] == ["n/a"]
     widths = [bar.get_width() for bar in figure.axes[0].patches]
     assert widths[0] == 20 and np.isnan(widths[1])
+
+
+def test_a_study_shows_its_seeds_and_the_paired_differences():
+    table, seeds = study()
+    means, differences = figures.bars(table, ["psnr"], seeds=seeds, reference="vae").axes
+    assert [bar.get_width() for bar in means.patches] == [18, 20, 21, 18]
+    grey, *blue = [bar.get_facecolor() for bar in means.patches]
+    assert grey[0] == grey[1] == grey[2] and len(set(blue)) == 1 and blue[0] != grey
+    (dots,) = [line for line in means.lines if line.get_markersize() == 2.5]
+    assert sorted(zip(dots.get_ydata(), dots.get_xdata()))[:2] == [("unet", 20.5), ("unet", 21.5)] and len(dots.get_xdata()) == 6
+    shown = differences.containers[0].lines[0]
+    assert dict(zip(shown.get_ydata(), shown.get_xdata())) == {"unet": 1, "unet++": -2}
+    (dots,) = [line for line in differences.lines if line.get_markersize() == 2.5]
+    assert dict(zip(dots.get_ydata(), dots.get_xdata())) == {"vae": 0.5, "unet": 1.5, "unet++": -1.5}  # the second seed's
+
+
+def test_bytes_and_tensors_are_the_same_picture():
+    tensor = torch.linspace(0, 1, 3 * 4 * 4).reshape(3, 4, 4)
+    array = (tensor * 255).round().byte().permute(1, 2, 0).numpy()
+    one, two = (axis.images[0].get_array() for axis in figures.grid({"x": [tensor, array]}).axes)
+    assert np.abs(one * 255 - two).max() <= 0.5

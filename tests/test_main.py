@@ -1,11 +1,6 @@
 """The command line as a user meets it: a new process each time, but for `restore`, whose restorer is a stand-in."""
 
-import fcntl
 import json
-import os
-import platform
-import signal
-import subprocess
 import time
 
 import numpy as np
@@ -29,7 +24,7 @@ def test_help_is_fast_and_shows_the_commands(rr):
     started = time.monotonic()
     shown = rr("--help")
     assert time.monotonic() - started < 3 and shown.returncode == 0
-    assert all(command in shown.stdout for command in ("reproduce", "run", "restore", "doctor"))
+    assert all(command in shown.stdout for command in ("reproduce", "run", "report", "restore", "doctor"))
 
 
 @pytest.mark.parametrize(
@@ -41,6 +36,11 @@ def test_help_is_fast_and_shows_the_commands(rr):
         (["run", "TOY", "-p", "preset=tiny"], "choose one of mini, smoke"),
         (["run", "TOY", "-p", "seed"], "must be NAME=VALUE"),
         (["reproduce", "--preset", "tiny"], "choose one of mini, smoke, course, paper"),
+        (["reproduce", "--study", "all of them"], "choose one of all, backbones, extractors, fusion"),
+        (["reproduce", "--profile", "cloud"], "profile 'cloud': unknown; choose one of kubernetes, laptop, slurm"),
+        (["reproduce", "--data", "nowhere"], "--data nowhere: no such file or folder"),
+        (["reproduce", "--labels", "README.md"], "without --data there is nothing to label"),
+        (["report", "--preset", "tiny"], "choose one of mini, smoke, course, paper"),
         (["restore", "nowhere"], "nowhere: no such file or folder"),
     ],
 )
@@ -53,7 +53,8 @@ def test_bad_input_is_one_line_and_exit_2(rr, toy, words, message):
 
 def test_unknown_options_are_exit_2(rr):
     assert rr("reproduce", "--present", "mini").returncode == 2
-    assert rr("reproduce", "--seed", "one").returncode == 2
+    assert rr("reproduce", "--seeds", "0").returncode == 2
+    assert rr("reproduce", "--jobs", "one").returncode == 2
 
 
 def test_run(rr, toy, tmp_path):
@@ -172,67 +173,3 @@ def test_restore_on_a_full_disk_keeps_the_old_file(command, photos, tmp_path, mo
     code, said = command("restore", photos / "a.png", "--out", out, "--checkpoint", "some")
     assert code == 1 and "the disk is full" in only_line(said)
     assert (out / "a.png").read_bytes() == before and len(list(out.iterdir())) == 2
-
-
-# ------------------------------------------------------------------------------------------------------ reproduce
-
-
-@pytest.fixture(scope="module")
-def reproduced(rr, tmp_path_factory):
-    """The whole workflow on preset mini: (out, first call, second call, seconds of the second)."""
-    out = tmp_path_factory.mktemp("with space")
-    words = ("reproduce", "--preset", "mini", "--out", out, "--cores", 2)
-    first = rr(*words)
-    started = time.monotonic()
-    return out, first, rr(*words), time.monotonic() - started
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_notebook_runs_on_preset_mini(reproduced, path):
-    out, first, *_ = reproduced
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert json.loads((out / "mini" / f"{path.stem}.json").read_text())
-    executed = json.loads((out / "mini" / "executed" / f"{path.stem}.ipynb").read_text())
-    assert executed["metadata"]["papermill"]["exception"] is None
-    assert list((out / "mini" / "figures").glob(f"{path.stem}*.png")), "a chapter shows a figure"
-
-
-def test_reproduce_says_where_everything_lies(reproduced):
-    out, first, *_ = reproduced
-    shown = [line.split(":")[0].strip() for line in first.stdout.splitlines() if str(out) in line]
-    assert shown == ["figures", "tables", "restored photograph", "trained models", "executed notebooks"]
-
-
-def test_a_second_call_has_nothing_to_do(reproduced):
-    out, _, second, seconds = reproduced
-    assert second.returncode == 0 and "nothing to do" in second.stdout and seconds < 10
-
-
-def test_one_reproduce_at_a_time(rr, tmp_path):
-    folder = io.results("mini", tmp_path)
-    folder.mkdir()
-    with open(folder / ".reproduce.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        print(platform.node(), os.getpid(), 12345, file=lock, flush=True)
-        done = rr("reproduce", "--preset", "mini", "--out", tmp_path)
-    assert done.returncode == 2 and only_line(done.stderr).endswith(f"or stop it on {platform.node()}: kill -- -12345\n")
-
-
-def test_a_workflow_whose_reproduce_was_killed_is_stopped(tmp_path):
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    with open(tmp_path / ".reproduce.lock", "a+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        orphan = subprocess.Popen(["sleep", "600"], start_new_session=True, pass_fds=[lock.fileno()])
-        print(platform.node(), gone.pid, orphan.pid, file=lock, flush=True)
-        cli._stop_orphan(tmp_path, lock)
-        assert orphan.wait(10) == -signal.SIGKILL
-
-
-def test_a_notebook_run_by_hand_is_made_again_by_the_workflow(rr, toy, tmp_path):
-    """Its parameters may have been others: the workflow's mark that its own result is there must go."""
-    mark = tmp_path / "out" / "mini" / "executed" / ".toy.done"
-    mark.parent.mkdir(parents=True)
-    mark.touch()
-    done = rr("run", toy("1"), "-p", f"out={tmp_path / 'out'}", "-p", "rate=0.5")
-    assert done.returncode == 0 and not mark.exists()

@@ -165,22 +165,3 @@ def test_score_has_every_column_and_crops_the_disc():
     assert table["ssim_disc"].isna().tolist() == [False, True, False]
     assert [shape for shape, _ in seen] == [(3, 3, 80, 80), (3, 3, 80, 80), (1, 3, 80, 80)]
     assert seen[0][1] > 0 and seen[1][1] == 0  # black outside the field of view
-
-
-def test_what_cannot_be_had_is_shown_as_not_available():
-    x, y = pairs(2)
-    table = metrics.score(x, y)
-    shown = metrics.text(table)
-    assert set(shown["lpips"]) | set(shown["psnr_fov"]) | set(shown["ssim_disc"]) == {"n/a"}
-    assert shown["psnr"][0] == f"{table['psnr'][0]:.2f}" and shown["ssim"][1] == f"{table['ssim'][1]:.4f}"
-
-
-def test_bootstrap_interval():
-    values = np.random.default_rng(1).normal(20, 2, 400)
-    mean, low, high = metrics.bootstrap(values)
-    assert mean == values.mean() and low < mean < high
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / math.sqrt(400), rel=0.1)
-    assert metrics.bootstrap(values) == (mean, low, high)
-    assert metrics.bootstrap([3.0, float("nan")]) == (3, 3, 3)
-    assert metrics.bootstrap([math.inf, math.inf]) == (math.inf,) * 3
-    assert all(math.isnan(value) for value in metrics.bootstrap([]))

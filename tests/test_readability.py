@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from rr.io import InputError
-from rr.readability import LABELS, Readability, augment, curves, report
+from rr.paper import LABELS
+from rr.readability import Readability, augment, curves, report
 from rr.train import Batch
 
 

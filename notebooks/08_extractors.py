@@ -1,0 +1,123 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 08 · Eight feature extractors
+#
+# **Question.** Eight networks may deliver the condition $c$. The paper's Table 1 finds the differences "relatively small" and
+# takes ResNet34. Are there differences at all?
+#
+# Follows section 3.2 (second study) and remakes Table 1, in its order. Every row is one configuration of notebook 06;
+# backbone and fusion are the paper's choice throughout.
+#
+# **What would be misleading.** The condition is *static*: the mean of the features over all readable images. Whatever the
+# extractor, the restorer is given one constant per place, the same for every eye, which it could as well have learned as a
+# bias. Rows may then differ as two seeds of one row differ, and a table of single runs would still have a best row: of eight
+# equal ones, one always wins. So the spread between the rows is held against the spread over seeds.
+#
+# | | |
+# | --- | --- |
+# | needs | 03_features and 06_restoration with all eight extractors |
+# | writes | `tables/08_extractors.csv`, `.md`, `.tex`, figures `08_extractors_*`, `08_extractors.json` |
+# | time | not run |
+
+# %% tags=["parameters"]
+preset: str = "smoke"  # mini | smoke | course | paper: the values of the runs
+seeds: int = 1  # from 1: runs per configuration, seeds 0, 1, ...
+out: str = "results"  # folder of all results; a relative path starts at the project's root
+
+# %%
+import time
+
+from IPython.display import Markdown
+
+from rr import comparisons, figures, io, studies, tables
+from rr.presets import preset as choose_preset
+
+started = time.time()
+home, pictures = io.results(preset, out), io.figures(preset, out)
+runs = {each.extractor: group for each, group in studies.read_study(home, "extractors", seeds).items()}
+reference = studies.RETINAREGEN.extractor
+scores = comparisons.scores(runs)
+facts = tables.facts(runs, preset)
+Markdown(f"{len(runs)} configurations, {facts['n']} test images, {facts['data']} data, {facts['protocol']} protocol.")
+
+# %% [markdown]
+# ## The table
+#
+# Look at the last digits that differ, and at ± before believing them.
+
+# %%
+study = comparisons.study(scores, reference)
+table = tables.shown(study, reference)
+caption = tables.caption("Eight extractors of the condition.", study, facts, reference)
+tables.write(home / "tables", "08_extractors", study, table, caption)
+Markdown(tables.markdown(table, caption))
+
+# %% [markdown]
+# Expect bars of the same length. On the right, the paired differences to ResNet34, and the line at zero.
+
+# %%
+dots = comparisons.per_seed(scores) if seeds > 1 else None
+figures.save(figures.bars(study, ["psnr", "ssim", "lpips"], seeds=dots, reference=reference), pictures, "08_extractors_bars")
+
+# %% [markdown]
+# ## The same eyes
+#
+# From the test image that was hurt the most to the one hurt the least, restored by seed 0. Is there any column that you would
+# recognise?
+
+# %%
+y, _, x = runs[reference][0].eyes
+rows = {f"eye {i + 1}": [y[i], *(group[0].eyes[1, i] for group in runs.values()), x[i]] for i in range(studies.EYES)}
+figures.save(figures.grid(rows, ["input", *runs, "reference"]), pictures, "08_extractors_eyes")
+
+# %% [markdown]
+# ## What it costs
+#
+# Of the restorer alone: the extractor was trained before (notebook 03) and is frozen.
+
+# %%
+Markdown(tables.markdown(tables.cost(runs)))
+
+# %% [markdown]
+# ## What can be told apart
+#
+# The interval is over images, the standard deviation over trainings. If seeds alone spread the rows as far as they are spread,
+# the extractor explains nothing.
+
+# %%
+Markdown(comparisons.findings(scores, reference))
+
+# %% [markdown]
+# ## Conclusion
+
+# %%
+numbers = facts | {
+    "rows": study[study.metric.isin(tables.SHOWN)].to_dict("records"),
+    "told_apart": {metric: comparisons.told(scores, reference, metric) for metric in ("psnr", "ssim", "lpips")},
+    "spread": {metric: comparisons.spread(scores, metric) for metric in ("psnr", "ssim", "lpips")},
+    "cost": tables.cost(runs).to_dict("index"),
+}
+io.write_result(
+    home / "08_extractors.json",
+    numbers,
+    started=started,
+    preset=choose_preset(preset),
+    data=runs[reference][0].provenance["data"],
+    runs=tables.sources(runs),
+)
+first = {metric: " and ".join(tables.best(study, metric)) or "n/a" for metric in ("psnr", "ssim", "lpips")}
+apart = "; ".join(f"{word}: {', '.join(names) or 'none'}" for word, names in numbers["told_apart"]["psnr"].items())
+Markdown(
+    f"Best in PSNR: {first['psnr']}; in SSIM: {first['ssim']}; in LPIPS: {first['lpips']}. "
+    + comparisons.spread_in_words(scores, "psnr")
+    + f" Against {reference} in PSNR, {apart}. "
+    + comparisons.certainty(seeds)
+    + " **The paper leaves open** how the added convolution and attention are trained, and the variance."
+)

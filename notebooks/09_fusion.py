@@ -1,0 +1,121 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 09 · Four fusions
+#
+# **Question.** The condition $c$ is added to $x_t$ after repeating its features (`upsample`) or after bilinear interpolation,
+# with fixed (`static`) or learned weights (`dynamic`). Does it matter which?
+#
+# Follows section 3.2 (third study). Every row is one configuration of notebook 06; backbone and extractor are the paper's
+# choice throughout. The paper reports that bilinear and static is far ahead of the other three.
+#
+# **What would be misleading.** The four are nearly the same function: `dynamic` starts as `static` (all weights 1) and may
+# only improve on it in training, and a learned projection stands before each. A gap of many decibels between them would point to
+# a run that went wrong, not to a kind of interpolation. As in the chapter before, single runs always have a best row.
+#
+# | | |
+# | --- | --- |
+# | needs | 06_restoration with all four fusions |
+# | writes | `tables/09_fusion.csv`, `.md`, `.tex`, figures `09_fusion_*`, `09_fusion.json` |
+# | time | not run |
+
+# %% tags=["parameters"]
+preset: str = "smoke"  # mini | smoke | course | paper: the values of the runs
+seeds: int = 1  # from 1: runs per configuration, seeds 0, 1, ...
+out: str = "results"  # folder of all results; a relative path starts at the project's root
+
+# %%
+import time
+
+from IPython.display import Markdown
+
+from rr import comparisons, figures, io, studies, tables
+from rr.presets import preset as choose_preset
+
+started = time.time()
+home, pictures = io.results(preset, out), io.figures(preset, out)
+runs = {each.fusion: group for each, group in studies.read_study(home, "fusion", seeds).items()}
+reference = studies.RETINAREGEN.fusion
+scores = comparisons.scores(runs)
+facts = tables.facts(runs, preset)
+Markdown(f"{len(runs)} configurations, {facts['n']} test images, {facts['data']} data, {facts['protocol']} protocol.")
+
+# %% [markdown]
+# ## The table
+#
+# In the order in which the paper names them.
+
+# %%
+study = comparisons.study(scores, reference)
+table = tables.shown(study, reference)
+caption = tables.caption("Four fusions of condition and state.", study, facts, reference)
+tables.write(home / "tables", "09_fusion", study, table, caption)
+Markdown(tables.markdown(table, caption))
+
+# %% [markdown]
+# Dots are single trainings, if there are several; on the right the paired differences to the paper's choice.
+
+# %%
+dots = comparisons.per_seed(scores) if seeds > 1 else None
+figures.save(figures.bars(study, ["psnr", "ssim", "lpips"], seeds=dots, reference=reference), pictures, "09_fusion_bars")
+
+# %% [markdown]
+# ## The same eyes
+#
+# From the test image that was hurt the most to the one hurt the least, restored by seed 0. Repeated features would show as
+# blocks of 32 pixels, if the network let them through.
+
+# %%
+y, _, x = runs[reference][0].eyes
+rows = {f"eye {i + 1}": [y[i], *(group[0].eyes[1, i] for group in runs.values()), x[i]] for i in range(studies.EYES)}
+figures.save(figures.grid(rows, ["input", *runs, "reference"], side=1.4), pictures, "09_fusion_eyes")
+
+# %% [markdown]
+# ## What it costs
+#
+# `dynamic` has six weights more.
+
+# %%
+Markdown(tables.markdown(tables.cost(runs)))
+
+# %% [markdown]
+# ## What can be told apart
+#
+# Other images, other trainings: a difference must outlive both to be a property of the fusion.
+
+# %%
+Markdown(comparisons.findings(scores, reference))
+
+# %% [markdown]
+# ## Conclusion
+
+# %%
+numbers = facts | {
+    "rows": study[study.metric.isin(tables.SHOWN)].to_dict("records"),
+    "told_apart": {metric: comparisons.told(scores, reference, metric) for metric in ("psnr", "ssim", "lpips")},
+    "spread": {metric: comparisons.spread(scores, metric) for metric in ("psnr", "ssim", "lpips")},
+    "cost": tables.cost(runs).to_dict("index"),
+}
+io.write_result(
+    home / "09_fusion.json",
+    numbers,
+    started=started,
+    preset=choose_preset(preset),
+    data=runs[reference][0].provenance["data"],
+    runs=tables.sources(runs),
+)
+first = {metric: " and ".join(tables.best(study, metric)) or "n/a" for metric in ("psnr", "ssim", "lpips")}
+apart = "; ".join(f"{word}: {', '.join(names) or 'none'}" for word, names in numbers["told_apart"]["psnr"].items())
+Markdown(
+    f"Best in PSNR: {first['psnr']}; in SSIM: {first['ssim']}; in LPIPS: {first['lpips']}. "
+    + comparisons.spread_in_words(scores, "psnr")
+    + f" Against {reference} in PSNR, {apart}. "
+    + comparisons.certainty(seeds)
+    + " **The paper leaves open** how 256 channels become 3, what the learned weights belong to, and the variance."
+)

@@ -1,0 +1,170 @@
+"""The whole of the paper as jobs: which notebook runs with which values after which others.
+
+Defines `jobs` (the table that workflow/Snakefile turns into rules), `tracked` (what decides about a notebook's numbers),
+the marks and failures by which the parts of the workflow speak to each other, and `lease` (one GPU for one job). Nothing
+here needs torch. What runs the jobs is Snakemake, called by rr.reproduce.
+"""
+
+import ast
+import os
+import re
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+from rr import io, notebook, studies
+from rr.presets import choose
+
+NOTEBOOKS = {"backbones": "07_backbones", "extractors": "08_extractors", "fusion": "09_fusion"}
+SUMMARY = "11_summary"  # of all three studies
+GPUS = "RR_GPUS"  # environment: ids of the GPUs that the jobs of this machine share, "0,1"
+
+
+class Job(NamedTuple):
+    """One execution of a notebook; needs: names of the jobs whose results it reads."""
+
+    notebook: str
+    values: dict
+    needs: list[str]
+
+
+def jobs(seeds=1, study="all", data="", labels=""):
+    """{name: Job}, in an order in which they can run: what it takes to make `study` with `seeds` seeds.
+
+    What no configuration changes is made once, with seed 0: the data and the classifier, so that all runs are scored on the same
+    images by the same judge. A seed concerns what is trained for a configuration: the extractor with its static
+    condition, and the restorer. Raises InputError for an unknown study.
+    """
+    choose("study", study, ("all", *NOTEBOOKS))
+    wanted = list(NOTEBOOKS) if study == "all" else [study]
+    every = {"01_data": Job("01_data", {"data": data, "labels": labels} if data else {}, []),
+             "02_readability": Job("02_readability", {}, ["01_data"])}
+    configurations = [(each, seed) for seed in range(seeds) for each in studies.distinct(wanted)]
+    for each, seed in configurations:
+        values = {"extractor": each.extractor, "seed": seed}
+        every[name("03_features", values)] = Job("03_features", values, ["01_data"])
+    if study == "all":
+        every |= {"04_diffusion": Job("04_diffusion", {}, ["01_data"]), "05_vae": Job("05_vae", {}, ["01_data"])}
+    for each, seed in configurations:
+        values = {**each._asdict(), "seed": seed}
+        needs = ["01_data", "02_readability", name("03_features", values)]
+        every[name("06_restoration", values)] = Job("06_restoration", values, needs)
+    for each in wanted:
+        needs = [_restoration(configuration, seed) for configuration in studies.STUDIES[each] for seed in range(seeds)]
+        every[NOTEBOOKS[each]] = Job(NOTEBOOKS[each], {"seeds": seeds}, needs)
+    if study == "all":
+        every[SUMMARY] = Job(SUMMARY, {"seeds": seeds}, [_restoration(*each) for each in configurations])
+        every["00_start_here"] = Job("00_start_here", {}, [_restoration(studies.RETINAREGEN, 0)])
+    return every
+
+
+def _restoration(configuration, seed):
+    return name("06_restoration", {**configuration._asdict(), "seed": seed})
+
+
+def name(stem, values):
+    """Name of the job that runs a notebook with these values: its stem, and for 03 and 06 what its results are called by."""
+    words = {"03_features": ("extractor", "seed"), "06_restoration": (*studies.Configuration._fields, "seed")}
+    return "_".join([stem, *(str(values[word]) for word in words.get(stem, ()))])
+
+
+def result(home, job):
+    """The result file that a job writes, by its name."""
+    stem = job[:2]
+    if stem in ("03", "06"):
+        return home / {"03": "extractors", "06": "runs"}[stem] / job.split("_", 2)[2] / "result.json"
+    return home / f"{job}.json"
+
+
+def tracked(stem, preset):
+    """What decides about the numbers of a notebook: its code and the values of `preset` that it uses (`P.name` in it)."""
+    path = notebook.NOTEBOOKS / f"{stem}.py"
+    names = {node.attr for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "P"}
+    values = {name: value for name, value in asdict(preset).items() if name in names - {"name", "seed"}}
+    return {"code": io.code(path, *(["paper"] if stem == SUMMARY else [])), **values}
+
+
+# ------------------------------------------------------------------------------------------------- marks and failures
+
+
+def mark(home, job):
+    """The file that says, to Snakemake, that a job's results in `home` are the workflow's own and whole.
+
+    Results themselves are no outputs of rules: they may have come with the project as a reference, without the data and
+    models that the next notebook needs, and Snakemake deletes outputs before it makes them again.
+    """
+    return home / "executed" / f".{job}.done"
+
+
+def failure(home, job):
+    """The file that holds the line with which a job failed; it goes when the job is tried again."""
+    return home / "executed" / f".{job}.failed"
+
+
+@contextmanager
+def reported(executed, mark):
+    """Run a job: in the end either `mark` is written or the failure beside it says why not. Without a mark: nothing.
+
+    The mark holds the hash of the executed notebook, with its times: Snakemake compares contents, and a job that was run
+    again must look new to those that read its results, even if the workflow was killed between them.
+    """
+    if mark is None:
+        yield
+        return
+    failed = mark.with_suffix(".failed")
+    failed.unlink(missing_ok=True)
+    try:
+        yield
+    except (io.InputError, notebook.NotebookError) as error:
+        io.write_text(failed, " ".join(str(error).split()) + "\n")
+        raise
+    io.write_text(mark, io.sha256(executed) + "\n")
+
+
+# ----------------------------------------------------------------------------------------------------------- one GPU
+
+
+def gpus():
+    """Ids of this machine's GPUs that we may use, as text; empty without any. Needs no torch, initialises no CUDA."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [each for each in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if each.strip() not in ("", "-1")]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return re.findall(r"^GPU (\d+):", listed, re.M)
+
+
+@contextmanager
+def lease():
+    """Within the block this process, and what it starts, sees one GPU of those in RR_GPUS: the one with the fewest leases.
+
+    Does nothing without RR_GPUS: on a cluster, a job has what it asked for. A lease is a locked file; the system
+    gives it back however its process ends.
+    """
+    ids = [each for each in os.environ.get(GPUS, "").split(",") if each]
+    if not ids:
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    folder = Path(tempfile.gettempdir()) / f"rr-gpus-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for place in count():  # a second job goes to a GPU when every GPU has a first
+        for gpu in ids:
+            lock = FileLock(folder / f"{gpu.replace('/', '-')}.{place}")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            try:
+                os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+                yield
+            finally:
+                lock.release()
+            return

@@ -1,0 +1,58 @@
+"""Runs of notebook 06 that nobody trained: files as rr.studies reads them, with scores from a seeded generator."""
+
+import time
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from rr import io, studies
+
+METRICS = [f"{metric}{where}" for where in ("", "_fov", "_disc") for metric in ("psnr", "ssim", "lpips")]
+
+
+def scores(rng, psnr):
+    """All columns of metrics.score for images of these PSNR; the first image's disc is unknown."""
+    table = pd.DataFrame({"psnr": psnr, "ssim": 0.5 + psnr / 100, "lpips": 0.5 - psnr / 100})
+    for where, shift in (("_fov", 1), ("_disc", 2)):
+        for metric in ("psnr", "ssim", "lpips"):
+            table[metric + where] = table[metric] - shift * (1 if metric == "psnr" else 0.01) * rng.random(len(psnr))
+    table.loc[0, ["psnr_disc", "ssim_disc", "lpips_disc"]] = np.nan
+    return table[METRICS]
+
+
+def write(home, seeds=1, n=12, size=8, effects=None, noise=0.1, lpips=True, configurations=None, **changes):
+    """Write a run of every configuration and seed under `home`.
+
+    effects: {word of a configuration: dB added to its PSNR}, a list for one effect per seed, `inf` for one perfect image.
+    noise: standard deviation over seeds in dB. lpips: whether its trunk was there. changes: to the numbers of all runs.
+    """
+    images = [f"eye{i:02}.png" for i in range(n)]
+    base = np.random.default_rng(0).normal(20, 2, n)
+    rungs = {"do nothing": scores(np.random.default_rng(1), base), "population mean": scores(np.random.default_rng(2), base + 2)}
+    for place, configuration in enumerate(configurations or studies.distinct()):
+        for seed in range(seeds):
+            rng = np.random.default_rng([place, seed])
+            effect = [(effects or {}).get(word, 0) for word in configuration]
+            effect = [each[seed] if isinstance(each, list) else each for each in effect]
+            psnr = base + 3 + noise * rng.normal() + rng.normal(0, 0.3, n) + sum(np.array(effect)[np.isfinite(effect)])
+            table = scores(rng, psnr)
+            if np.inf in effect:
+                table.loc[1, "psnr"] = np.inf
+            folder = studies.folder(home, configuration, seed)
+            parts = [each.assign(image=images, method=name) for name, each in {**rungs, "RetinaRegen": table}.items()]
+            per_image = pd.concat(parts)[["image", "method", *METRICS]]
+            if not lpips:
+                per_image[[name for name in METRICS if name.startswith("lpips")]] = np.nan
+            io.write_table(folder / "per_image.csv", per_image)
+            eyes = rng.integers(0, 255, (3 * size, studies.EYES * size, 3), dtype=np.uint8)
+            Image.fromarray(eyes).save(folder / "eyes.png")
+            vae = configuration.backbone == "vae"
+            numbers = {
+                "configuration": configuration._asdict(), "seed": seed, "data": "embedded", "size": size, "n": n,
+                "objective": "image" if vae else "noise", "epochs": 45 if vae else 5, "parameters": 123456,
+                "training_images": 240, "training_seconds": 31.2, "scores": {}, "unreadable_before": n, "passed": None,
+                "lpips": "LPIPS v0.1 alex, trunk imagenet" if lpips else "n/a", **changes,
+            }  # fmt: skip
+            facts = {"preset": {"name": "smoke"}, "seed": seed, "data": "0123456789ab", "started": time.time() - 54}
+            io.write_result(folder / "result.json", numbers, files=("per_image.csv", "eyes.png"), **facts)

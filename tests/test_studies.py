@@ -1,0 +1,202 @@
+"""The matrix of the three studies, what runs are read and refused, and the notebooks that compare them, without torch."""
+
+import math
+import subprocess
+import sys
+
+import fakes
+import numpy as np
+import pandas as pd
+import pytest
+
+from rr import comparisons, io, notebook, paper, presets, studies
+from rr.backbones import BACKBONES
+from rr.features import EXTRACTORS
+from rr.fusion import FUSIONS
+from rr.io import InputError
+from rr.restorer import PROTOCOLS
+
+STEMS = ("07_backbones", "08_extractors", "09_fusion", "11_summary")
+
+# Every notebook as the script that it is, in a Python that has no torch; what it shows is printed.
+WITHOUT_TORCH = """
+import sys
+class NoTorch:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in ("torch", "torchvision", "lightning"):
+            raise ModuleNotFoundError(f"{name} is imported")
+sys.meta_path.insert(0, NoTorch())
+import IPython.display
+IPython.display.Markdown = print
+out, seeds, *notebooks = sys.argv[1:]
+for path in notebooks:
+    text = open(path, encoding="utf-8").read()
+    assert text.count('out: str = "results"') == text.count("seeds: int = 1 ") == 1
+    text = text.replace('out: str = "results"', f"out: str = {out!r}").replace("seeds: int = 1 ", f"seeds: int = {seeds} ")
+    exec(compile(text, path, "exec"), {})
+"""
+
+
+def execute(out, seeds, stems=STEMS):
+    """Run notebooks on the fake runs in out/smoke; returns what they show."""
+    paths = [notebook.NOTEBOOKS / f"{stem}.py" for stem in stems]
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", WITHOUT_TORCH, str(out), str(seeds), *map(str, paths)]
+    done = subprocess.run(command, cwd=io.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# -------------------------------------------------------------------------------------------------------- the matrix
+
+
+def test_the_matrix_is_the_papers():
+    rows = [each for study in studies.STUDIES.values() for each in study]
+    assert [len(study) for study in studies.STUDIES.values()] == [5, 8, 4] and len(rows) == 17
+    assert len(studies.distinct()) == len(set(rows)) == 15
+    assert all(studies.RETINAREGEN in study for study in studies.STUDIES.values())
+    for study, word in studies.VARIES.items():
+        words = [getattr(each, word) for each in studies.STUDIES[study]]
+        assert [studies.RETINAREGEN._replace(**{word: each}) for each in words] == studies.STUDIES[study]
+        assert set(words) == set({"backbone": BACKBONES, "extractor": EXTRACTORS, "fusion": FUSIONS}[word])
+    assert [each.extractor for each in studies.STUDIES["extractors"]] == list(paper.EXTRACTORS)  # Table 1's order
+    assert all(each.protocol in PROTOCOLS for each in rows)
+
+
+def test_distinct_of_one_study_keeps_its_order():
+    assert studies.distinct(["fusion"]) == studies.STUDIES["fusion"]
+    assert studies.distinct(["backbones", "fusion"])[:5] == studies.STUDIES["backbones"]
+
+
+def test_folders_differ_for_every_run(tmp_path):
+    every = [studies.folder(tmp_path, each, seed) for each in studies.distinct() for seed in range(3)]
+    assert len(set(every)) == 45 and every[0].name == "paired_unet_resnet34_bilinear-static_0"
+
+
+# ---------------------------------------------------------------------------------------------------------- runs read
+
+
+@pytest.fixture
+def home(tmp_path):
+    """Fake runs of the four fusions, two seeds."""
+    fakes.write(tmp_path / "smoke", 2, configurations=studies.STUDIES["fusion"])
+    return tmp_path / "smoke"
+
+
+def test_a_run_is_read_as_it_was_written(home):
+    run = studies.read(home, studies.RETINAREGEN, 1)
+    assert (run.configuration, run.seed, run.numbers["seed"]) == (studies.RETINAREGEN, 1, 1)
+    assert run.eyes.shape == (3, studies.EYES, 8, 8, 3) and run.eyes.dtype == np.uint8
+    strip = np.asarray(fakes.Image.open(studies.folder(home, studies.RETINAREGEN, 1) / "eyes.png"))
+    assert (run.eyes[1, 2] == strip[8:16, 16:24]).all()  # second row, third eye
+    assert list(run.scores.columns) == ["image", "method", *fakes.METRICS] and len(run.scores) == 3 * 12
+    study = studies.read_study(home, "fusion", 2)
+    assert list(study) == studies.STUDIES["fusion"] and [run.seed for run in study[studies.RETINAREGEN]] == [0, 1]
+
+
+def test_missing_and_changed_runs_are_named(home):
+    with pytest.raises(InputError, match="upsample-static_2: not run yet"):
+        studies.read_study(home, "fusion", 3)
+    with pytest.raises(InputError, match="paired_vae_attention_bilinear-static_0: not run yet"):
+        studies.read_study(home, "extractors", 1)
+    table = studies.folder(home, studies.RETINAREGEN, 1) / "per_image.csv"
+    table.write_text(table.read_text().replace("eye00", "eye99"))
+    with pytest.raises(InputError, match="per_image.csv: "):
+        studies.read_study(home, "fusion", 2)
+    studies.read_study(home, "fusion", 1)  # seed 0 is as it was
+
+
+@pytest.mark.parametrize("what, changes", [("test images", {"n": 11}), ("LPIPS trunk", {"lpips": False})])
+def test_runs_that_cannot_be_compared_are_refused(home, what, changes):
+    fakes.write(home, configurations=[studies.STUDIES["fusion"][3]], **changes)
+    with pytest.raises(InputError, match=f"bilinear-dynamic_0: another {what} than in"):
+        studies.read_study(home, "fusion", 1)
+
+
+# ------------------------------------------------------------------------------------------------ the study notebooks
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Three seeds: a weak unet, alexnet just like resnet18, a mobilenet that is better, a fusion with one seed off."""
+    out = tmp_path_factory.mktemp("compared")
+    effects = {"unet": -6, "unet++": -5, "resnet": -6, "densenet": -5, "mobilenet": 0.8, "upsample-static": [-2, -2, 1.5]}
+    fakes.write(out / "smoke", 3, effects=effects, noise=0.05)
+    like = studies.RETINAREGEN._replace(extractor="resnet18")
+    for seed in range(3):  # a tie
+        for name in ("per_image.csv", "eyes.png", "result.json"):
+            content = (studies.folder(out / "smoke", like, seed) / name).read_bytes()
+            (studies.folder(out / "smoke", like._replace(extractor="alexnet"), seed) / name).write_bytes(content)
+    return out, execute(out, 3)
+
+
+def files(out):
+    """{path: bytes} of tables and figures."""
+    found = [*(out / "smoke" / "tables").iterdir(), *(out / "smoke" / "figures").iterdir()]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in found}
+
+
+def test_all_tables_and_figures_are_written_byte_by_byte_the_same(compared):
+    out, _ = compared
+    first = files(out)
+    stems = [*STEMS, "11_summary_orders", "11_summary_cost"]
+    tables = {f"smoke/tables/{stem}.{suffix}" for stem in stems for suffix in ("csv", "md", "tex")}
+    pictures = [*(f"{stem}_{kind}" for stem in STEMS[:3] for kind in ("bars", "eyes")), "11_summary_ladder"]
+    assert set(first) == tables | {f"smoke/figures/{stem}.{suffix}" for stem in pictures for suffix in ("png", "pdf")}
+    execute(out, 3)
+    assert {name for name, content in files(out).items() if content != first[name]} == set()
+
+
+def test_the_table_follows_from_the_runs(compared):
+    out, _ = compared
+    table = pd.read_csv(out / "smoke" / "tables" / "08_extractors.csv")
+    assert table.method.unique().tolist() == ["do nothing", "population mean", *paper.EXTRACTORS]
+    every = studies.read_study(out / "smoke", "extractors", 3)
+    runs = every[studies.RETINAREGEN._replace(extractor="mobilenet")]
+    means = [run.scores[run.scores.method == "RetinaRegen"].psnr.mean() for run in runs]
+    row = table[(table.method == "mobilenet") & (table.metric == "psnr")].iloc[0]
+    assert row["mean"] == pytest.approx(np.mean(means)) and row.sd == pytest.approx(np.std(means, ddof=1))
+    other = [run.scores[run.scores.method == "RetinaRegen"].psnr.mean() for run in every[studies.RETINAREGEN]]
+    assert row.difference == pytest.approx(np.mean(means) - np.mean(other)) and (row.n, row.seeds) == (12, 3)
+    result = io.read_json(out / "smoke" / "08_extractors.json")
+    rows = {(each["method"], each["metric"]): each for each in result["numbers"]["rows"]}
+    assert rows["mobilenet", "psnr"]["difference"] == row.difference and ("mobilenet", "lpips_fov") not in rows
+    assert result["provenance"]["runs"][0] == {
+        "run": "paired_vae_attention_bilinear-static_0", "data": "0123456789ab",
+        "commit": runs[0].provenance["commit"], "seconds": every[studies.STUDIES["extractors"][0]][0].provenance["seconds"],
+    }  # fmt: skip
+
+
+def test_the_words_follow_from_the_numbers(compared):
+    out, said = compared
+    found = {stem: io.read_json(out / "smoke" / f"{stem}.json")["numbers"] for stem in STEMS}
+    assert found["07_backbones"]["told_apart"]["psnr"]["worse"][2:] == ["unet", "unet++", "resnet", "densenet"]
+    assert found["08_extractors"]["told_apart"]["psnr"]["better"] == ["mobilenet"]
+    assert "upsample-static" in found["09_fusion"]["told_apart"]["psnr"]["not told apart"]  # one seed is better
+    assert "(unet: noise; unet++: noise; resnet: noise; densenet: noise; vae: image)" in said
+    assert "(unet: 5, unet++: 5, resnet: 5, densenet: 5, vae: 45)" in said
+    orders = {(each["claim"], each["metric"]): each["verdict"] for each in found["11_summary"]["orders"]}
+    assert orders["C1", "psnr"] == orders["C2", "psnr"] == orders["C3", "lpips"] == comparisons.SAME
+    assert orders["C3", "psnr"] == comparisons.OTHER and orders["C4", "psnr"] == comparisons.UNCLEAR
+    assert "Best in PSNR: mobilenet" in said and "nan" not in said.replace("RetinaRegen", "").lower().split()
+
+
+def test_the_summary_never_mixes_the_papers_numbers_with_ours(compared):
+    out, _ = compared
+    head, _, *lines = (out / "smoke" / "tables" / "11_summary.md").read_text().splitlines()
+    assert [cell.split(":")[0].strip() for cell in head.split("|")[2:-1]] == ["paper"] * 3 + ["ours"] * 3
+    assert "**" not in "".join(lines[:18]) and "SynFundus-1M" in lines[-1] and "embedded" in lines[-1]
+    cells = {line.split("|")[1].strip(): line.split("|")[2:5] for line in lines if line.startswith("| C")}
+    assert len(cells) == 3 + 3 + 8 + 4
+    assert [float(cell) for cell in cells["C3: extractor vgg16"]] == [24.81, 0.911, 0.204]
+    assert [float(cell) for cell in cells["C4: fusion upsample-static"]] == [11.99, 0.35, 0.546]
+    assert {cell.strip() for cell in cells["C1: do nothing"]} == {"–"}
+
+
+def test_one_seed_no_trunk_and_a_perfect_image(tmp_path):
+    fakes.write(tmp_path / "smoke", lpips=False, effects={"densenet": math.inf, "unet": -9})
+    said = execute(tmp_path, 1)
+    assert said.count("* LPIPS: n/a.") == 3 and said.count("cannot be said") >= 4 and "±" not in said
+    assert "| densenet | **∞** |" in said and comparisons.ONCE in said and not {"nan", "inf"} & set(said.lower().split())
+    orders = io.read_json(tmp_path / "smoke" / "11_summary.json")["numbers"]["orders"]
+    assert {each["verdict"] for each in orders if each["metric"] == "lpips"} == {"n/a"}
+    assert presets.preset("smoke").name == io.read_json(tmp_path / "smoke" / "09_fusion.json")["provenance"]["preset"]["name"]
