@@ -49,10 +49,10 @@ _TABLE = (
            width=8,  latent=32,  T=20,   schedule="cosine", start=0.15,
            diffusion_epochs=1,   vae_epochs=1,   restorer_epochs=1,   unet_epochs=1,   lr=1e-3),
     # minutes on two CPU cores: proves that everything runs; its quality is poor
-    Preset("smoke",    600,  96, "none",      8, 0.98,
+    Preset("smoke",    600,  80, "none",      8, 0.98,
            classifier_epochs=7,   classifier_lr=1e-4, extractor_epochs=1,  attention=256, heads=8,
            width=16, latent=64,  T=100,  schedule="cosine", start=0.15,
-           diffusion_epochs=3,   vae_epochs=20,  restorer_epochs=24,  unet_epochs=4,   lr=1e-3),
+           diffusion_epochs=3,   vae_epochs=20,  restorer_epochs=40,  unet_epochs=4,   lr=1e-3),
     # a small GPU or a patient laptop: visible quality
     Preset("course",  8000, 128, "none",     64, 0.995,
            classifier_epochs=10,  classifier_lr=1e-4, extractor_epochs=5,  attention=256, heads=8,

@@ -52,7 +52,7 @@ def commands():
     path = io.ROOT / "results" / "commands.json"
     times = io.read_json(path) if path.is_file() else {}
     rows = []
-    for command, does in (("make reproduce", "every chapter and figure, preset `smoke`, and a restored photograph"),
+    for command, does in (("make reproduce", "every figure and table, preset `smoke`, and a restored photograph"),
                           ("make test", "lint and all tests")):
         seconds = times.get(command)
         rows.append((f"`{command}`", does, f"{seconds / 60:.1f} min" if seconds else "not run"))
@@ -100,7 +100,7 @@ def _cost(preset, jobs, mine):
 
 
 def numbers():
-    """Headline numbers of 06_restoration and 02_readability, per preset that was run."""
+    """Headline numbers of RetinaRegen and of the classifier, and the tables of the studies, per preset that was run."""
     parts = []
     for preset in SHOWN:
         found = result(preset, HEADLINE)
@@ -117,15 +117,19 @@ def numbers():
                      + (f"{facts['passed']:.0%} of these after restoration." if facts["passed"] is not None else "none."))
         judge = result(preset, "02_readability")
         if judge:
-            rows = [(row["label"], *(f"{row[key]:.2f}" if row[key] is not None else "n/a" for key in
-                     ("prevalence", "majority", "accuracy", "roc_auc", "average_precision"))) for row in judge["numbers"]]
-            parts.append(f"The classifier on {judge['numbers'][0]['n']} test images:\n\n"
-                         + table(("label", "prevalence", "majority", "accuracy", "ROC AUC", "average precision"), rows))
+            parts.append(_classifier(judge["numbers"]))
         for stem in (*workflow.NOTEBOOKS.values(), workflow.SUMMARY):
             made = io.results(preset) / "tables" / f"{stem}.md"
             if made.is_file():
                 parts.append(made.read_text(encoding="utf-8").strip())
     return "\n\n".join(parts) or "not run"
+
+
+def _classifier(report):
+    rows = [(row["label"], *(f"{row[key]:.2f}" if row[key] is not None else "n/a" for key in
+             ("prevalence", "majority", "accuracy", "roc_auc", "average_precision"))) for row in report]
+    return (f"The classifier on {report[0]['n']} test images:\n\n"
+            + table(("label", "prevalence", "majority", "accuracy", "ROC AUC", "average precision"), rows))
 
 
 def time_row(stem):
@@ -144,7 +148,20 @@ def time_row(stem):
     return f"# | time | {'; '.join(times) or 'not run'} |"
 
 
-PARTS = {"commands": commands, "presets": presets, "choices": choices, "cost": cost, "numbers": numbers}
+def speed():
+    """What the workflow saves, as measured by .ci/speed."""
+    path = io.ROOT / "results" / "speed.json"
+    if not path.is_file():
+        return "not run"
+    found, facts = (io.read_result(path)[part] for part in ("numbers", "provenance"))
+    ours, once, again = (found[key] / 60 for key in
+                         ("rr_reproduce", "papermill_each_once", "papermill_everything_recomputed"))
+    return (f"Preset `{found['preset']}`, all studies, one seed, {facts['machine']}: {ours:.1f} min by `rr reproduce`. Its "
+            f"{found['notebooks']} notebooks by plain papermill, one after the other: {once:.1f} min; {again:.1f} min where "
+            f"every configuration recomputes data, classifier and extractor, {found['ratio']:.1f} times as long (`.ci/speed`).")
+
+
+PARTS = {"commands": commands, "speed": speed, "presets": presets, "choices": choices, "cost": cost, "numbers": numbers}
 
 
 def fill(text):

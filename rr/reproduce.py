@@ -80,7 +80,7 @@ def preview(plan):
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"snakemake: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
-    found = re.findall(r"output: .*/\.([^/\s]+)\.done$.*?reason: ([^\n]*)", done.stdout, re.M | re.S)
+    found = re.findall(r"output: [^\n]*/\.([^/\s]+)\.done$.*?reason: ([^\n]*)", done.stdout, re.M | re.S)
     for job, reason in found:
         reason = re.sub(r"\S*/\.([^/\s,]+)\.done", r"\1", reason)
         print(f"{job}  {'not made yet' if reason.startswith('Missing') else reason}")

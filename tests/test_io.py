@@ -47,7 +47,7 @@ def test_other_errors_of_a_full_disk_are_known_too(tmp_path, monkeypatch):
 
 
 def test_code_changes_with_the_modules_it_names():
-    assert io.code("io") != io.code("vae") and io.code() == io.code() and len(io.code()) == 12
+    assert io.code("weights") != io.code("vae") == io.code("vae") and len(io.code("vae")) == 12  # more: tests/test_workflow.py
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path):

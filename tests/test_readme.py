@@ -2,11 +2,17 @@
 
 import importlib
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+import jupytext
+import nbformat
 import pytest
 
-from rr import readme
+from rr import io, notebook, readme, workflow
 from rr.io import ROOT, InputError
+from rr.notebook import NOTEBOOKS
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -25,19 +31,40 @@ def test_parts_made_from_results_quote_the_result_files(tmp_path, monkeypatch):
         "protocol": "paired",
         "data": "embedded",
         "n": 7,
+        "seed": 3,
         "unreadable_before": 5,
         "passed": 0.4,
         "scores": {
             "RetinaRegen": {"psnr": 23.456, "ssim": 0.7891, "lpips": None, "psnr_fov": 22.0, "ssim_fov": 0.5, "psnr_disc": 21.0}
         },
     }
-    result = {"numbers": numbers, "provenance": {"preset": {"seed": 3}, "seconds": 12.4, "device": "cpu", "peak_memory_mib": 900}}
-    monkeypatch.setattr(readme, "result", lambda preset, stem: result if (preset, stem) == ("smoke", "06_restoration") else None)
+    facts = {"seconds": 12.4, "device": "cpu", "peak_memory_mib": 900, "threads": 1}
+    home = io.results("smoke", tmp_path)
+    for job in workflow.jobs(study="fusion"):
+        io.write_json(workflow.result(home, job), {"numbers": numbers, "provenance": facts})
+    workflow.result(home, "02_readability").unlink()
+    io.write_text(home / "tables" / "09_fusion.md", "| four fusions |\n")
+    monkeypatch.setattr(io, "results", lambda preset, out=tmp_path: (tmp_path / preset).resolve())
     text = readme.fill(TEXT)
     assert "| RetinaRegen | 23.46 | 0.789 | n/a | 22.00 | 0.500 | 21.00 |" in part(text, "numbers")
     assert "7 test images, seed 3" in part(text, "numbers") and "passed 40%" in part(text, "numbers")
-    assert "| [06_restoration](notebooks/06_restoration.py) | 12 s (cpu, 900 MiB) | not run | not run |" in part(text, "cost")
-    assert readme.fill(text) == text
+    assert part(text, "numbers").endswith("| four fusions |")
+    data = "| the data (2.2, 3.1) | [01_data](notebooks/01_data.py) | nothing | 12 s, in all 0.2 min (cpu, 900 MiB) |"
+    study = "| 3.2: four fusions | [09_fusion](notebooks/09_fusion.py) | 06 | not run | not run | not run |"
+    assert data in part(text, "cost") and study in part(text, "cost"), "02_readability, which 09 needs, was not run"
+    io.write_json(workflow.result(home, "02_readability"), {"numbers": [], "provenance": facts})
+    monkeypatch.setattr(readme, "_classifier", lambda found: "")
+    study = study.replace("not run", "12 s, in all 1.7 min (cpu, 900 MiB)", 1)  # eight jobs of 12.4 s
+    assert study in part(readme.fill(TEXT), "cost")
+    assert readme.fill(text) != TEXT
+
+
+def test_what_was_never_run_is_not_given_a_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(io, "results", lambda preset, out=tmp_path: (tmp_path / preset).resolve())
+    monkeypatch.setattr(io, "ROOT", tmp_path)
+    text = readme.fill(TEXT)
+    assert part(text, "numbers") == part(text, "speed") == "not run"
+    assert not re.search(r"\d s\b|\d min", part(text, "cost") + part(text, "commands"))
 
 
 def test_a_missing_part_is_named():
@@ -76,7 +103,7 @@ def test_commands_of_the_readme_exist():
     for command in set(re.findall(r"\.venv/bin/rr (\w+)", TEXT)):
         assert command in help_text
     for stem, parameters in re.findall(r"rr run (\w+)((?: -p \w+=\S+)+)", TEXT):
-        values = dict(p.strip("`,. ").split("=", 1) for p in parameters.split(" -p ")[1:])
+        values = dict(p.strip("`,.; ").split("=", 1) for p in parameters.split(" -p ")[1:])
         check(find(stem), values)
 
 
@@ -87,3 +114,36 @@ def test_every_notebook_says_what_it_needs_writes_and_takes():
         text = path.read_text(encoding="utf-8")
         for row in (r"# \| needs \| .+ \|", r"# \| writes \| .+ \|", r"# \| time \| (smoke: \d+ s on|not run).* \|"):
             assert len(re.findall(f"^{row}$", text, re.M)) == 1, (path.name, row)
+
+
+# ---------------------------------------------------------------------------------------------------------- twins
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("[0-9]*.py")), ids=lambda path: path.stem)
+def test_twins_hold_the_same_cells_and_no_outputs(path):
+    text = path.with_suffix(".ipynb").read_text(encoding="utf-8")
+    assert text == readme.twin(path), "run: python -m rr.readme"
+    cells, source = nbformat.reads(text, 4).cells, jupytext.read(path).cells
+    assert [(cell.cell_type, cell.source) for cell in cells] == [(cell.cell_type, cell.source) for cell in source]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+    nbformat.validate(nbformat.reads(text, 4))
+
+
+def papermill(*words):
+    command = [Path(sys.executable).parent / "papermill", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_papermill_describes_every_parameter():
+    shown = papermill("--help-notebook", "notebooks/06_restoration.ipynb")
+    assert shown.returncode == 0
+    words = " ".join(shown.stdout.split())
+    for each in notebook.parameters(NOTEBOOKS / "06_restoration.py").values():
+        assert f"{each.name}: {each.type.__name__} (default {each.default!r}" in words.replace('"', "'"), each.name
+        assert " ".join(each.help.split()) in words, each.name
+
+
+def test_plain_papermill_runs_a_committed_notebook(tmp_path):
+    done = papermill("notebooks/01_data.ipynb", tmp_path / "01.ipynb", "-p", "preset", "mini", "-p", "out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert io.read_result(tmp_path / "out" / "mini" / "01_data.json")["numbers"]["images"] == 72

@@ -3,15 +3,19 @@
 Skipped where no SLURM answers; `eval "$(tests/slurm/start FOLDER)"` makes one of this machine.
 """
 
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
+import yaml
 
+from rr import io, workflow
 from rr.io import ROOT
 
 
@@ -28,86 +32,65 @@ def answers():
 
 pytestmark = pytest.mark.skipif(not answers(), reason="no SLURM: sbatch is absent or no controller answers")
 
-# Rules in which the profile's values show: only `cancelled` may be tried again as the profile says.
-SNAKEFILE = """
-rule all:
-    input: "first", "second", "cancelled", "late", "failed"
 
-COMMANDS = {  # as params: Snakemake evaluates shell: after the loop
-    "first": "sleep 1", "second": "sleep 1", "cancelled": "test -e tried || { touch tried; sleep 300; }",
-    "late": "sleep 300", "failed": "exit 3",
-}
-for name, command in COMMANDS.items():
-    rule:
-        name: name
-        output: touch(name)
-        log: f"{name}.log"
-        params: preset=config["preset"], command=command
-        retries: 0 if name in ("late", "failed") else None
-        resources: runtime=1
-        shell: "echo {params.preset} $SLURM_JOB_ID > {log}; {params.command}"
-"""
-
-
-def workflow(folder):
-    """The command that is tested, on the workflow in `folder`: the profile, made quick and small enough for one node."""
-    return [
-        sys.executable, "-m", "snakemake", "--profile", ROOT / "workflow" / "profiles" / "slurm",
-        "--snakefile", folder / "Snakefile", "--directory", folder, "--nocolor", "--latency-wait", "5",
-        "--default-resources", "runtime=5", "mem_mb=500", "tasks=1", "cpus_per_task=1",
-        "--slurm-init-seconds-before-status-checks", "2", "--config", 'preset="mini"',
-    ]  # fmt: skip
+def project(folder):
+    """A copy of the project whose last notebook takes five minutes, which its SLURM job has not; returns its profile."""
+    for part in ("rr", "notebooks", "workflow"):
+        shutil.copytree(ROOT / part, folder / part)
+    slow = folder / "notebooks" / "09_fusion.py"
+    slow.write_text(slow.read_text().replace("started = time.time()", "started = time.time()\ntime.sleep(300)"))
+    profile = folder / "workflow" / "profiles" / "slurm" / "config.yaml"
+    values = yaml.safe_load(profile.read_text())  # the profile that is tested, made quick and small enough for one node
+    values["default-resources"] |= {"cpus_per_task": 1, "runtime": 10, "mem_mb": 3000}
+    values |= {"set-resources": {"09_fusion": {"runtime": 1}}, "slurm-init-seconds-before-status-checks": 2, "latency-wait": 5}
+    profile.write_text(yaml.safe_dump(values))
 
 
 def jobs(folder):
     """{SLURM's job number: (rule, state)} of the jobs submitted from `folder`, finished ones included."""
     lines = subprocess.check_output(["squeue", "--noheader", "--states=all", "--format=%i|%k|%T|%Z"], text=True)
     rows = [line.split("|") for line in lines.splitlines()]
-    return {number: (rule.removeprefix("rule_"), state) for number, rule, state, where in rows if where == str(folder)}
+    return {number: (re.search(r"\d\d_[a-z_]+?(?=_wildcards|$)", rule)[0], state)
+            for number, rule, state, where in rows if where == str(folder)}
 
 
-def cancel(folder, rule, process, seconds=120):
-    """scancel the rule's job once it runs (`tried` is there); returns its number."""
+def cancel(folder, rule, process, seconds=200):
+    """scancel the rule's job once it runs; returns its number."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         for number, what in jobs(folder).items():
-            if what == (rule, "RUNNING") and (folder / "tried").exists():
+            if what == (rule, "RUNNING"):
                 subprocess.run(["scancel", number], check=True)
                 return number
         time.sleep(0.5)
     raise AssertionError(f"no job of rule {rule} ran within {seconds} s; SLURM's jobs: {jobs(folder)}")
 
 
-def reported(output):
-    """{(rule, SLURM's state)} of the failures that Snakemake's output names."""
-    found = re.findall(r"^Error in rule (\w+):\n +message: SLURM-job '\d+' failed, SLURM status is: '(\w+)'", output, re.M)
-    return set(found)
-
-
-def test_jobs_of_a_workflow_go_through_slurm(tmp_path):
-    (tmp_path / "Snakefile").write_text(SNAKEFILE)
+def test_the_workflow_goes_through_slurm(tmp_path):
+    """Jobs succeed; one is cancelled and tried again; one runs out of time and is named in the summary."""
+    copy, out = tmp_path / "project", tmp_path / "out"
+    project(copy)
+    words = ["reproduce", "--preset", "mini", "--study", "fusion", "--profile", "slurm", "--out", str(out)]
+    command, environment = [sys.executable, "-m", "rr", *words], {**os.environ, "PYTHONPATH": str(copy)}
     with open(tmp_path / "output", "w") as output:
-        process = subprocess.Popen(workflow(tmp_path), cwd=tmp_path, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=copy, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
-        cancelled = cancel(tmp_path, "cancelled", process)
-        code = process.wait(400)
+        cancelled = cancel(out / "mini", "02_readability", process)
+        code = process.wait(840)
     finally:
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)  # Snakemake cancels its jobs then; on SIGTERM it waits for them
+            process.send_signal(signal.SIGINT)
             process.wait(60)
-    output = (tmp_path / "output").read_text()
+    said = (tmp_path / "output").read_text()
 
-    assert code == 1, output
-    assert reported(output) == {("cancelled", "CANCELLED"), ("late", "TIMEOUT"), ("failed", "FAILED")}, output
-    states = jobs(tmp_path)
-    assert sorted(states.values()) == [
-        ("cancelled", "CANCELLED"), ("cancelled", "COMPLETED"), ("failed", "FAILED"), ("first", "COMPLETED"),
-        ("late", "TIMEOUT"), ("second", "COMPLETED"),
-    ]  # fmt: skip
-    assert states[cancelled] == ("cancelled", "CANCELLED")
-    assert set(re.findall(r"submitted with SLURM jobid (\d+)", output)) == set(states)
-    assert [name for name in ("first", "second", "cancelled", "late", "failed") if (tmp_path / name).exists()] == [
-        "first", "second", "cancelled",
-    ]  # fmt: skip
-    preset, number = (tmp_path / "first.log").read_text().split()
-    assert preset == "mini" and states[number] == ("first", "COMPLETED")
+    assert code == 1 and "1 of 8 notebooks failed:\n  09_fusion: ended without a word: SLURM says TIMEOUT\n" in said, said
+    states = jobs(out / "mini")
+    assert states[cancelled] == ("02_readability", "CANCELLED")
+    assert Counter(states.values()) == {
+        ("01_data", "COMPLETED"): 1, ("02_readability", "CANCELLED"): 1, ("02_readability", "COMPLETED"): 1,
+        ("03_features", "COMPLETED"): 1, ("06_restoration", "COMPLETED"): 4, ("09_fusion", "TIMEOUT"): 2,
+    }  # fmt: skip
+    made = {job: workflow.mark(out / "mini", job).is_file() for job in workflow.jobs(study="fusion")}
+    assert [job for job in made if not made[job]] == ["09_fusion"]
+    facts = io.read_result(workflow.result(out / "mini", "02_readability"))["provenance"]
+    assert facts["threads"] == 1, "as many as SLURM reserved"

@@ -1,0 +1,123 @@
+"""Run by tests/test_full_disk.py in a mount namespace of its own: every kind of file, written to an 8 MB disk that is full.
+
+python tests/full_disk.py DISK: for each kind a first, small version is written, the disk is filled, and a second, larger
+version must fail with InputError and leave the first as it was. Prints {kind: {"error", "intact", "left"}} as JSON.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import nn
+
+from rr import checkpoint, data, features, figures, forked, io, notebook, report, sources, train, workflow
+
+DISK = Path(sys.argv[1])
+BALLAST = DISK / "ballast"
+BIG = 3 * 2**20  # bytes of a second version
+
+
+class Net(nn.Module):
+    def __init__(self, n=10):
+        super().__init__()
+        self.arguments = {"n": n}
+        self.weight = nn.Parameter(torch.zeros(n))
+
+
+def figure(folder, big):
+    side = 1200 if big else 4
+    plot = plt.figure(figsize=(6, 6))
+    plot.add_axes([0, 0, 1, 1]).imshow(np.random.default_rng(0).random((side, side, 3)))
+    figures.save(plot, folder, "figure")
+
+
+def executed(folder, big):
+    path = folder.parent / "toy.py"
+    code = f"print('x' * {BIG if big else 1})"
+    path.write_text(f'# %% tags=["parameters"]\nseed: int = 0  # any\n\n# %%\n{code}\n')
+    forked.execute(path, {}, folder / "toy.ipynb")
+
+
+def page(folder, big):
+    home = folder / "mini"
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 01\n" + "word " * (BIG // 5 if big else 1))])
+    (home / "executed").mkdir(parents=True, exist_ok=True)
+    notebook_file = folder.parent / "01_data.ipynb"  # the input lies on another disk
+    nbformat.write(nb, notebook_file)
+    link = home / "executed" / "01_data.ipynb"
+    link.exists() or link.symlink_to(notebook_file)
+    report.write(home, folder.parent)
+
+
+def mark(folder, big):
+    if big:
+        raise_on_full = workflow.reported(folder / "executed.ipynb", folder / ".job.done")
+        with raise_on_full:
+            pass
+    else:
+        io.write_text(folder / "executed.ipynb", "x")
+        io.write_text(folder / ".job.done", "old")
+
+
+def strip(folder, big):
+    side = 1000 if big else 4
+    with io.writing(folder / "eyes.png") as part:
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)).save(part)
+
+
+KINDS = {
+    "text": lambda folder, big: io.write_text(folder / "a.md", "x" * (BIG if big else 1)),
+    "json": lambda folder, big: io.write_result(folder / "a.json", ["x" * (BIG if big else 1)]),
+    "table": lambda folder, big: io.write_table(folder / "a.csv", pd.DataFrame({"x": np.arange(BIG // 6 if big else 1)})),
+    "figure": figure,
+    "picture": strip,
+    "condition": lambda folder, big: features.save_condition(folder, torch.zeros(BIG // 4 if big else 1)),
+    "checkpoint": lambda folder, big: checkpoint.save(folder, Net(BIG // 4 if big else 1), {}),
+    "training state": lambda folder, big: train._save_state(folder, {}, model={"weight": torch.zeros(BIG // 4 if big else 1)}),
+    "packed data": lambda folder, big: data.pack(sources.embedded(200 if big else 12), 80, folder),
+    "executed notebook": executed,
+    "report": page,
+    "mark": mark,
+}
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.endswith(".lock")}
+
+
+def fill(leave):
+    """Leave so many bytes free."""
+    with open(BALLAST, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"\0" * 4096)
+        except OSError:
+            pass
+        file.truncate(max(0, file.tell() - leave))
+
+
+found = {}
+for kind, write in KINDS.items():
+    folder = DISK / kind.replace(" ", "-") / "folder"
+    folder.mkdir(parents=True)
+    write(folder, False)
+    before = contents(folder)
+    fill(0 if kind == "mark" else 256 * 1024)
+    try:
+        write(folder, True)
+        error = None
+    except (io.InputError, notebook.NotebookError) as caught:
+        error = f"{type(caught).__name__}: {caught}"
+    BALLAST.unlink()
+    after = contents(folder)
+    found[kind] = {"error": error, "intact": {name: after.get(name) for name in before} == before,
+                   "left": [name for name in after if io.PART in name]}
+print(json.dumps(found))

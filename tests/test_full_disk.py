@@ -1,0 +1,43 @@
+"""A disk of 8 MB that is full: whatever is written, the error is one line and the file that was there is intact."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from rr.io import ROOT
+
+KINDS = ["text", "json", "table", "figure", "picture", "condition", "checkpoint", "training state", "packed data",
+         "executed notebook", "report", "mark"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What tests/full_disk.py prints, run on a small disk that no other process sees."""
+    if not shutil.which("unshare"):
+        pytest.skip("no unshare: needs Linux")
+    disk = tmp_path_factory.mktemp("disk")
+    script = 'mount -t tmpfs -o size=8m none "$1" && shift && exec "$@"'
+    command = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"]), "sh", "-c", script, "sh", disk]
+    if subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("this system gives no mount namespace")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, sys.executable, ROOT / "tests" / "full_disk.py", disk], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_disk_loses_nothing(found, kind):
+    error = found[kind]["error"]
+    assert error and error.startswith("InputError: ") and "\n" not in error and "disk is full" in error or "free space" in error
+    assert found[kind]["intact"] and found[kind]["left"] == []
+
+
+def test_every_kind_is_tried(found):
+    assert set(found) == set(KINDS)
