@@ -274,6 +274,10 @@ def doctor():
         folder = io.results(name)
         results = sorted(path.stem for path in folder.glob("[0-9]*.json"))
         row(name, f"results {', '.join(results)}" if results else f"nothing; make it: rr reproduce --preset {name}")
+        for what, where in (("runs of 06_restoration", "runs/*/result.json"), ("trained extractors", "extractors/*/config.json"),
+                            ("trained restorers", "runs/*/denoiser/config.json")):
+            if found := len(list(folder.glob(where))):
+                row("", f"{what}: {found}")
         for manifest in sorted(folder.glob("data/**/manifest.json")):
             try:
                 packed = data.Packed(manifest.parent, verify=True)
@@ -281,9 +285,6 @@ def doctor():
                 broken.append(error)
             else:
                 row("", f"data {_short(packed.path)}: {len(packed)} images of {packed.size} px")
-        for config in sorted(folder.glob("checkpoints/**/config.json")):
-            if config.parent.name != "last":
-                row("", f"checkpoint {_short(config.parent)}")
     for error in broken:
         fail(error)
     if broken:

@@ -182,7 +182,8 @@ def bars(table, metrics, by="method", seeds=None, reference=None):
         if seeds is not None:
             dots = seeds[(seeds.metric == "psnr") & seeds[by].isin(psnr.index)].replace(np.inf, np.nan)
             axis.plot(dots["mean"] - psnr["mean"][reference], dots[by], "o", ms=2.5, mfc="w", mec="k", mew=0.5, zorder=4)
-        axis.set_xlabel(f"PSNR − that of {reference} / dB")
+        low, high = axis.get_xlim()
+        axis.set(xlabel=f"PSNR − that of {reference} / dB", xlim=(min(low, -0.05), max(high, 0.05)))  # rounding is no difference
     axes[0, 0].invert_yaxis()  # shared: the first method on top
     figure.tight_layout()
     return figure

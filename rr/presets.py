@@ -52,7 +52,7 @@ _TABLE = (
     Preset("smoke",    600,  80, "none",      8, 0.98,
            classifier_epochs=7,   classifier_lr=1e-4, extractor_epochs=1,  attention=256, heads=8,
            width=16, latent=64,  T=100,  schedule="cosine", start=0.15,
-           diffusion_epochs=3,   vae_epochs=20,  restorer_epochs=40,  unet_epochs=4,   lr=1e-3),
+           diffusion_epochs=3,   vae_epochs=20,  restorer_epochs=32,  unet_epochs=3,   lr=2e-3),
     # a small GPU or a patient laptop: visible quality
     Preset("course",  8000, 128, "none",     64, 0.995,
            classifier_epochs=10,  classifier_lr=1e-4, extractor_epochs=5,  attention=256, heads=8,

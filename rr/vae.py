@@ -58,8 +58,8 @@ class VAE(nn.Module):
         self.time = nn.Sequential(TimeEmbedding(64), nn.Linear(64, width)) if timed else None
         self.mu = nn.Linear(flat, latent)
         self.logvar = nn.Linear(flat, latent)
-        nn.init.zeros_(self.logvar.weight)  # sigma = 1 at the start: no exploding first steps
-        nn.init.zeros_(self.logvar.bias)
+        nn.init.zeros_(self.logvar.weight)  # sigma = e^-2 at the start: no exploding first steps, and less noise than signal
+        nn.init.constant_(self.logvar.bias, -4.0)
         self.fully_connected = nn.Linear(latent, flat)
         self.transposed = nn.Sequential(
             nn.ConvTranspose2d(2 * width, 2 * width, 4, stride=2, padding=1), nn.ReLU(),

@@ -20,6 +20,8 @@ from torch import nn
 from rr import checkpoint, data, features, figures, forked, io, notebook, report, sources, train, workflow
 
 DISK = Path(sys.argv[1])
+ELSEWHERE = DISK.parent / "elsewhere"  # on another disk: what is only read
+ELSEWHERE.mkdir()
 BALLAST = DISK / "ballast"
 BIG = 3 * 2**20  # bytes of a second version
 
@@ -39,7 +41,7 @@ def figure(folder, big):
 
 
 def executed(folder, big):
-    path = folder.parent / "toy.py"
+    path = ELSEWHERE / "toy.py"
     code = f"print('x' * {BIG if big else 1})"
     path.write_text(f'# %% tags=["parameters"]\nseed: int = 0  # any\n\n# %%\n{code}\n')
     forked.execute(path, {}, folder / "toy.ipynb")
@@ -49,17 +51,16 @@ def page(folder, big):
     home = folder / "mini"
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 01\n" + "word " * (BIG // 5 if big else 1))])
     (home / "executed").mkdir(parents=True, exist_ok=True)
-    notebook_file = folder.parent / "01_data.ipynb"  # the input lies on another disk
-    nbformat.write(nb, notebook_file)
+    notebook_file = ELSEWHERE / "01_data.ipynb"
+    nbformat.write(nb, str(notebook_file))
     link = home / "executed" / "01_data.ipynb"
     link.exists() or link.symlink_to(notebook_file)
-    report.write(home, folder.parent)
+    report.write(home, ELSEWHERE)
 
 
 def mark(folder, big):
     if big:
-        raise_on_full = workflow.reported(folder / "executed.ipynb", folder / ".job.done")
-        with raise_on_full:
+        with workflow.reported(folder / "executed.ipynb", folder / ".job.done"):
             pass
     else:
         io.write_text(folder / "executed.ipynb", "x")
@@ -90,7 +91,8 @@ KINDS = {
 
 def contents(folder):
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.endswith(".lock")}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and not path.is_symlink() and not path.name.endswith(".lock")}
 
 
 def fill(leave):
