@@ -34,7 +34,7 @@
 # | --- | --- |
 # | needs | 06_restoration |
 # | writes | `restored/`, figure `00_start_here_pipeline`, `00_start_here.json` |
-# | time | smoke: 8 s on 1 thread(s) of a CPU |
+# | time | not run |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run

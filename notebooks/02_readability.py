@@ -18,7 +18,7 @@
 # | --- | --- |
 # | needs | 01_data |
 # | writes | `checkpoints/readability/`, `tables/02_readability_*.csv`, figures `02_readability_*`, `02_readability.json` |
-# | time | smoke: 168 s on 1 thread(s) of a CPU |
+# | time | not run |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
@@ -44,7 +44,7 @@ from rr.readability import Readability, augment, curves, report
 started = time.time()
 P = choose_preset(preset, seed=seed, weights=weights or None)
 home, pictures = io.results(preset, out), io.figures(preset, out)
-packed = Packed(data or home / "data")
+packed = Packed(data or home / "data", P.size)
 fabric = train.fabric(device)
 
 # %% [markdown]

@@ -47,7 +47,7 @@ home = io.results(preset, out)
 folder = studies.extractor_folder(home, extractor, seed)
 first = (extractor, seed) == (studies.RETINAREGEN.extractor, 0)
 pictures = io.figures(preset, out) if first else folder / "figures"
-packed = Packed(data or home / "data")
+packed = Packed(data or home / "data", P.size)
 fabric = train.fabric(device)
 
 # %% [markdown]

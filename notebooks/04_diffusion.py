@@ -18,7 +18,7 @@
 # | --- | --- |
 # | needs | 01_data |
 # | writes | `checkpoints/diffusion/`, `tables/04_diffusion_*.csv`, figures `04_diffusion_*`, `04_diffusion.json` |
-# | time | smoke: 40 s on 1 thread(s) of a CPU |
+# | time | not run |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
@@ -46,7 +46,7 @@ from rr.restorer import Denoiser
 started = time.time()
 P = choose_preset(preset, seed=seed, schedule=schedule or None)
 home, pictures = io.results(preset, out), io.figures(preset, out)
-packed = Packed(data or home / "data")
+packed = Packed(data or home / "data", P.size)
 fabric = train.fabric(device)
 
 # %% [markdown]

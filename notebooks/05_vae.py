@@ -19,7 +19,7 @@
 # | --- | --- |
 # | needs | 01_data |
 # | writes | `checkpoints/vae/`, figures `05_vae_*`, `05_vae.json` |
-# | time | smoke: 20 s on 1 thread(s) of a CPU |
+# | time | not run |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
@@ -44,7 +44,7 @@ from rr.presets import preset as choose_preset
 started = time.time()
 P = choose_preset(preset, seed=seed, latent=latent or None)
 home, pictures = io.results(preset, out), io.figures(preset, out)
-packed = Packed(data or home / "data")
+packed = Packed(data or home / "data", P.size)
 fabric = train.fabric(device)
 
 # %% [markdown]

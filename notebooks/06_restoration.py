@@ -54,10 +54,10 @@ started = time.time()
 P = choose_preset(preset, seed=seed)
 configuration = studies.Configuration(protocol, backbone, extractor, fusion)
 home = io.results(preset, out)
-folder = studies.folder(home, configuration, seed)
-first = (configuration, seed) == (studies.RETINAREGEN, 0)
+folder = studies.folder(home, configuration, f"{seed}_{objective}" if objective else seed)
+first = (configuration, seed, objective) == (studies.RETINAREGEN, 0, "")
 pictures = io.figures(preset, out) if first else folder / "figures"
-packed = Packed(data or home / "data")
+packed = Packed(data or home / "data", P.size)
 fabric = train.fabric(device)
 
 # %% [markdown]
@@ -156,7 +156,8 @@ tables.text(summary.pivot(index="method", columns="metric", values="mean").loc[l
 
 # %%
 print(lpips.note if lpips else "LPIPS n/a: no ImageNet weights of its trunk on this machine (see `rr doctor`)")
-figures.save(figures.bars(summary, ["psnr", "ssim", "lpips", "psnr_fov", "ssim_fov"]), pictures, "06_restoration_metrics")
+shown = ["psnr", "ssim", "lpips", "psnr_fov", "ssim_fov"]
+figures.save(figures.bars(summary, shown, rungs=tables.RUNGS), pictures, "06_restoration_metrics")
 
 # %%
 order = scores["RetinaRegen"]["psnr"].sub(scores["do nothing"]["psnr"]).replace(float("-inf"), -999).argsort().to_numpy()
@@ -206,6 +207,7 @@ with io.writing(folder / "eyes.png") as part:
 
 # %%
 means = {name: table.mean().to_dict() for name, table in scores.items()}
+trained = io.read_json(folder / "denoiser" / "config.json")["provenance"]
 passed = done.passed[screened].float().mean().item() if screened.any() else float("nan")
 numbers = {
     "configuration": configuration._asdict(),
@@ -232,6 +234,9 @@ io.write_result(
     preset=P,
     seed=seed,
     data=packed.hash,
+    models={"condition": io.digest(c)}
+    | {part: io.read_json(folder / part / "config.json")["sha256"][:12] for part in ("classifier", "denoiser")},
+    training={key: trained[key] for key in ("commit", "code", "device", "threads", "seconds", "peak_memory_mib")},
 )
 beaten = {
     metric: [name for name in ("do nothing", "population mean") if means["RetinaRegen"][metric] > means[name][metric]]

@@ -66,7 +66,8 @@ Markdown(tables.markdown(table, caption))
 
 # %%
 dots = comparisons.per_seed(scores) if seeds > 1 else None
-figures.save(figures.bars(study, ["psnr", "ssim", "lpips"], seeds=dots, reference=reference), pictures, "07_backbones_bars")
+bars = figures.bars(study, comparisons.METRICS, rungs=tables.RUNGS, seeds=dots, reference=reference)
+figures.save(bars, pictures, "07_backbones_bars")
 
 # %% [markdown]
 # ## The same eyes
@@ -90,7 +91,8 @@ Markdown(tables.markdown(tables.cost(runs)))
 # %% [markdown]
 # ## What can be told apart
 #
-# Other images, other trainings: a difference must outlive both to be a property of the backbone.
+# Other images, other trainings: a difference must outlive both to be a property of the backbone. A seed is a block: all rows
+# of it share batches and degradations, so rows are compared within a seed.
 
 # %%
 Markdown(comparisons.findings(scores, reference))
@@ -99,35 +101,20 @@ Markdown(comparisons.findings(scores, reference))
 # ## Conclusion
 
 # %%
-numbers = facts | {
-    "rows": study[study.metric.isin(tables.SHOWN)].to_dict("records"),
-    "told_apart": {metric: comparisons.told(scores, reference, metric) for metric in ("psnr", "ssim", "lpips")},
-    "spread": {metric: comparisons.spread(scores, metric) for metric in ("psnr", "ssim", "lpips")},
-    "cost": tables.cost(runs).to_dict("index"),
-}
-io.write_result(
-    home / "07_backbones.json",
-    numbers,
-    started=started,
-    preset=choose_preset(preset),
-    data=runs[reference][0].provenance["data"],
-    runs=tables.sources(runs),
-)
-first = {metric: " and ".join(tables.best(study, metric)) or "n/a" for metric in ("psnr", "ssim", "lpips")}
-apart = "; ".join(f"{word}: {', '.join(names) or 'none'}" for word, names in numbers["told_apart"]["psnr"].items())
+numbers = facts | comparisons.numbers(scores, study, reference) | {"cost": tables.cost(runs).to_dict("index")}
+known = {"preset": choose_preset(preset), "data": runs[reference][0].provenance["data"], "runs": tables.sources(runs)}
+io.write_result(home / "07_backbones.json", numbers, started=started, **known)
 objectives = tables.cost(runs)["predicts"]
 effort = tables.cost(runs)["epochs"]
 Markdown(
-    f"Best in PSNR: {first['psnr']}; in SSIM: {first['ssim']}; in LPIPS: {first['lpips']}. Against "
-    f"{reference} in PSNR, {apart}. "
+    comparisons.conclusion(scores, study, reference)
     + (
-        "The backbones differ in what they predict too ("
+        " The backbones differ in what they predict too ("
         + "; ".join(f"{name}: {each}" for name, each in objectives.items())
-        + "), so that no difference is the architecture's alone. "
+        + "), so that no difference is the architecture's alone."
         if objectives.nunique() > 1
         else ""
     )
-    + (f"Their epochs differ ({', '.join(f'{name}: {n}' for name, n in effort.items())}). " if effort.nunique() > 1 else "")
-    + comparisons.certainty(seeds)
+    + (f" Their epochs differ ({', '.join(f'{name}: {n}' for name, n in effort.items())})." if effort.nunique() > 1 else "")
     + " **The paper leaves open** what its backbones predict, how long they were trained, and the variance."
 )

@@ -18,7 +18,7 @@
 # **What would be misleading.** The condition is *static*: the mean of the features over all readable images. Whatever the
 # extractor, the restorer is given one constant per place, the same for every eye, which it could as well have learned as a
 # bias. Rows may then differ as two seeds of one row differ, and a table of single runs would still have a best row: of eight
-# equal ones, one always wins. So the spread between the rows is held against the spread over seeds.
+# equal ones, one always wins. So the spread between the rows is held against the chance that is left within seeds.
 #
 # | | |
 # | --- | --- |
@@ -64,7 +64,8 @@ Markdown(tables.markdown(table, caption))
 
 # %%
 dots = comparisons.per_seed(scores) if seeds > 1 else None
-figures.save(figures.bars(study, ["psnr", "ssim", "lpips"], seeds=dots, reference=reference), pictures, "08_extractors_bars")
+bars = figures.bars(study, comparisons.METRICS, rungs=tables.RUNGS, seeds=dots, reference=reference)
+figures.save(bars, pictures, "08_extractors_bars")
 
 # %% [markdown]
 # ## The same eyes
@@ -88,8 +89,8 @@ Markdown(tables.markdown(tables.cost(runs)))
 # %% [markdown]
 # ## What can be told apart
 #
-# The interval is over images, the standard deviation over trainings. If seeds alone spread the rows as far as they are spread,
-# the extractor explains nothing.
+# A seed is a block: all rows of it share batches and degradations, so rows are compared within a seed. If the chance that is
+# left in the trainings spreads the rows as far as they are spread, the extractor explains nothing.
 
 # %%
 Markdown(comparisons.findings(scores, reference))
@@ -98,26 +99,10 @@ Markdown(comparisons.findings(scores, reference))
 # ## Conclusion
 
 # %%
-numbers = facts | {
-    "rows": study[study.metric.isin(tables.SHOWN)].to_dict("records"),
-    "told_apart": {metric: comparisons.told(scores, reference, metric) for metric in ("psnr", "ssim", "lpips")},
-    "spread": {metric: comparisons.spread(scores, metric) for metric in ("psnr", "ssim", "lpips")},
-    "cost": tables.cost(runs).to_dict("index"),
-}
-io.write_result(
-    home / "08_extractors.json",
-    numbers,
-    started=started,
-    preset=choose_preset(preset),
-    data=runs[reference][0].provenance["data"],
-    runs=tables.sources(runs),
-)
-first = {metric: " and ".join(tables.best(study, metric)) or "n/a" for metric in ("psnr", "ssim", "lpips")}
-apart = "; ".join(f"{word}: {', '.join(names) or 'none'}" for word, names in numbers["told_apart"]["psnr"].items())
+numbers = facts | comparisons.numbers(scores, study, reference) | {"cost": tables.cost(runs).to_dict("index")}
+known = {"preset": choose_preset(preset), "data": runs[reference][0].provenance["data"], "runs": tables.sources(runs)}
+io.write_result(home / "08_extractors.json", numbers, started=started, **known)
 Markdown(
-    f"Best in PSNR: {first['psnr']}; in SSIM: {first['ssim']}; in LPIPS: {first['lpips']}. "
-    + comparisons.spread_in_words(scores, "psnr")
-    + f" Against {reference} in PSNR, {apart}. "
-    + comparisons.certainty(seeds)
+    comparisons.conclusion(scores, study, reference)
     + " **The paper leaves open** how the added convolution and attention are trained, and the variance."
 )

@@ -63,7 +63,8 @@ Markdown(tables.markdown(table, caption))
 
 # %%
 dots = comparisons.per_seed(scores) if seeds > 1 else None
-figures.save(figures.bars(study, ["psnr", "ssim", "lpips"], seeds=dots, reference=reference), pictures, "09_fusion_bars")
+bars = figures.bars(study, comparisons.METRICS, rungs=tables.RUNGS, seeds=dots, reference=reference)
+figures.save(bars, pictures, "09_fusion_bars")
 
 # %% [markdown]
 # ## The same eyes
@@ -87,7 +88,8 @@ Markdown(tables.markdown(tables.cost(runs)))
 # %% [markdown]
 # ## What can be told apart
 #
-# Other images, other trainings: a difference must outlive both to be a property of the fusion.
+# Other images, other trainings: a difference must outlive both to be a property of the fusion. A seed is a block: all rows
+# of it share batches and degradations, so rows are compared within a seed.
 
 # %%
 Markdown(comparisons.findings(scores, reference))
@@ -96,26 +98,10 @@ Markdown(comparisons.findings(scores, reference))
 # ## Conclusion
 
 # %%
-numbers = facts | {
-    "rows": study[study.metric.isin(tables.SHOWN)].to_dict("records"),
-    "told_apart": {metric: comparisons.told(scores, reference, metric) for metric in ("psnr", "ssim", "lpips")},
-    "spread": {metric: comparisons.spread(scores, metric) for metric in ("psnr", "ssim", "lpips")},
-    "cost": tables.cost(runs).to_dict("index"),
-}
-io.write_result(
-    home / "09_fusion.json",
-    numbers,
-    started=started,
-    preset=choose_preset(preset),
-    data=runs[reference][0].provenance["data"],
-    runs=tables.sources(runs),
-)
-first = {metric: " and ".join(tables.best(study, metric)) or "n/a" for metric in ("psnr", "ssim", "lpips")}
-apart = "; ".join(f"{word}: {', '.join(names) or 'none'}" for word, names in numbers["told_apart"]["psnr"].items())
+numbers = facts | comparisons.numbers(scores, study, reference) | {"cost": tables.cost(runs).to_dict("index")}
+known = {"preset": choose_preset(preset), "data": runs[reference][0].provenance["data"], "runs": tables.sources(runs)}
+io.write_result(home / "09_fusion.json", numbers, started=started, **known)
 Markdown(
-    f"Best in PSNR: {first['psnr']}; in SSIM: {first['ssim']}; in LPIPS: {first['lpips']}. "
-    + comparisons.spread_in_words(scores, "psnr")
-    + f" Against {reference} in PSNR, {apart}. "
-    + comparisons.certainty(seeds)
+    comparisons.conclusion(scores, study, reference)
     + " **The paper leaves open** how 256 channels become 3, what the learned weights belong to, and the variance."
 )

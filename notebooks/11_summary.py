@@ -43,7 +43,7 @@ from rr.presets import preset as choose_preset
 started = time.time()
 home, pictures = io.results(preset, out), io.figures(preset, out)
 ours = studies.METHODS[-1]
-METRICS = ("psnr", "ssim", "lpips")
+METRICS = comparisons.METRICS
 # {word of a configuration: its name here}; what the paper recommends is in all three studies and has one name
 names = {study: {getattr(each, word): ours if each == studies.RETINAREGEN else f"{word} {getattr(each, word)}"
                  for each in studies.STUDIES[study]} for study, word in studies.VARIES.items()}  # fmt: skip
@@ -91,8 +91,9 @@ Markdown(tables.markdown(table, caption))
 # Every claim is a list of pairs *better, worse*, taken from the paper's numbers: C1 (our addition) RetinaRegen and the two
 # rungs; C2 RetinaRegen and each other backbone; C3 the paper's best extractor in a metric and each of the rest; C4 neighbours
 # in the paper's order. *The same order* is said if every pair is told apart that way, *another order* if one is told apart the
-# other way, and otherwise that they *cannot be told apart*. Beside it stands the pair that speaks least for the claim, and by
-# how much its first is better (in LPIPS: lower), with an interval that holds for all pairs of the claim together.
+# other way, and otherwise that they *cannot be told apart*. Beside it stands the pair that decides, and by how much its first
+# is better (in LPIPS: lower), with an interval over images that holds for all pairs of the claim together. With several seeds
+# a second interval, over the differences within seeds, must agree.
 
 # %%
 lines = []
@@ -113,7 +114,8 @@ for metric in METRICS:
 verdicts = pd.DataFrame(lines, columns=["claim", "metric", "verdict", "better", "worse", "difference", "low", "high"])
 verdicts = verdicts.sort_values("claim", kind="stable", ignore_index=True)
 shown = tables.orders(verdicts)
-note = f"Orders of the paper, looked for in ours. {comparisons.certainty(seeds)}"
+certainty = comparisons.certainty(seeds, max(map(len, pairs.values())))
+note = f"Orders of the paper, looked for in ours. {certainty}"
 tables.write(home / "tables", "11_summary_orders", verdicts, shown, note)
 Markdown(tables.markdown(shown, note))
 
@@ -124,7 +126,8 @@ Markdown(tables.markdown(shown, note))
 
 # %%
 dots = comparisons.per_seed(scores) if seeds > 1 else None
-figures.save(figures.bars(study, METRICS, seeds=dots, reference=ours), pictures, "11_summary_ladder")
+bars = figures.bars(study, METRICS, rungs=tables.RUNGS, seeds=dots, reference=ours)
+figures.save(bars, pictures, "11_summary_ladder")
 
 # %% [markdown]
 # ## What it cost
@@ -163,7 +166,7 @@ Markdown(
     )
     + f".\n\nOn {facts['n']} test images of {facts['data']} data, {facts['protocol']} protocol, preset {preset}; "
     + ("the backbones differ in objective too, see 07_backbones. " if cost["predicts"].nunique() > 1 else "")
-    + comparisons.certainty(seeds)
+    + certainty
     + " An order that is not seen here may still hold on the paper's data, and one that is seen may not. "
     "**The paper leaves open** the reference image, the number of test images, the seeds and the variance."
 )

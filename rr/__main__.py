@@ -56,13 +56,11 @@ def reproduce(
     """Run every notebook that has no result yet, or whose parameters have changed, and say where everything lies."""
     from rr import reproduce
 
-    sources = {}
-    for name, path in (("data", data), ("labels", labels)):
-        if path is not None and not path.exists():
-            raise InputError(f"--{name} {path}: no such file or folder")
-        sources[name] = str(path.absolute()) if path else ""
-    if labels and not data:
-        raise InputError("--labels: without --data there is nothing to label; give the folder of photographs too")
+    if data and not data.is_dir():
+        raise InputError(f"--data {data}: no such folder")
+    if labels and not (labels.is_file() and data):
+        raise InputError(f"--labels {labels}: must be a CSV that labels the photographs in --data")
+    sources = {"data": str(data.absolute()) if data else "", "labels": str(labels.absolute()) if labels else ""}
     plan = reproduce.Plan(preset, out, seeds, study, profile, jobs, **sources)
     if dry_run:
         reproduce.preview(plan)
@@ -115,7 +113,7 @@ def run(
         executed = home / "executed" / f"{workflow.name(path.stem, every)}.ipynb"
     if mark is None and home is not None:  # by hand: perhaps with other values than the workflow's, which makes it again
         workflow.mark(home, workflow.name(path.stem, every)).unlink(missing_ok=True)
-    with workflow.lease(), workflow.reported(executed, mark):
+    with workflow.owned(), workflow.lease(), workflow.reported(executed, mark, path.stem, given):
         forked.execute(path, given, executed)
 
 

@@ -19,7 +19,7 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from rr.io import InputError, folder, read_json, sha256, sweep, write_json, write_table, writing
+from rr.io import InputError, code, folder, read_json, sha256, sweep, write_json, write_table, writing
 from rr.paper import LABELS
 from rr.photo import Fov, fov_mask
 from rr.presets import choose
@@ -97,7 +97,7 @@ def pack(source, size, out, seed=0, workers=1):
     from filelock import FileLock
 
     out = folder(out)
-    recipe = {"format": FORMAT, "size": size, "seed": seed, "source": source.recipe}
+    recipe = {"format": FORMAT, "size": size, "seed": seed, "source": source.recipe, "code": code("data")}
     with FileLock(out / ".lock"):  # two notebooks may ask for the same pack at once
         if (out / "manifest.json").exists() and read_json(out / "manifest.json").get("recipe") == recipe:
             return Packed(out)
@@ -204,10 +204,10 @@ class Packed:
     """A packed folder: `images` uint8 (N, 3, S, S) memory-mapped, `table`, `manifest`, `labels` (N, 4), `size`, `hash`.
 
     Opening checks sizes and the table's hash, and with `verify` the hash of all pixels. Raises InputError if the
-    folder is missing, incomplete or damaged.
+    folder is missing, incomplete or damaged, or its images are not of the side `size` that is asked for.
     """
 
-    def __init__(self, path, verify=False):
+    def __init__(self, path, size=None, verify=False):
         self.path = path = Path(path)
         if not (path / "manifest.json").exists():
             raise InputError(f"{path}: no complete packed data set here (no manifest.json); pack it again")
@@ -225,6 +225,8 @@ class Packed:
             raise InputError(f"{path}: damaged packed data set ({error!r}){again}") from None
         if not intact:
             raise InputError(f"{path}: images.npy or table.csv is not what the manifest says{again}")
+        if size not in (None, self.size):
+            raise InputError(f"{path}: images of {self.size} px, not of {size}; make them again with 01_data and this preset")
         self.table = pd.read_csv(path / "table.csv", keep_default_na=True, dtype={"name": str})
         self.labels = self._columns(LABELS)
         self.circles = self._columns([f"fov_{key}" for key in Fov._fields])

@@ -18,7 +18,6 @@ import seaborn as sns  # noqa: E402
 
 from rr.io import writing  # noqa: E402
 from rr.paper import LABELS  # noqa: E402
-from rr.tables import RUNGS  # noqa: E402
 
 COLOURS = dict(zip(LABELS, sns.color_palette("colorblind")))
 
@@ -149,24 +148,25 @@ def lines(table, x, y, hue, xlabel=None, ylabel=None):
     return figure
 
 
-def bars(table, metrics, by="method", seeds=None, reference=None):
-    """Mean and 95 % bootstrap interval over images of each metric, one bar per value of `by`, the rungs grey; n/a where unknown.
+def bars(table, metrics, by="method", rungs=(), seeds=None, reference=None):
+    """Mean and 95 % bootstrap interval over images of each metric, one bar per value of `by`; n/a where unknown.
 
-    table: long rows with columns `by`, metric, mean, low, high. seeds: long rows `by`, seed, metric, mean: a small dot for
-    each run. reference: a value of `by`; a last panel shows what bars that begin at zero cannot, the paired difference in
-    PSNR to its mean (columns difference, difference_low, difference_high).
+    table: long rows with columns `by`, metric, mean, low, high. rungs: values of `by` that were not trained, in grey. seeds:
+    long rows `by`, seed, metric, mean: a small dot for each run. reference: a value of `by`; a last panel shows what bars
+    that begin at zero cannot, the paired difference in PSNR to its mean (columns difference, difference_low,
+    difference_high), dots to its run of the same seed.
     """
     names = list(dict.fromkeys(table[by]))
     panels = len(metrics) + (reference is not None)
     figure, axes = plt.subplots(1, panels, figsize=(2.2 * panels, 0.25 * len(names) + 1), sharey=True, squeeze=False)
-    colours = ["0.75" if name in RUNGS else sns.color_palette("colorblind")[0] for name in names]
+    colours = ["0.75" if name in rungs else sns.color_palette("colorblind")[0] for name in names]
     error = {"ecolor": "k", "elinewidth": 0.8}
     for axis, metric in zip(axes[0], metrics):
         rows = table[table.metric == metric].set_index(by).loc[names].replace(np.inf, np.nan)  # no bar reaches inf
         axis.barh(names, rows["mean"], xerr=[rows["mean"] - rows.low, rows.high - rows["mean"]], color=colours, height=0.6,
                   error_kw=error)
         if seeds is not None:
-            dots = seeds[(seeds.metric == metric) & ~seeds[by].isin(RUNGS)].replace(np.inf, np.nan)
+            dots = seeds[(seeds.metric == metric) & ~seeds[by].isin(rungs)].replace(np.inf, np.nan)
             axis.plot(dots["mean"], dots[by], "o", ms=2.5, mfc="w", mec="k", mew=0.5, zorder=4)
         if rows["mean"].isna().all():
             axis.text(0.5, 0.5, "n/a", transform=axis.transAxes, ha="center", color="0.4")
@@ -174,14 +174,16 @@ def bars(table, metrics, by="method", seeds=None, reference=None):
         name, _, where = metric.partition("_")
         axis.set_xlabel({"psnr": "PSNR / dB", "ssim": "SSIM", "lpips": "LPIPS (less is better)"}[name] + (where and f", {where}"))
     if reference is not None:
-        psnr = table[(table.metric == "psnr") & ~table[by].isin(RUNGS)].set_index(by).replace([np.inf, -np.inf], np.nan)
+        psnr = table[(table.metric == "psnr") & ~table[by].isin(rungs)].set_index(by).replace([np.inf, -np.inf], np.nan)
         rows, axis = psnr.drop(reference), axes[0, -1]
         axis.axvline(0, color="k", lw=0.8, ls=":")
         axis.errorbar(rows.difference, rows.index, fmt="o", ms=4, color=colours[-1], **error,
                       xerr=[rows.difference - rows.difference_low, rows.difference_high - rows.difference])
         if seeds is not None:
             dots = seeds[(seeds.metric == "psnr") & seeds[by].isin(psnr.index)].replace(np.inf, np.nan)
-            axis.plot(dots["mean"] - psnr["mean"][reference], dots[by], "o", ms=2.5, mfc="w", mec="k", mew=0.5, zorder=4)
+            base = dots[dots[by] == reference].set_index("seed")["mean"]
+            dots = dots[dots[by] != reference]
+            axis.plot(dots["mean"] - dots.seed.map(base), dots[by], "o", ms=2.5, mfc="w", mec="k", mew=0.5, zorder=4)
         low, high = axis.get_xlim()
         axis.set(xlabel=f"PSNR − that of {reference} / dB", xlim=(min(low, -0.05), max(high, 0.05)))  # rounding is no difference
     axes[0, 0].invert_yaxis()  # shared: the first method on top

@@ -153,13 +153,19 @@ def digest(tensor):
 
 
 def results(preset, out="results"):
-    """Folder of everything a preset produced: <out>/<preset>. Relative paths start at the project's root."""
+    """Folder of everything a preset produced: <out>/<preset>. Relative paths start at the project's root.
+
+    Raises InputError if `out` is empty.
+    """
+    if not str(out).strip():
+        raise InputError("out: empty; name the folder of the results")
     return (ROOT / out / preset).resolve()
 
 
 def figures(preset, out="results"):
     """Folder of a preset's figures: figures/<preset> beside the default `results`, else <out>/<preset>/figures."""
-    return ROOT / "figures" / preset if out == "results" else results(preset, out) / "figures"
+    home = results(preset, out)
+    return ROOT / "figures" / preset if home == results(preset) else home / "figures"
 
 
 def write_result(path, numbers, *, files=(), **facts):

@@ -257,7 +257,7 @@ def _alone(executed, say):
 
 @contextmanager
 def terminable():
-    """SIGTERM ends the block like Ctrl-C does, so that its `finally` run; SIGALRM raises TimeoutError in it."""
+    """SIGTERM and a lost terminal end the block like Ctrl-C does, so that its `finally` run; SIGALRM raises TimeoutError."""
 
     def terminate(*_):
         sys.exit(128 + signal.SIGTERM)
@@ -265,12 +265,13 @@ def terminable():
     def hung(*_):
         raise TimeoutError(f"no answer in {START} s")
 
-    before = signal.signal(signal.SIGTERM, terminate), signal.signal(signal.SIGALRM, hung)
+    handlers = {signal.SIGTERM: terminate, signal.SIGHUP: terminate, signal.SIGALRM: hung}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGALRM, before[1])
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Say:

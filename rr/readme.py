@@ -6,7 +6,7 @@ notebooks' .ipynb twins, for papermill and for JupyterLab without jupytext, are 
 """
 
 import re
-from dataclasses import fields
+from dataclasses import asdict, fields
 from statistics import fmean
 
 import jupytext
@@ -42,9 +42,12 @@ def table(head, rows):
 
 
 def result(preset, job):
-    """What a job of the workflow found, or None if it was never run."""
+    """What a job of the workflow found, or None if it was never run, or not with today's values of the preset."""
     path = workflow.result(io.results(preset), job)
-    return io.read_json(path) if path.is_file() else None
+    found = io.read_json(path) if path.is_file() else None
+    values = asdict(PRESETS[preset])
+    today = found and {**found["provenance"]["preset"], "seed": 0} == values
+    return found if today else None
 
 
 def commands():

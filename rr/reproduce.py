@@ -12,8 +12,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from rr import forked, io, notebook, workflow
@@ -22,8 +24,7 @@ from rr.presets import PRESETS, choose
 
 SNAKEFILE = io.ROOT / "workflow" / "Snakefile"
 PROFILES = io.ROOT / "workflow" / "profiles"
-CORES = os.cpu_count() or 1
-SIDE_BY_SIDE = max(min(2, CORES), len(workflow.gpus()))  # jobs on this machine
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 SHOWN = re.compile(r"\d\d_[\w+-]+  [^\s\d]|\d+ of \d+ steps")  # of the output of Snakemake and its jobs
 
 
@@ -44,45 +45,72 @@ class Plan(NamedTuple):
         return io.results(self.preset, self.out)
 
     @property
+    def folder(self):
+        """Of the Snakemake profile: the project's of that name, or a path."""
+        own = PROFILES / self.profile
+        return own if (own / "config.yaml").is_file() else Path(self.profile).resolve()
+
+    @property
+    def local(self):
+        """Whether jobs run on this machine: the profile names no other executor."""
+        return not re.search(r"^executor: *(?!local)", (self.folder / "config.yaml").read_text(encoding="utf-8"), re.M)
+
+    @property
     def threads(self):
         """Of one job on this machine. Two one-thread jobs are faster than one job of two threads; a CPU's results depend
         on the number of threads in their last digits, which is why it is in the provenance."""
-        return max(1, CORES // (self.side_by_side or SIDE_BY_SIDE))
+        return max(1, CORES // self.here)
+
+    @property
+    def here(self):
+        """Jobs side by side on this machine."""
+        return self.side_by_side or max(min(2, CORES), len(workflow.gpus()))
 
     def jobs(self):
         return workflow.jobs(self.seeds, self.study, self.data, self.labels)
+
+    def distrusted(self):
+        """Names of the jobs whose marks do not vouch for what is there."""
+        return [name for name, job in self.jobs().items() if not workflow.trusted(self.home, name, job, self.preset)]
 
     def command(self, *options):
         """Snakemake's command line. Raises InputError for an unknown preset, study or profile."""
         choose("preset", self.preset, PRESETS)
         self.jobs()
-        profile = PROFILES / self.profile  # a path of its own if self.profile is absolute
-        if not (profile / "config.yaml").is_file():
+        if "{" in str(self.home) or "}" in str(self.home):
+            raise InputError(f"out {self.out}: braces have a meaning for Snakemake; name another folder")
+        source, packed = "folder" if self.data else "embedded", self.home / "data" / "manifest.json"
+        if packed.is_file() and (found := io.read_json(packed)["recipe"]["source"]["kind"]) != source:
+            raise InputError(f"{packed.parent}: holds {found} data, not {source} data; give --data as before, or another --out")
+        if not (self.folder / "config.yaml").is_file():
             known = ", ".join(sorted(path.parent.name for path in PROFILES.glob("*/config.yaml")))
             raise InputError(f"profile {self.profile!r}: unknown; choose one of {known}, or name a folder with a config.yaml")
         config = {"preset": self.preset, "out": self.out, "seeds": self.seeds, "study": self.study,
                   "data": self.data, "labels": self.labels}
-        if self.profile == "laptop":
+        if self.local:
             config["threads"] = self.threads
-            options = ("--cores", str((self.side_by_side or SIDE_BY_SIDE) * self.threads), *options)
+            options = ("--cores", str(self.here * self.threads), *options)
         elif self.side_by_side:
             options = ("--jobs", str(self.side_by_side), *options)
         return [
             sys.executable, "-m", "snakemake", "--snakefile", SNAKEFILE, "--directory", self.home,
-            "--profile", profile, *options, "--config", *(f"{key}={json.dumps(value)}" for key, value in config.items()),
+            "--profile", self.folder, *options, "--config", *(f"{key}={json.dumps(value)}" for key, value in config.items()),
         ]  # fmt: skip
 
 
 def preview(plan):
     """Print the jobs that `run` would run, each with Snakemake's reason."""
     io.folder(plan.home)
-    command = plan.command("--dry-run", "--nolock")
+    forced = [mark for name in plan.distrusted() if (mark := workflow.mark(plan.home, name)).is_file()]
+    command = plan.command("--dry-run", "--nolock", *(["--forcerun", *forced] if forced else []))
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise InputError(f"snakemake: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip() and "Using profile" not in line]
+        raise InputError(f"snakemake: {lines[-1] if lines else f'ended with code {done.returncode}'}")
     found = re.findall(r"output: [^\n]*/\.([^/\s]+)\.done$.*?reason: ([^\n]*)", done.stdout, re.M | re.S)
     for job, reason in found:
         reason = re.sub(r"\S*/\.([^/\s,]+)\.done", r"\1", reason)
+        reason = "made otherwise, or damaged" if reason.startswith("Forced") else reason
         print(f"{job}  {'not made yet' if reason.startswith('Missing') else reason}")
     print(f"{len(found)} of {len(plan.jobs())} notebooks to run" if found else "nothing to do")
 
@@ -91,23 +119,26 @@ def run(plan):
     """Run what is not made yet; says what was made, or what failed and why. Returns whether everything is there."""
     command = plan.command("--nolock", "--quiet", "rules", "host", "reason")
     io.folder(plan.home)
-    with open(plan.home / ".reproduce.lock", "a+") as lock:  # holds: host, our process, Snakemake's
+    with _open(plan.home / ".reproduce.lock") as lock:  # holds: host, our process, Snakemake's
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             _stop_orphan(plan.home, lock)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        for job in plan.jobs():
-            workflow.failure(plan.home, job).unlink(missing_ok=True)
-        here = plan.profile == "laptop"
-        with forked.server(plan.threads) if here else nullcontext({}) as variables:
-            gpus = {workflow.GPUS: ",".join(workflow.gpus())} if here else {}
-            code, busy, rest = _snakemake(command, lock, os.environ | variables | gpus)
+        _owners(lock, os.getpid())
+        for name in plan.jobs():
+            workflow.failure(plan.home, name).unlink(missing_ok=True)
+        for name in plan.distrusted():
+            workflow.mark(plan.home, name).unlink(missing_ok=True)
+        with forked.server(plan.threads) if plan.local else nullcontext({}) as variables:
+            if plan.local:
+                variables |= {workflow.GPUS: ",".join(workflow.gpus()), workflow.OWNER: str(os.getpid())}
+            code, busy, rest = _snakemake(command, lock, os.environ | variables)
     if code == 0:
         print(f"\npreset {plan.preset}, seeds {plan.seeds}, study {plan.study}:",
               "everything is made" if busy else "nothing to do, all was made before")
         return True
-    _summarize(plan, busy, rest)
+    _summarize(plan, rest)
     return False
 
 
@@ -121,9 +152,15 @@ def _snakemake(command, lock, environment):
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment,
         start_new_session=True, pass_fds=[lock.fileno()],
     )  # fmt: skip
-    lock.truncate(0)
-    print(platform.node(), os.getpid(), snakemake.pid, file=lock, flush=True)
+    _owners(lock, os.getpid(), snakemake.pid)
     busy, rest = False, []
+
+    def bury():  # a Snakemake that was killed leaves jobs, which hold the pipe
+        snakemake.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(snakemake.pid, signal.SIGTERM)
+
+    threading.Thread(target=bury, daemon=True).start()
     with notebook.terminable():
         try:
             for line in snakemake.stdout:
@@ -140,26 +177,42 @@ def _snakemake(command, lock, environment):
 
 def _stop(pid, ended):
     """End a Snakemake and its jobs: Ctrl-C makes it cancel those on a cluster; those here end with it, and their kernels."""
-    for signal_, seconds in ((signal.SIGINT, 30), (signal.SIGTERM, 20), (signal.SIGKILL, 5)):
+    print("stopping; the same command continues later", file=sys.stderr, flush=True)
+    with suppress(ValueError):  # a second Ctrl-C must not leave them alone; only the main thread can say so
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in [signal.SIGINT] * 5 + [signal.SIGTERM] * 5 + [signal.SIGKILL]:  # one may come when none is listened to
         with suppress(ProcessLookupError):
-            os.killpg(pid, signal_)
-        end = time.monotonic() + seconds
+            os.killpg(pid, number)
+        end = time.monotonic() + 3
         while not ended() and time.monotonic() < end:
             time.sleep(0.1)
+        if ended():
+            return
 
 
 def _stop_orphan(home, lock):
     """End a Snakemake whose `rr reproduce` was killed. Raises InputError if both live, with what to type."""
     lock.seek(0)
-    host, ours, snakemake = (lock.read().split() + ["", "0", "0"])[:3]
+    host, *pids = lock.read().split() or [""]
+    if len(pids) == 2 and host == platform.node() and not workflow.alive(int(pids[0])):
+        # the lock is held by this Snakemake, for its owner is dead: its number was not given away
+        _stop(int(pids[1]), lambda: _free(lock))
+        return
+    stop = f", or stop it on {host}: kill -- -{pids[1]}" if len(pids) == 2 else ""
+    raise InputError(f"{home}: another `rr reproduce` is at work there; wait for its end{stop}")
+
+
+def _owners(lock, *pids):
+    """Write who holds the lock: host, `rr reproduce`, and its Snakemake once there is one."""
+    lock.truncate(0)
+    print(platform.node(), *pids, file=lock, flush=True)
+
+
+def _open(path):
     try:
-        os.kill(int(ours), 0)
-    except ProcessLookupError:
-        if host == platform.node():  # the lock is held, hence by this Snakemake: its number was not given away
-            _stop(int(snakemake), lambda: _free(lock))
-            return
-    stop = f"on {host}: kill -- -{snakemake}"
-    raise InputError(f"{home}: another `rr reproduce` is at work there; wait for its end, or stop it {stop}")
+        return open(path, "a+")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
 
 
 def _free(lock):
@@ -170,10 +223,12 @@ def _free(lock):
     return True
 
 
-def _summarize(plan, busy, rest):
+def _summarize(plan, rest):
     """On stderr: every job that failed, with the last line of its error, and what could not be made because of it."""
     jobs, why, hindered = plan.jobs(), {}, []
-    ends = re.findall(r"SLURM status is: '(\w+)'(?:.*\n)*? +output: .*/\.([^/\s]+)\.done", "".join(rest))
+    said = "".join(rest)
+    errors = re.findall(r"^Error in rule (?:.*\n)*? +output: .*/\.([^/\s]+)\.done", said, re.M)
+    ends = re.findall(r"SLURM status is: '(\w+)'(?:.*\n)*? +output: .*/\.([^/\s]+)\.done", said)
     slurm = {name: f"SLURM says {state}" for state, name in ends}
     for name, job in jobs.items():
         failed = workflow.failure(plan.home, name)
@@ -181,14 +236,16 @@ def _summarize(plan, busy, rest):
             hindered.append(name)
         elif failed.is_file():
             why[name] = failed.read_text(encoding="utf-8").strip()
-        elif not workflow.mark(plan.home, name).is_file():
+        elif name in errors and not workflow.mark(plan.home, name).is_file():
             why[name] = f"{name}: ended without a word: {slurm.get(name, 'killed, or out of memory')}"
-    if not busy:  # Snakemake itself
-        print("".join(rest).rstrip(), file=sys.stderr)
+    if not why:  # then it is Snakemake's own failure
+        print("\n".join(["", *said.rstrip().splitlines()[-20:]]), file=sys.stderr)
+        print("error: the workflow ended early; after a repair the same command continues", file=sys.stderr)
         return
     print(f"\n{len(why)} of {len(jobs)} notebooks failed:", file=sys.stderr)
-    for line in why.values():
-        print(f"  {line}", file=sys.stderr)
+    for name, line in why.items():
+        executed = plan.home / "executed" / f"{name}.ipynb"
+        print(f"  {line}" + (f"; see {executed}" if executed.is_file() and str(executed) not in line else ""), file=sys.stderr)
     if hindered:
         print("not made because of that:", ", ".join(hindered), file=sys.stderr)
     print("error: not everything could be made; after a repair the same command continues", file=sys.stderr)

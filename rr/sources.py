@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from rr import degrade, synthetic
-from rr.io import InputError, code, sha256
+from rr.io import InputError, sha256
 from rr.paper import LABELS
 from rr.photo import Fov, crop_fov, fov_mask, read_photograph, to_tensor
 
@@ -61,7 +61,7 @@ def embedded(n, seed=0):
     if n < 1:
         raise InputError(f"embedded data: {n} images asked for; at least 1 is needed")
     table = pd.DataFrame({"name": [f"embedded-{seed}-{i:06d}" for i in range(n)]})
-    recipe = {"kind": "embedded", "n": n, "seed": seed, "code": code("sources")}
+    recipe = {"kind": "embedded", "n": n, "seed": seed}
     return Source(recipe, table, partial(_embedded_image, seed))
 
 

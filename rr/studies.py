@@ -17,7 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from rr import paper
-from rr.io import InputError, read_result
+from rr.io import InputError, read_result, results
 
 EYES = 4  # test images in eyes.png
 METHODS = ("do nothing", "population mean", "RetinaRegen")  # of per_image.csv; the first two are the same in every run
@@ -72,11 +72,15 @@ class Run(NamedTuple):
     eyes: np.ndarray          # (3, EYES, size, size, 3) uint8: input, restored, reference
 
 
+def _out(home):
+    return "" if home == results(home.name) else f" --out {home.parent}"
+
+
 def read(home, configuration, seed):
     """A finished run. Raises InputError if it is missing, or its files are not those that its result names."""
     path = folder(home, configuration, seed)
     if not (path / "result.json").is_file():
-        raise InputError(f"{path}: not run yet; make it: rr reproduce --preset {home.name}")
+        raise InputError(f"{path}: not run yet; make it: rr reproduce --preset {home.name}{_out(home)}")
     found = read_result(path / "result.json")
     scores = pd.read_csv(path / "per_image.csv")
     size = found["numbers"]["size"]
@@ -88,15 +92,17 @@ def read(home, configuration, seed):
 def read_study(home, study, seeds):
     """All runs of a study, {configuration: [Run of seed 0, 1, ...]}.
 
-    Raises InputError if one is missing, or if they were not measured on the same images with the same values.
+    Raises InputError if one is missing, or if they were not measured on the same images, or not with the same metrics.
     """
     runs = {each: [read(home, each, seed) for seed in range(seeds)] for each in STUDIES[study]}
     every = [run for group in runs.values() for run in group]
     for what, value in (("data set", lambda run: run.provenance["data"]),
                         ("test images", lambda run: tuple(run.scores["image"])),
+                        ("preset", lambda run: {**run.provenance["preset"], "seed": 0}),
                         ("LPIPS trunk", lambda run: run.numbers["lpips"])):
         for run in every:
             if value(run) != value(every[0]):
                 raise InputError(f"{folder(home, run.configuration, run.seed)}: another {what} than in "
-                                 f"{folder(home, every[0].configuration, every[0].seed).name}; run `rr reproduce` again")
+                                 f"{folder(home, every[0].configuration, every[0].seed).name}; delete the one that is not wanted "
+                                 "and run `rr reproduce` again")
     return runs

@@ -87,9 +87,11 @@ def caption(title, study, facts, reference):
     return (
         f"{title} Data: {facts['data']}; protocol: {facts['protocol']}; preset {facts['preset']}, {facts['size']} px, "
         f"n = {facts['n']} test images{fewer}. "
-        + (f"Mean ± standard deviation over {facts['seeds']} seeds" if facts["seeds"] > 1 else "Mean; one training each, seed 0")
+        + (f"Mean ± standard deviation over {facts['seeds']} seeds, for which data, split, classifier and test degradations are "
+           "the same" if facts["seeds"] > 1 else "Mean; one training each, seed 0")
         + f"; bold: best trained row; less is better in LPIPS. Difference of the PSNR and that of {reference}, paired over "
-        "images, with its 95 % bootstrap interval over images."
+        "images, with its 95 % bootstrap interval over images: a plain one, for a single difference. What is called told apart "
+        "must hold for all pairs together."
         + (f" Better than every trained row: {beaten}." if beaten else "")
     )
 
@@ -164,7 +166,7 @@ def orders(found):
     digits = [SHOWN[metric][1] for metric in found.metric]
     return pd.DataFrame({
         "verdict": found.verdict,
-        "closest pair": found.better + " over " + found.worse,
+        "pair that decides": found.better + " over " + found.worse,
         "better by": [interval(*each) for each in zip(found.difference, found.low, found.high, digits)],
     }).set_axis([f"{claim} in {SHOWN[metric][0].removesuffix(' / dB')}" for claim, metric in zip(found.claim, found.metric)])
 

@@ -6,21 +6,33 @@ here needs torch. What runs the jobs is Snakemake, called by rr.reproduce.
 """
 
 import ast
+import hashlib
 import os
 import re
+import signal
 import subprocess
 import tempfile
+import threading
+import time
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
 from rr import io, notebook, studies
-from rr.presets import choose
+from rr.presets import choose, preset
 
 NOTEBOOKS = {"backbones": "07_backbones", "extractors": "08_extractors", "fusion": "09_fusion"}
 SUMMARY = "11_summary"  # of all three studies
+WRITTEN = {  # what else must be there, beside a job's result, for the jobs that read it
+    "01_data": ["data/manifest.json", "data/images.npy"], "02_readability": ["checkpoints/readability/config.json"],
+    "03_features": ["config.json", "condition.safetensors"], "06_restoration": ["denoiser/config.json", "classifier/config.json"],
+    "07_backbones": ["tables/07_backbones.csv"], "08_extractors": ["tables/08_extractors.csv"],
+    "09_fusion": ["tables/09_fusion.csv"], "11_summary": ["tables/11_summary.csv"],
+}  # fmt: skip
+OWNER = "RR_OWNER"  # environment: process without which a job of this machine ends
 GPUS = "RR_GPUS"  # environment: ids of the GPUs that the jobs of this machine share, "0,1"
 
 
@@ -69,23 +81,24 @@ def _restoration(configuration, seed):
 def name(stem, values):
     """Name of the job that runs a notebook with these values: its stem, and for 03 and 06 what its results are called by."""
     words = {"03_features": ("extractor", "seed"), "06_restoration": (*studies.Configuration._fields, "seed")}
-    return "_".join([stem, *(str(values[word]) for word in words.get(stem, ()))])
+    named = [str(values[word]) for word in words.get(stem, ())]
+    return "_".join([stem, *named, *filter(None, [values.get("objective")])])
 
 
 def result(home, job):
     """The result file that a job writes, by its name."""
     stem = job[:2]
-    if stem in ("03", "06"):
+    if stem in ("03", "06") and job.count("_") > 1:
         return home / {"03": "extractors", "06": "runs"}[stem] / job.split("_", 2)[2] / "result.json"
     return home / f"{job}.json"
 
 
-def tracked(stem, preset):
-    """What decides about the numbers of a notebook: its code and the values of `preset` that it uses (`P.name` in it)."""
+def tracked(stem, row):
+    """What decides about a notebook's numbers: its code and the values of the Preset `row` that it uses (`P.name` in it)."""
     path = notebook.NOTEBOOKS / f"{stem}.py"
     names = {node.attr for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
              if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "P"}
-    values = {name: value for name, value in asdict(preset).items() if name in names - {"name", "seed"}}
+    values = {name: value for name, value in asdict(row).items() if name in names - {"name", "seed"}}
     return {"code": io.code(path, *(["paper"] if stem == SUMMARY else [])), **values}
 
 
@@ -106,24 +119,73 @@ def failure(home, job):
     return home / "executed" / f".{job}.failed"
 
 
+def stamp(stem, values):
+    """Hash of what decides about a job's numbers: `tracked`, and its parameters {name: value or text}, preset among them."""
+    values = {name: str(value) for name, value in values.items() if name not in ("out", "device")}
+    facts = tracked(stem, preset(values["preset"])), sorted(values.items())
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
 @contextmanager
-def reported(executed, mark):
+def reported(executed, mark, stem, values):
     """Run a job: in the end either `mark` is written or the failure beside it says why not. Without a mark: nothing.
 
-    The mark holds the hash of the executed notebook, with its times: Snakemake compares contents, and a job that was run
-    again must look new to those that read its results, even if the workflow was killed between them.
+    The mark holds the hash of the job's result and its stamp. The result bears the time of its making: Snakemake compares
+    contents, and a job that was run again must look new to those that read its results, even if the workflow was killed
+    between them. The stamp knows when a folder was moved or has lost Snakemake's own memory.
     """
     if mark is None:
         yield
         return
-    failed = mark.with_suffix(".failed")
+    home, job = mark.parent.parent, executed.stem
+    failed = failure(home, job)
     failed.unlink(missing_ok=True)
     try:
         yield
-    except (io.InputError, notebook.NotebookError) as error:
-        io.write_text(failed, " ".join(str(error).split()) + "\n")
+        if not result(home, job).is_file():
+            raise notebook.NotebookError(f"{job}: ended without writing {result(home, job)}")
+    except Exception as error:
+        known = isinstance(error, io.InputError | notebook.NotebookError)
+        line = str(error) if known else f"{job}: {type(error).__name__}: {error}"
+        io.write_text(failed, " ".join(line.split()) + "\n")
         raise
-    io.write_text(mark, io.sha256(executed) + "\n")
+    io.write_text(mark, f"{io.sha256(result(home, job))}\n{stamp(stem, values)}\n")
+
+
+def trusted(home, name, job, preset):
+    """Whether a job's mark vouches for what is there: its result and the files that belong to it, made as they would be now."""
+    path, found = mark(home, name), result(home, name)
+    try:
+        io.read_result(found)
+        written = path.read_text(encoding="utf-8").split()
+    except (io.InputError, FileNotFoundError):
+        return False
+    there = all((found.parent / each).is_file() for each in WRITTEN.get(job.notebook, ()))
+    return there and written == [io.sha256(found), stamp(job.notebook, {"preset": preset, **job.values})]
+
+
+@contextmanager
+def owned():
+    """Within the block, end this process as by SIGTERM when the process that RR_OWNER names has ended."""
+    def watch(pid):
+        while alive(pid):
+            time.sleep(2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if OWNER in os.environ:
+        threading.Thread(target=watch, args=[int(os.environ[OWNER])], daemon=True).start()
+    yield
+
+
+def alive(pid):
+    """Whether there is a process of this number on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 # ----------------------------------------------------------------------------------------------------------- one GPU
@@ -133,6 +195,11 @@ def gpus():
     """Ids of this machine's GPUs that we may use, as text; empty without any. Needs no torch, initialises no CUDA."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [each for each in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if each.strip() not in ("", "-1")]
+    return _listed(os.environ.get("PATH"))
+
+
+@cache
+def _listed(path):
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout
     except (OSError, subprocess.TimeoutExpired):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from rr import io, studies
 
+TOGETHER = 0.5  # dB: standard deviation of what all configurations of a seed have in common
 METRICS = [f"{metric}{where}" for where in ("", "_fov", "_disc") for metric in ("psnr", "ssim", "lpips")]
 
 
@@ -25,7 +26,8 @@ def write(home, seeds=1, n=12, size=8, effects=None, noise=0.1, lpips=True, conf
     """Write a run of every configuration and seed under `home`.
 
     effects: {word of a configuration: dB added to its PSNR}, a list for one effect per seed, `inf` for one perfect image.
-    noise: standard deviation over seeds in dB. lpips: whether its trunk was there. changes: to the numbers of all runs.
+    noise: standard deviation over seeds in dB, besides TOGETHER. lpips: whether its trunk was there. changes: to the numbers
+    of all runs.
     """
     images = [f"eye{i:02}.png" for i in range(n)]
     base = np.random.default_rng(0).normal(20, 2, n)
@@ -35,7 +37,8 @@ def write(home, seeds=1, n=12, size=8, effects=None, noise=0.1, lpips=True, conf
             rng = np.random.default_rng([place, seed])
             effect = [(effects or {}).get(word, 0) for word in configuration]
             effect = [each[seed] if isinstance(each, list) else each for each in effect]
-            psnr = base + 3 + noise * rng.normal() + rng.normal(0, 0.3, n) + sum(np.array(effect)[np.isfinite(effect)])
+            together = TOGETHER * np.random.default_rng([99, seed]).normal()
+            psnr = base + 5 + together + noise * rng.normal() + rng.normal(0, 0.3, n) + sum(np.array(effect)[np.isfinite(effect)])
             table = scores(rng, psnr)
             if np.inf in effect:
                 table.loc[1, "psnr"] = np.inf

@@ -1,5 +1,6 @@
 """The README: generated parts are up to date, links and names exist, commands are those of the command line."""
 
+import dataclasses
 import importlib
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from rr import io, notebook, readme, workflow
 from rr.io import ROOT, InputError
 from rr.notebook import NOTEBOOKS
+from rr.presets import PRESETS
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -39,6 +41,7 @@ def test_parts_made_from_results_quote_the_result_files(tmp_path, monkeypatch):
         },
     }
     facts = {"seconds": 12.4, "device": "cpu", "peak_memory_mib": 900, "threads": 1}
+    facts["preset"] = dataclasses.asdict(PRESETS["smoke"])
     home = io.results("smoke", tmp_path)
     for job in workflow.jobs(study="fusion"):
         io.write_json(workflow.result(home, job), {"numbers": numbers, "provenance": facts})
@@ -56,7 +59,9 @@ def test_parts_made_from_results_quote_the_result_files(tmp_path, monkeypatch):
     monkeypatch.setattr(readme, "_classifier", lambda found: "")
     study = study.replace("not run", "12 s, in all 1.7 min (cpu, 900 MiB)", 1)  # eight jobs of 12.4 s
     assert study in part(readme.fill(TEXT), "cost")
-    assert readme.fill(text) != TEXT
+    facts["preset"]["T"] += 1  # a result that other values have made is not quoted
+    io.write_json(workflow.result(home, "01_data"), {"numbers": [], "provenance": facts})
+    assert "[01_data](notebooks/01_data.py) | nothing | not run |" in part(readme.fill(TEXT), "cost")
 
 
 def test_what_was_never_run_is_not_given_a_number(tmp_path, monkeypatch):

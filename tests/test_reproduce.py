@@ -19,7 +19,6 @@ from rr import io, notebook, reproduce, studies, workflow
 from rr.io import ROOT, InputError
 
 NOTEBOOKS = sorted(notebook.NOTEBOOKS.glob("[0-9]*.py"))
-HEADLINE = f"06_restoration_{studies.RETINAREGEN}_0"
 MARKER = "RR_TEST_RUN"  # in the environment of all that a test starts: how its processes are found again
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
@@ -85,15 +84,16 @@ def test_runs_of_a_study_are_comparable(made):
         assert len({run.scores[run.scores.method == "RetinaRegen"].to_csv() for [run] in runs.values()}) == len(runs)
 
 
-def test_a_notebook_run_by_hand_is_made_again(rr, made, tmp_path):
-    """Its parameters may have been others: the mark that the workflow's own result is there must go."""
+def test_a_result_that_is_gone_or_made_by_hand_is_made_again(rr, made):
     out, *_ = made
-    mark = workflow.mark(out / "mini", "04_diffusion")
-    before = mark.read_text()
-    mark.unlink()  # what `rr run` does; tests/test_main.py runs it
-    done = rr("reproduce", "--preset", "mini", "--out", out, "--dry-run")
-    mark.write_text(before)
-    assert done.stdout.splitlines() == ["04_diffusion  not made yet", "1 of 32 notebooks to run"]
+    words = ("reproduce", "--preset", "mini", "--out", out, "--dry-run")
+    result = workflow.result(out / "mini", "04_diffusion")
+    before = result.read_text()
+    result.write_text(before.replace('"commit"', '"Commit"'))
+    assert rr(*words).stdout.splitlines() == ["04_diffusion  made otherwise, or damaged", "1 of 32 notebooks to run"]
+    result.write_text(before)
+    assert rr(*words).stdout == "nothing to do\n"
+    assert rr(*words[:-3], "--out", f"{out}/../{out.name}/", "--dry-run").stdout == "nothing to do\n", "another spelling"
 
 
 # -------------------------------------------------------------------------------------------------------- tracking
@@ -150,7 +150,7 @@ def test_a_changed_value_runs_again_what_depends_on_it_and_no_more(changed, valu
 
 
 def test_changed_code_runs_again_what_computes_with_it(changed):
-    assert changed("rr/fusion.py", "std=0.1", "std=0.2") == after("06_restoration") | {"00_start_here"}
+    assert changed("rr/fusion.py", "std=0.1", "std=0.2") == after("04_diffusion", "06_restoration")
     assert changed("rr/paper.py", "27.4521", "27.4522") == {"11_summary"}
 
 
@@ -225,42 +225,38 @@ class Call:
         return self.process.returncode, said
 
 
-def started(out, job):
-    """Whether a job of the workflow is at work: it has opened the executed notebook's temporary file."""
-    return lambda: list((out / "mini" / "executed").glob(f".{job}.part-*"))
-
-
-KILLS = [  # who, while which job is at work
-    ("kernel", "01_data"),
-    ("rr reproduce", "03_features_resnet34_0"),
-    ("snakemake", "02_readability"),
-    ("runner", HEADLINE),
-    ("rr run", "06_restoration_paired_vae_resnet34_upsample-static_0"),
-    ("rr reproduce", "09_fusion"),
+KILLS = [  # who, when: a file that exists while that work is being done, and the job that fails for it ("": nobody's fault)
+    ("kernel", "data/.images.part-*", "01_data"),
+    ("rr reproduce", "executed/.03_features_resnet34_0.part-*", ""),
+    ("snakemake", "executed/.02_readability.part-*", ""),
+    ("runner", "executed/.06_restoration_*.part-*", "06_restoration_"),
+    ("rr run", "executed/.06_restoration_*.part-*", "06_restoration_"),
+    ("rr reproduce", "executed/.09_fusion.part-*", ""),
 ]
 
 
 def test_a_run_killed_at_several_points_ends_with_the_numbers_of_an_uninterrupted_one(made, tmp_path):
     """kill -9 each time; the next call continues. No kernel is alive a minute later, nothing half-written is taken."""
     uninterrupted, *_ = made
-    for i, (who, job) in enumerate(KILLS):
-        call = Call(tmp_path, f"{os.getpid()}-{i}")
-        until(lambda: started(tmp_path, job)() or call.process.poll() is not None, 200, f"{job} at work")
+    home, markers = tmp_path / "mini", []
+    for who, work, fails in KILLS:
+        markers.append(f"{os.getpid()}-{len(markers)}")
+        call = Call(tmp_path, markers[-1])
+        until(lambda: list(home.glob(work)) or call.process.poll() is not None, 200, work)
         assert call.process.poll() is None, call.end()
         os.kill(call.find(who), signal.SIGKILL)
         code, said = call.end()
-        assert code != 0
-        until(lambda: not processes(call.marker) or who == "rr reproduce", 60, f"end of all processes after {who} died")
-        if who in ("kernel", "runner", "rr run"):
-            killed = job if who != "rr run" else "06_restoration_"
-            assert f"  {killed}" in said.split("notebooks failed:")[1] and "the same command continues" in said, said
-    last = Call(tmp_path, f"{os.getpid()}-last")
-    code, said = last.end()
+        assert code != 0, (who, said)
+        if who != "rr reproduce":
+            until(lambda: not processes(markers[-1]), 60, f"end of all processes after {who} died")
+        if fails:
+            assert f"  {fails}" in said.split("notebooks failed:")[1] and "the same command continues" in said, said
+    code, said = Call(tmp_path, f"{os.getpid()}-last").end()
     assert code == 0, said
-    until(lambda: not any(processes(f"{os.getpid()}-{i}") for i in range(len(KILLS))), 60, "end of everything")
+    until(lambda: not any(map(processes, markers)), 60, "end of everything that was started")
     jobs = workflow.jobs(study="fusion")
     assert numbers(tmp_path, jobs) == numbers(uninterrupted, jobs)
-    assert not [path for path in (tmp_path / "mini").rglob("*.part-*")], "what the killed ones left is swept"
+    assert not list(home.rglob(f".*{io.PART}*")), "what the killed ones left is swept"
 
 
 def test_a_failing_configuration_does_not_stop_the_others(made, tmp_path):
@@ -309,8 +305,26 @@ def test_a_workflow_whose_reproduce_was_killed_is_stopped(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         orphan = subprocess.Popen(["sleep", "600"], start_new_session=True, pass_fds=[lock.fileno()])
         print(platform.node(), gone.pid, orphan.pid, file=lock, flush=True)
+    with open(tmp_path / ".reproduce.lock", "a+") as lock:
         reproduce._stop_orphan(tmp_path, lock)
-        assert orphan.wait(10) == -signal.SIGKILL
+        assert orphan.wait(10) < 0 and reproduce._free(lock)
+
+
+@pytest.mark.parametrize("content", ["", "elsewhere {gone} {bystander}", "{here} {gone}", "garbage"])
+def test_nobody_is_stopped_on_a_guess(tmp_path, content):
+    """The lock is held, but its file does not say by whom: perhaps its holder has just taken it."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    bystander = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    try:
+        with open(tmp_path / ".reproduce.lock", "a+") as lock:
+            print(content.format(gone=gone.pid, bystander=bystander.pid, here=platform.node()), file=lock, flush=True)
+            with pytest.raises(InputError, match="another `rr reproduce` is at work there"):
+                reproduce._stop_orphan(tmp_path, lock)
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
 
 
 def test_plans_say_what_is_wrong_with_them(tmp_path):
@@ -325,7 +339,7 @@ def test_plans_say_what_is_wrong_with_them(tmp_path):
 @pytest.mark.parametrize("side_by_side, threads", [(None, 1), (1, 2), (2, 1), (5, 1)])
 def test_jobs_share_the_cores(monkeypatch, side_by_side, threads):
     monkeypatch.setattr(reproduce, "CORES", 2)
-    monkeypatch.setattr(reproduce, "SIDE_BY_SIDE", 2)
+    monkeypatch.setattr(workflow, "gpus", list)
     plan = reproduce.Plan(side_by_side=side_by_side)
     command = plan.command()
     assert plan.threads == threads and f"threads={threads}" in command

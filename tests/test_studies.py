@@ -119,7 +119,7 @@ def test_runs_that_cannot_be_compared_are_refused(home, what, changes):
 def compared(tmp_path_factory):
     """Three seeds: a weak unet, alexnet just like resnet18, a mobilenet that is better, a fusion with one seed off."""
     out = tmp_path_factory.mktemp("compared")
-    effects = {"unet": -6, "unet++": -5, "resnet": -6, "densenet": -5, "mobilenet": 0.8, "upsample-static": [-2, -2, 1.5]}
+    effects = {"unet": -6, "unet++": -5, "resnet": -6, "densenet": -5, "mobilenet": 3, "upsample-static": [-2, -2, 1.5]}
     fakes.write(out / "smoke", 3, effects=effects, noise=0.05)
     like = studies.RETINAREGEN._replace(extractor="resnet18")
     for seed in range(3):  # a tie
@@ -157,6 +157,8 @@ def test_the_table_follows_from_the_runs(compared):
     assert row["mean"] == pytest.approx(np.mean(means)) and row.sd == pytest.approx(np.std(means, ddof=1))
     other = [run.scores[run.scores.method == "RetinaRegen"].psnr.mean() for run in every[studies.RETINAREGEN]]
     assert row.difference == pytest.approx(np.mean(means) - np.mean(other)) and (row.n, row.seeds) == (12, 3)
+    assert row.difference_sd == pytest.approx(np.std(np.subtract(means, other), ddof=1))  # paired by seed
+    assert row.difference_sd < row.sd / 2  # the seeds have something in common, which drops out
     result = io.read_json(out / "smoke" / "08_extractors.json")
     rows = {(each["method"], each["metric"]): each for each in result["numbers"]["rows"]}
     assert rows["mobilenet", "psnr"]["difference"] == row.difference and ("mobilenet", "lpips_fov") not in rows

@@ -88,6 +88,9 @@ def test_numbers_of_the_golden_study_by_hand():
     assert psnr["mean"].tolist() == [19, 24, 22, 23] and psnr.seeds.tolist() == [0, 0, 2, 2]
     assert psnr.sd.fillna(-1).tolist() == pytest.approx([-1, -1, math.sqrt(2), math.sqrt(2)])  # means 21, 23 and 22, 24
     assert psnr.difference.tolist() == [-3, 2, 0, 1] and psnr.loc["b", "difference_low"] == 1  # 1 dB in every image
+    root = math.sqrt(2)  # -2 and -4, 3 and 1 to the seeds of `a`; b is 1 dB above it in both seeds, where both are better
+    assert psnr.difference_sd.tolist() == pytest.approx([root, root, 0, 0])
+    assert rows.loc[("b", "lpips"), "difference_sd"] == pytest.approx(root / 16)  # 0 and 0.125
     assert psnr.loc["a", ["low", "high"]].tolist() == [21, 23]  # both images the worse, or the better one
     assert rows.loc[("b", "lpips"), "mean"] == 0.3125 and rows.loc[("a", "psnr_disc"), "n"] == 1
 
@@ -119,6 +122,9 @@ def test_not_available_is_never_bold():
     assert set(tables.shown(study, "a")["LPIPS"]) == {"n/a"}
     assert comparisons.told(scores, "a", "lpips") == {} and "LPIPS: n/a" in comparisons.findings(scores, "a")
     assert comparisons.verdict(scores, [("a", "b")], "lpips")[0] == "n/a"
+    known = scores | {"a": golden()["a"], "c": golden()["b"]}  # b alone is unknown, whatever its place
+    for pairs in ([("a", "b"), ("c", "a")], [("c", "a"), ("a", "b")]):
+        assert comparisons.verdict(known, pairs, "lpips")[:2] == ("n/a", ("a", "b"))
     assert all(math.isnan(value) for value in comparisons.spread(scores, "lpips"))
 
 
@@ -155,6 +161,47 @@ def test_compare_wants_other_images_and_other_seeds_to_agree():
     assert comparisons.compare(a, a, "psnr") == (0, 0, 0, 0)
     low, high = (comparisons.compare(a, b, "psnr", pairs)[1] for pairs in (7, 1))
     assert low < high  # seven intervals that hold together are wider
+    every_other = [table + np.arange(40)[:, None] % 2 * 12 - 6 for table in b]  # the same in all seeds, but not in all images
+    assert comparisons.compare([table + 0.1 for table in every_other], b, "psnr")[3] == 0
+
+
+def of_means(values):
+    """Scores of two images for each of these means, equally far from it in every method."""
+    return [pd.DataFrame({"psnr": [value - 1, value + 1]}) for value in values]
+
+
+def test_seeds_are_compared_by_students_interval():
+    from scipy.stats import ttest_rel
+
+    rng = np.random.default_rng(3)
+    signs = set()
+    for shift in np.linspace(0, 0.3, 60):
+        a, b = rng.normal(20, 0.1, 5) + shift, rng.normal(20, 0.1, 5)
+        expected = ttest_rel(a, b).pvalue < 0.05 / 7
+        found = comparisons.compare(of_means(a), of_means(b), "psnr", 7)
+        assert abs(found[3]) == expected and (found[3] == 0 or found[3] == np.sign(np.mean(a - b)))
+        signs.add(found[3])
+    assert signs == {0, 1}
+
+
+def test_a_common_effect_of_the_seeds_hides_nothing():
+    """Five seeds that differ by decibels, and one configuration 0.3 dB better in each: less than the sd over seeds."""
+    rng = np.random.default_rng(0)
+    seeds = rng.normal(20, 1, 5)
+    a, b = (seeds + shift + rng.normal(0, 0.02, 5) for shift in (0.3, 0))
+    assert min(a) < max(b) and a.std(ddof=1) > 0.3
+    assert comparisons.compare(of_means(a), of_means(b), "psnr", 7)[3] == 1
+    assert comparisons.compare(of_means(a), of_means(rng.permutation(b)), "psnr", 7)[3] == 0  # not paired, not seen
+
+
+def test_of_equal_rows_hardly_ever_one_is_told_apart():
+    """Eight equal rows, three seeds with common effects, 300 studies; images agree, so that the seeds alone decide."""
+    rng, wrong = np.random.default_rng(0), 0
+    for _ in range(300):
+        means = 20 + rng.normal(0, 0.5, 3) + rng.normal(0, 0.1, (8, 3))
+        first, *others = (of_means(row) for row in means)
+        wrong += any(comparisons.compare(other, first, "psnr", 7)[3] for other in others)
+    assert 4 <= wrong <= 23  # 5 % and two standard deviations; 95 % for a single pair give 75, unpaired seeds none
 
 
 def test_less_is_better_in_lpips():
@@ -173,26 +220,42 @@ def test_verdicts():
     assert comparisons.told(scores, "b", "psnr") == {"better": ["a"], "worse": ["c", "d"], "not told apart": []}
 
 
-def test_chance_is_counted_right():
-    """Of all orders of 2 x 3 equally good seeds, those in which no seed of one reaches one of the other."""
-    from itertools import combinations
+def test_the_verdict_shows_the_pair_that_decides():
+    scores = {"a": random(3), "b": random(2, start=10), "c": random(0, start=20), "d": random(0.01, start=30)}
+    uncertain = [random(shift, 1, start=40)[0] for shift in (-9, 1, -9)]  # further from b than c is, and not told apart
+    assert comparisons.verdict(scores | {"e": uncertain}, [("c", "b"), ("e", "b"), ("a", "b")], "psnr")[:2] == (OTHER, ("c", "b"))
+    pairs = [("a", "b"), ("c", "d")]
+    assert comparisons.verdict(scores, pairs, "psnr")[:2] == comparisons.verdict(scores, pairs[::-1], "psnr")[:2]
 
-    apart = [set(ranks) in ({0, 1, 2}, {3, 4, 5}) for ranks in combinations(range(6), 3)]
-    assert comparisons.chance(3) == pytest.approx(sum(apart) / len(apart)) and comparisons.chance(1) == 1
-    assert "10.0 %" in comparisons.certainty(3) and "cannot be said" in comparisons.certainty(1)
+
+def test_certainty_says_what_it_would_take():
+    assert "cannot be said" in comparisons.certainty(1, 7)
+    assert comparisons.needed(3, 1) == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)  # Student's table, two degrees of freedom
+    assert comparisons.needed(5, 5) == pytest.approx(4.604 / math.sqrt(5), rel=1e-3)  # four, 0.995 one-sided
+    said = comparisons.certainty(3, 7)
+    assert "which is rare" in said and f"with 5 seeds, {comparisons.needed(5, 7):.1f} times" in said
+    assert "which is rare" not in comparisons.certainty(10, 7) and "with 10 seeds" not in comparisons.certainty(10, 7)
 
 
-def test_spread_is_the_analysis_of_variance():
-    from scipy.stats import f_oneway
+def test_spread_is_the_analysis_of_variance_in_blocks():
+    """Against least squares: what the rows explain beyond the seeds, and what is left after both."""
+    from scipy.stats import f
 
     rng = np.random.default_rng(0)
-    groups = rng.normal(20, 0.1, (8, 4)) + rng.normal(0, 0.05, (8, 1))
+    groups = rng.normal(20, 0.1, (8, 4)) + rng.normal(0, 0.05, (8, 1)) + rng.normal(0, 1, (1, 4))
+    row, seed = (index.ravel() for index in np.indices(groups.shape))
+    y, one, rows, seeds = groups.ravel(), np.ones((32, 1)), np.eye(8)[row], np.eye(4)[seed]
+    left = [((y - X @ np.linalg.lstsq(X, y, rcond=None)[0]) ** 2).sum()
+            for X in (np.hstack([one, seeds]), np.hstack([rows, seeds]))]  # fmt: skip
+    statistic = (left[0] - left[1]) / 7 / (left[1] / 21)
     scores = {str(i): [made([value, value]) for value in group] for i, group in enumerate(groups)}
     found, noise, p = comparisons.spread({"do nothing": [made([1, 2])]} | scores, "psnr")
-    expected = f_oneway(*groups)
-    assert (found / noise) ** 2 == pytest.approx(expected.statistic) and p == pytest.approx(expected.pvalue)
+    assert (found / noise) ** 2 == pytest.approx(statistic) and p == pytest.approx(f.sf(statistic, 7, 21))
+    assert found == pytest.approx(groups.mean(1).std(ddof=1)) and noise == pytest.approx(math.sqrt(left[1] / 21 / 4))
     found, noise, p = comparisons.spread({name: group[:1] for name, group in scores.items()}, "psnr")
     assert found > 0 and math.isnan(noise) and math.isnan(p)
+    found, noise, p = comparisons.spread({"a": scores["0"], "b": scores["0"]}, "psnr")
+    assert found == 0 and math.isnan(p)  # a tie
 
 
 # ------------------------------------------------------------------------------------------------------------- LaTeX

@@ -1,7 +1,9 @@
 """The table of jobs, what is tracked of each, marks and failures, and leases of GPUs."""
 
+import dataclasses
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -108,21 +110,93 @@ def test_results_lie_where_notebooks_write_them(tmp_path):
 # ------------------------------------------------------------------------------------------------- marks and failures
 
 
+def run(home, name="04_diffusion", **values):
+    """The context in which `rr run` runs a job."""
+    stem = "_".join(name.split("_")[:2])
+    return workflow.reported(home / "executed" / f"{name}.ipynb", workflow.mark(home, name), stem, {"preset": "mini", **values})
+
+
+def write(path, text):
+    io.write_json(path, {"numbers": text, "provenance": {}})
+
+
 def test_a_job_ends_with_a_mark_or_a_failure(tmp_path):
-    executed, mark = tmp_path / "executed" / "a.ipynb", workflow.mark(tmp_path, "a")
-    failure = workflow.failure(tmp_path, "a")
-    io.write_text(executed, "one")
-    with workflow.reported(executed, mark):
+    mark, failure, result = (each(tmp_path, "04_diffusion") for each in (workflow.mark, workflow.failure, workflow.result))
+    write(result, "one")
+    with run(tmp_path):
         assert not mark.exists()
     first = mark.read_text()
     mark.unlink()  # as Snakemake does before it runs a job again
-    with pytest.raises(notebook.NotebookError), workflow.reported(executed, mark):
-        raise notebook.NotebookError("a: ValueError: no;\n see the traceback")
-    assert not mark.exists() and failure.read_text() == "a: ValueError: no; see the traceback\n"
-    io.write_text(executed, "two")
-    with workflow.reported(executed, mark):
+    for error, line in ((notebook.NotebookError("04_diffusion: ValueError: no;\n see it"), "ValueError: no; see it"),
+                        (KeyError("x"), "KeyError: 'x'")):
+        with pytest.raises(type(error)), run(tmp_path):
+            raise error
+        assert not mark.exists() and failure.read_text() == f"04_diffusion: {line}\n"
+    write(result, "two")
+    with run(tmp_path):
         assert not failure.exists()
     assert mark.read_text() != first, "Snakemake compares contents: what was made again must look new"
+    result.unlink()
+    with pytest.raises(notebook.NotebookError, match="04_diffusion: ended without writing"), run(tmp_path):
+        pass
+
+
+def test_a_mark_vouches_for_one_result_made_in_one_way(tmp_path, monkeypatch):
+    job = workflow.jobs()["04_diffusion"]
+
+    def trusted(preset="mini", values=job.values):
+        return workflow.trusted(tmp_path, "04_diffusion", job._replace(values=values), preset)
+
+    result = workflow.result(tmp_path, "04_diffusion")
+    assert not trusted()
+    write(result, "one")
+    with run(tmp_path, out="here"):
+        pass
+    assert trusted() and not trusted(preset="smoke") and not trusted(values={"seed": 1})
+    row = preset("mini")
+    monkeypatch.setattr(workflow, "preset", lambda name: dataclasses.replace(row, n=5))
+    assert trusted(), "04 does not use n"
+    monkeypatch.setattr(workflow, "preset", lambda name: dataclasses.replace(row, T=5))
+    assert not trusted()
+    monkeypatch.undo()
+    write(result, "another, made by hand")
+    assert not trusted()
+    write(result, "one")
+    assert trusted()
+    result.write_text("half")
+    assert not trusted()
+
+
+def test_what_others_read_must_be_there(tmp_path):
+    jobs = workflow.jobs()
+    name = next(name for name in jobs if name.startswith("06_restoration_"))
+    result = workflow.result(tmp_path, name)
+    io.write_text(result.parent / "eyes.png", "eyes")
+    files = {"eyes.png": io.sha256(result.parent / "eyes.png")}
+    for each in workflow.WRITTEN["06_restoration"]:
+        io.write_text(result.parent / each, "{}")
+    io.write_json(result, {"numbers": 1, "provenance": {"files": files}})
+    with run(tmp_path, name, **jobs[name].values):
+        pass
+    assert workflow.trusted(tmp_path, name, jobs[name], "mini")
+    for path, text in ((result.parent / "eyes.png", "eyes"), (result.parent / workflow.WRITTEN["06_restoration"][0], "{}")):
+        path.unlink()
+        assert not workflow.trusted(tmp_path, name, jobs[name], "mini")
+        io.write_text(path, text)
+    io.write_text(result.parent / "eyes.png", "others")
+    assert not workflow.trusted(tmp_path, name, jobs[name], "mini")
+
+
+def test_a_job_ends_with_its_owner(tmp_path):
+    owner = subprocess.Popen(["sleep", "600"])
+    script = "import time\nfrom rr import workflow\nwith workflow.owned():\n    print(1, flush=True)\n    time.sleep(600)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), workflow.OWNER: str(owner.pid)}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE) as job:
+        job.stdout.readline()
+        assert job.poll() is None
+        owner.kill()
+        owner.wait()
+        assert job.wait(20) == -signal.SIGTERM
 
 
 # ------------------------------------------------------------------------------------------------------------ leases
