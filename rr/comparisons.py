@@ -82,13 +82,15 @@ def compare(a, b, metric, pairs=1):
 
     a, b: scores per image of each seed. low, high: interval over images of the difference, its mean over seeds. sign: 1 or -1
     where that interval leaves zero out and, with two seeds or more, so does Student's interval of the differences of the
-    seeds; else 0. Both are widened so that `pairs` of them hold together in 95 %.
+    seeds; else 0. Both are widened so that `pairs` of them hold together in 95 %. A difference that is 0 in the digits a
+    reader sees is none.
     """
     way, level = -1 if metric.startswith("lpips") else 1, 1 - 0.05 / pairs
     with np.errstate(invalid="ignore"):  # inf - inf
         difference, low, high = bootstrap(way * _minus(_mean(a)[metric], _mean(b)[metric]), level)
         least, most = _student(way * _by_seed(a, b, metric), level)
-    return difference, low, high, int(low > 0 and least > 0) - int(high < 0 and most < 0)
+    seen = round(difference, SHOWN[metric][1] if metric in SHOWN else 3) != 0
+    return difference, low, high, seen * (int(low > 0 and least > 0) - int(high < 0 and most < 0))
 
 
 def verdict(scores, pairs, metric):

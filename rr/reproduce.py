@@ -117,7 +117,7 @@ def preview(plan):
 
 def run(plan):
     """Run what is not made yet; says what was made, or what failed and why. Returns whether everything is there."""
-    command = plan.command("--nolock", "--quiet", "rules", "host", "reason")
+    command = plan.command("--nolock")
     io.folder(plan.home)
     with _open(plan.home / ".reproduce.lock") as lock:  # holds: host, our process, Snakemake's
         try:

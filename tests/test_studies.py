@@ -202,3 +202,9 @@ def test_one_seed_no_trunk_and_a_perfect_image(tmp_path):
     orders = io.read_json(tmp_path / "smoke" / "11_summary.json")["numbers"]["orders"]
     assert {each["verdict"] for each in orders if each["metric"] == "lpips"} == {"n/a"}
     assert presets.preset("smoke").name == io.read_json(tmp_path / "smoke" / "09_fusion.json")["provenance"]["preset"]["name"]
+
+
+def test_a_difference_that_no_reader_sees_is_none():
+    images = np.linspace(20, 24, 9)
+    a, b, c = ([pd.DataFrame({"psnr": images + shift})] for shift in (0, 1e-3, 0.2))
+    assert comparisons.compare(b, a, "psnr")[3] == 0 and comparisons.compare(c, a, "psnr")[3] == 1

@@ -137,6 +137,8 @@ def test_perfect_images_are_infinitely_good_and_equal_to_each_other():
     shown = tables.shown(study.reset_index(), "b")
     assert shown["PSNR / dB"].tolist() == ["∞", "20.50", "30.50", "**∞**", "**∞**"]
     assert r"\textbf{$\infty$}" in tables.latex(shown, "", "x")
+    twice, once, other = perfect * 2, perfect + [made([30, 31])], [made([20, 21]), made([21, 23])]
+    assert [comparisons.compare(each, other, "psnr")[3] for each in (twice, once)] == [1, 0]  # perfect with one seed only
 
 
 def test_other_degradations_are_refused():
