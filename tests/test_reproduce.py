@@ -36,11 +36,11 @@ def made(rr, tmp_path_factory):
 
 
 def numbers(out, jobs):
-    """What jobs found, without what differs between two equal runs: their times."""
-    found = {}
-    for job in jobs:
-        result = io.read_json(workflow.result(out / "mini", job))["numbers"]
-        found[job] = {key: value for key, value in result.items() if "seconds" not in key} if isinstance(result, dict) else result
+    """What jobs found, without what differs between two equal runs: their times and memory."""
+    found = {job: io.read_json(workflow.result(out / "mini", job))["numbers"] for job in jobs}
+    for result in found.values():
+        for key in {"cost", "training_seconds"} & set(result):
+            del result[key]
     return found
 
 
