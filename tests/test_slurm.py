@@ -83,7 +83,7 @@ def test_the_workflow_goes_through_slurm(tmp_path):
             process.wait(60)
     said = (tmp_path / "output").read_text()
 
-    assert code == 1 and "1 of 8 notebooks failed:\n  09_fusion: ended without a word: SLURM says TIMEOUT\n" in said, said
+    assert code == 1 and "1 of 8 notebooks failed:\n  09_fusion: ended without a word: SLURM says TIMEOUT" in said, said
     states = jobs(out / "mini")
     assert states[cancelled] == ("02_readability", "CANCELLED")
     assert Counter(states.values()) == {
