@@ -100,10 +100,10 @@ class Plan(NamedTuple):
 
 def preview(plan):
     """Print the jobs that `run` would run, each with Snakemake's reason."""
+    command = plan.command("--dry-run", "--nolock")
     io.folder(plan.home)
     forced = [mark for name in plan.distrusted() if (mark := workflow.mark(plan.home, name)).is_file()]
-    command = plan.command("--dry-run", "--nolock", *(["--forcerun", *forced] if forced else []))
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run([*command, *(["--forcerun", *forced] if forced else [])], capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip() and "Using profile" not in line]
         raise InputError(f"snakemake: {lines[-1] if lines else f'ended with code {done.returncode}'}")
