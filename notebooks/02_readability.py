@@ -18,7 +18,7 @@
 # | --- | --- |
 # | needs | 01_data |
 # | writes | `checkpoints/readability/`, `tables/02_readability_*.csv`, figures `02_readability_*`, `02_readability.json` |
-# | time | not run |
+# | time | smoke: 113 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run

@@ -23,7 +23,7 @@
 # | --- | --- |
 # | needs | 06_restoration with all configurations of the three studies |
 # | writes | `tables/11_summary*.csv`, `.md`, `.tex`, figure `11_summary_ladder`, `11_summary.json` |
-# | time | not run |
+# | time | smoke: 1 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the runs

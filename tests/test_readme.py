@@ -30,7 +30,7 @@ def test_parts_made_from_the_code_are_up_to_date(name):
 
 def test_parts_made_from_results_quote_the_result_files(tmp_path, monkeypatch):
     numbers = {
-        "protocol": "paired",
+        "configuration": {"protocol": "paired"},
         "data": "embedded",
         "n": 7,
         "seed": 3,
