@@ -113,8 +113,8 @@ def numbers():
         rows = [(name, *(f"{row[key]:.{digits}f}" if row[key] is not None else "n/a" for key, digits in
                          (("psnr", 2), ("ssim", 3), ("lpips", 3), ("psnr_fov", 2), ("ssim_fov", 3), ("psnr_disc", 2))))
                 for name, row in scores.items()]
-        parts.append(f"Preset `{preset}`, {facts['data']} data, {facts['configuration']['protocol']} protocol, {facts['n']} test images, "
-                     f"seed {facts['seed']}:\n\n"
+        parts.append(f"Preset `{preset}`, {facts['data']} data, {facts['configuration']['protocol']} protocol, "
+                     f"{facts['n']} test images, seed {facts['seed']}:\n\n"
                      + table(("", "PSNR", "SSIM", "LPIPS", "PSNR in FOV", "SSIM in FOV", "PSNR at disc"), rows)
                      + f"\n\nThe classifier called {facts['unreadable_before']} of the inputs unreadable and passed "
                      + (f"{facts['passed']:.0%} of these after restoration." if facts["passed"] is not None else "none."))
