@@ -59,12 +59,13 @@ def page(folder, big):
 
 
 def mark(folder, big):
+    path = workflow.mark(folder, "04_diffusion")
     if big:
-        with workflow.reported(folder / "executed.ipynb", folder / ".job.done"):
+        with workflow.reported(path.with_name("04_diffusion.ipynb"), path, "04_diffusion", {"preset": "mini"}):
             pass
     else:
-        io.write_text(folder / "executed.ipynb", "x")
-        io.write_text(folder / ".job.done", "old")
+        io.write_text(workflow.result(folder, "04_diffusion"), "x")
+        io.write_text(path, "old")
 
 
 def strip(folder, big):
