@@ -1,7 +1,8 @@
 """The degradation y = A(x): illumination, spots and blur; batched, seeded, replayable, from severity 0 to 1.
 
-Defines `sample` (parameters of A, drawn at random), `apply` (A itself), `to_table` and `from_table` (parameters as a
-CSV and back, bit by bit) and `readable` (the rule that derives readability labels from what A did to a region).
+Defines `sample` (parameters of A, drawn at random), `mild_blur` (the same with a weaker blur), `apply` (A itself),
+`to_table` and `from_table` (parameters as a CSV and back, bit by bit) and `readable` (the rule that derives readability
+labels from what A did to a region).
 
 The three families and their ranges are those of cofe-Net (Shen et al. 2020, arXiv 2005.05594), with these differences:
 Every length is a fraction of the image width, so that 64 and 512 pixels show the same degradation. The blur is a true
@@ -45,6 +46,7 @@ RANGES = {  # parameter: how many, uniform from, to; at severity 1
     "spot_radius": (SPOTS, 0.01, 0.05),
     "blur_sigma": (1, 5 / 512, 15 / 512),
 }
+MILD_BLUR = 1.5 / 512, 4 / 512  # sigma, at severity 1: a real photograph that is slightly out of focus
 TINTS = ((251, 249, 246), (141, 238, 238), (177, 195, 147))  # of 255: white, cyan, olive
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601, for contrast and saturation
 EVERYWHERE = 10.0  # an aim of ten image widths takes in the whole image
@@ -98,6 +100,16 @@ def sample(
             offset = 2 * params[f"spot_{coordinate}"] - 1
             params[f"spot_{coordinate}"] = params["centre"][:, axis, None] + params["radius"][:, None] * offset
     return params
+
+
+def mild_blur(params: Params, generator: torch.Generator) -> Params:
+    """The same parameters with blur_sigma drawn again, from MILD_BLUR. The generator is on the CPU, as in `sample`.
+
+    RANGES start where vessels are already gone; a restorer of photographs must also know blurs that leave something.
+    """
+    low, high = MILD_BLUR
+    sigma = low + (high - low) * torch.rand(len(params["blur_sigma"]), generator=generator)
+    return params | {"blur_sigma": sigma.to(params["blur_sigma"].device)}
 
 
 def apply(x: Tensor, params: Params, fov: Tensor | None = None) -> Tensor:

@@ -81,6 +81,19 @@ def test_parameters_fill_their_ranges():
     assert params["severity"].mean() == pytest.approx(0.5, abs=0.02)
 
 
+def test_a_mild_blur_changes_the_blur_alone_and_within_its_range():
+    params = degrade.sample(2000, generator())
+    mild = degrade.mild_blur(params, generator(1))
+    assert mild.keys() == params.keys() and all(mild[name] is params[name] for name in params if name != "blur_sigma")
+    low, high = 1.5 / 512, 4 / 512
+    assert low <= mild["blur_sigma"].min() < 1.01 * low and 0.99 * high < mild["blur_sigma"].max() <= high
+    assert torch.equal(degrade.mild_blur(params, generator(1))["blur_sigma"], mild["blur_sigma"])
+    x, fov = eyes()
+    few, strong = ({name: v[:4] for name, v in p.items()} | {"severity": torch.ones(4)} for p in (mild, params))
+    few, strong = (degrade.apply(x, p | {"families": torch.tensor([[0.0, 0, 1]] * 4)}, fov) for p in (few, strong))
+    assert (psnr(x, few) > psnr(x, strong) + 3).all()
+
+
 def test_replay_through_a_csv_is_exact():
     x, fov = eyes(6)
     centre, radius = (torch.rand(6, 2, generator=generator(3)), torch.rand(6, generator=generator(4)))
