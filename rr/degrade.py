@@ -1,8 +1,9 @@
 """The degradation y = A(x): illumination, spots and blur; batched, seeded, replayable, from severity 0 to 1.
 
 Defines `sample` (parameters of A, drawn at random), `mild_blur` (the same with a weaker blur), `apply` (A itself),
-`to_table` and `from_table` (parameters as a CSV and back, bit by bit) and `readable` (the rule that derives readability
-labels from what A did to a region).
+`sample_haze` and `haze` (a fourth family, for evaluation alone: no training draws it), `to_table` and `from_table`
+(parameters as a CSV and back, bit by bit) and `readable` (the rule that derives readability labels from what A did to a
+region).
 
 The three families and their ranges are those of cofe-Net (Shen et al. 2020, arXiv 2005.05594), with these differences:
 Every length is a fraction of the image width, so that 64 and 512 pixels show the same degradation. The blur is a true
@@ -47,6 +48,16 @@ RANGES = {  # parameter: how many, uniform from, to; at severity 1
     "blur_sigma": (1, 5 / 512, 15 / 512),
 }
 MILD_BLUR = 1.5 / 512, 4 / 512  # sigma, at severity 1: a real photograph that is slightly out of focus
+HAZE = {  # a clouded lens; depths are optical: depth 1 lets 37 % of the light through unscattered
+    "haze_u": (1, 0.3, 0.7),  # where the lens is clearest
+    "haze_v": (1, 0.3, 0.7),
+    "haze_depth": (1, 0.2, 0.6),  # there
+    "haze_more": (1, 0.3, 1.2),  # far from there, in addition
+    "haze_reach": (1, 0.15, 0.35),  # standard deviation of the clear part
+    "haze_level": (1, 0.45, 0.8),  # brightest channel of the veil
+    "haze_white": (1, 0.3, 0.8),  # 0: a veil of the fundus' own colour, 1: white
+    "blur_sigma": (1, 1.5 / 512, 6 / 512),
+}
 TINTS = ((251, 249, 246), (141, 238, 238), (177, 195, 147))  # of 255: white, cyan, olive
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601, for contrast and saturation
 EVERYWHERE = 10.0  # an aim of ten image widths takes in the whole image
@@ -81,10 +92,7 @@ def sample(
 
     # one row of uniform numbers per image: severity first, then RANGES in order
     draws = torch.rand(n, 1 + sum(k for k, _, _ in RANGES.values()), generator=generator)
-    s = draws[:, 0] if severity is None else torch.as_tensor(severity, dtype=torch.float32).cpu().expand(n)
-    if not bool(((s >= 0) & (s <= 1)).all()):
-        raise InputError(f"severity from {s.min():.3g} to {s.max():.3g}: give values from 0 to 1")
-    params = {"severity": s.clone(), "families": families.float().cpu().clone()}
+    params = {"severity": _severity(severity, draws[:, 0]), "families": families.float().cpu().clone()}
     column = 1
     for name, (k, low, high) in RANGES.items():
         values = low + (high - low) * draws[:, column : column + k]
@@ -120,12 +128,8 @@ def apply(x: Tensor, params: Params, fov: Tensor | None = None) -> Tensor:
     what is outside becomes black, at every severity. Differentiable in x. Raises InputError if the numbers of images
     or the devices differ.
     """
-    p, (n, _, height, width) = params, x.shape
-    if len(p["severity"]) != n or p["severity"].device != x.device:
-        given = f"{len(p['severity'])} parameters on {p['severity'].device}"
-        raise InputError(f"degradation: {n} images on {x.device} but {given}; give a row per image, on its device")
-    u = (torch.arange(width, device=x.device) + 0.5) / width
-    v = (torch.arange(height, device=x.device) + 0.5) / width
+    p = _matching(params, x)
+    u, v = _grid(x)
     amount = p["severity"][:, None] * p["families"]  # (N, 3): illumination, spots, blur
     with torch.autocast(x.device.type, enabled=False):
         y = _illuminate(x.float(), p, amount[:, 0], u, v)
@@ -135,6 +139,39 @@ def apply(x: Tensor, params: Params, fov: Tensor | None = None) -> Tensor:
     w = (3 - 2 * r / _image(p["radius"])).clamp(0, 1)  # 1 up to the radius, 0 from 1.5 radii on
     w = w * w * (3 - 2 * w)  # smoothstep
     y = torch.where(_image(amount.amax(dim=1)) > 0, torch.lerp(x, y.clamp(0, 1), w), x)
+    return y if fov is None else y * fov
+
+
+def sample_haze(n: int, generator: torch.Generator, severity: float | Tensor | None = None) -> Params:
+    """Parameters of `haze` for n images, the ranges in HAZE; arguments, errors and order of the draws as in `sample`.
+
+    `families` says what of FAMILIES a hazy image contains, its blur, so that whoever asks params for a blur finds it.
+    """
+    draws = torch.rand(n, 1 + len(HAZE), generator=generator)
+    params = {"severity": _severity(severity, draws[:, 0]), "families": torch.tensor([[0.0, 0.0, 1.0]]).repeat(n, 1)}
+    return params | {name: low + (high - low) * draws[:, k] for k, (name, (_, low, high)) in enumerate(HAZE.items(), start=1)}
+
+
+def haze(x: Tensor, params: Params, fov: Tensor | None = None) -> Tensor:
+    """A cataract-like haze in [0, 1]: y = t J + (1 - t) L, J the blurred image, t the transmission, L the veil.
+
+    Light that the clouded lens scatters on its way back is lost to the image (transmission t = exp(-s depth), the law of
+    Beer and Lambert; depth grows smoothly away from the clearest place) and comes back as an even veil L, in a colour
+    between the fundus' own and white; scatter by small angles blurs, sigma times s. The form is that of Peli and Peli
+    (1989, restoration of images obtained through cataracts), also used to simulate cataracts by Luo et al. (2020,
+    "Dehaze of cataractous retinal images", IEEE JBHI) and, with a blur, by Li et al. (2022, ArcNet, IEEE TMI); the ranges
+    are our choice. `params` from `sample_haze`; all else as in `apply`: s = 0 returns x itself, bit by bit.
+    """
+    p, s = _matching(params, x), params["severity"]
+    u, v = _grid(x)
+    with torch.autocast(x.device.type, enabled=False):
+        J = blur(x.float(), s * p["blur_sigma"])
+        away = 1 - torch.exp(-_distance2(u, v, p["haze_u"], p["haze_v"]) / (2 * _image(p["haze_reach"]) ** 2))
+        t = torch.exp(-_image(s) * (_image(p["haze_depth"]) + _image(p["haze_more"]) * away))
+        own = x.float().mean(dim=(2, 3), keepdim=True)
+        own = own / own.amax(dim=1, keepdim=True).clamp_min(1e-6)  # its brightest channel is 1: the surround cancels
+        L = _image(p["haze_level"]) * torch.lerp(own, torch.ones_like(own), _image(p["haze_white"]))
+        y = torch.where(_image(s) > 0, (t * J + (1 - t) * L).clamp(0, 1), x)
     return y if fov is None else y * fov
 
 
@@ -208,9 +245,15 @@ def to_table(params: Params) -> pd.DataFrame:
 
 
 def from_table(table: pd.DataFrame) -> Params:
-    """Parameters (on the CPU) from `to_table`'s columns; other columns are ignored. InputError if one is missing."""
-    drawn = {name: k for name, (k, _, _) in RANGES.items()}
-    sizes = {"severity": 1, "families": 3} | drawn | {"centre": 2, "radius": 1}
+    """Parameters (on the CPU) from `to_table`'s columns; other columns are ignored. InputError if one is missing.
+
+    A table with columns of `haze` gives parameters of `haze`.
+    """
+    if "haze_depth" in table:
+        sizes = {"severity": 1, "families": 3} | {name: k for name, (k, _, _) in HAZE.items()}
+    else:
+        drawn = {name: k for name, (k, _, _) in RANGES.items()}
+        sizes = {"severity": 1, "families": 3} | drawn | {"centre": 2, "radius": 1}
     params = {}
     for name, k in sizes.items():
         columns = [name] if k == 1 else [f"{name}_{i}" for i in range(k)]
@@ -242,6 +285,28 @@ def readable(x: Tensor, y: Tensor, region: Tensor) -> tuple[Tensor, dict[str, Te
     gain = xy / xx
     fidelity = xy / (xx * yy).sqrt()
     return (gain >= G_MIN) & (fidelity >= RHO_MIN), {"gain": gain, "fidelity": fidelity}
+
+
+def _severity(given, drawn):
+    """Severities (N,): those given, else those drawn (N,)."""
+    s = drawn if given is None else torch.as_tensor(given, dtype=torch.float32).cpu().expand(len(drawn))
+    if not bool(((s >= 0) & (s <= 1)).all()):
+        raise InputError(f"severity from {s.min():.3g} to {s.max():.3g}: give values from 0 to 1")
+    return s.clone()
+
+
+def _matching(p, x):
+    """The parameters, if there is a row per image of x on its device."""
+    if len(p["severity"]) != len(x) or p["severity"].device != x.device:
+        given = f"{len(p['severity'])} parameters on {p['severity'].device}"
+        raise InputError(f"degradation: {len(x)} images on {x.device} but {given}; give a row per image, on its device")
+    return p
+
+
+def _grid(x):
+    """Coordinates u (W,) and v (H,) of the pixels of x."""
+    height, width = x.shape[-2:]
+    return (torch.arange(width, device=x.device) + 0.5) / width, (torch.arange(height, device=x.device) + 0.5) / width
 
 
 def _image(value):

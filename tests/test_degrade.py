@@ -94,6 +94,58 @@ def test_a_mild_blur_changes_the_blur_alone_and_within_its_range():
     assert (psnr(x, few) > psnr(x, strong) + 3).all()
 
 
+def test_haze_is_seeded_per_image_and_absent_at_severity_0():
+    x, fov = eyes(5)
+    params = degrade.sample_haze(5, generator(7))
+    more = degrade.sample_haze(40, generator(7))
+    assert all(torch.equal(params[name], more[name][:5]) for name in params)
+    for name, (_, low, high) in degrade.HAZE.items():
+        assert low <= params[name].min() < params[name].max() <= high
+    mixed = degrade.sample_haze(5, generator(7), torch.tensor([0.0, 1.0, 0.0, 0.5, 0.0]))
+    y = degrade.haze(x, mixed, fov)
+    assert [torch.equal(a, b) for a, b in zip(x, y, strict=True)] == [True, False, True, False, True]
+    assert (y * ~fov).abs().max() == 0 and 0 <= y.min() and y.max() <= 1 and y.dtype == torch.float32
+    alone = degrade.haze(x[3:4], {name: v[3:4] for name, v in mixed.items()}, fov[3:4])
+    assert (alone[0] - y[3]).abs().max() < 1e-6
+
+
+def test_haze_equals_the_scattering_equation():
+    """One image in float64 with numpy and scipy, far enough from the border for scipy's own treatment of it."""
+    x, _ = eyes(1, size=128)
+    p = degrade.sample_haze(1, generator(2), 0.7)
+    y = degrade.haze(x, p)[0].double().numpy()
+    p = {name: value[0].numpy().astype(float) for name, value in p.items()}
+    s, image = 0.7, x[0].double().numpy()
+    axis = (np.arange(128) + 0.5) / 128
+    r2 = (axis - p["haze_u"]) ** 2 + (axis[:, None] - p["haze_v"]) ** 2
+    t = np.exp(-s * (p["haze_depth"] + p["haze_more"] * (1 - np.exp(-r2 / (2 * p["haze_reach"] ** 2)))))
+    blurred = gaussian_filter(image, (0, *[s * p["blur_sigma"] * 128] * 2), truncate=6)
+    own = image.mean((1, 2)) / image.mean((1, 2)).max()
+    veil = p["haze_level"] * (own + p["haze_white"] * (1 - own))
+    expected = t * blurred + (1 - t) * veil[:, None, None]
+    np.testing.assert_allclose(y[:, 16:-16, 16:-16], expected[:, 16:-16, 16:-16], atol=1e-5)
+
+
+def test_haze_takes_contrast_away_more_and_more_and_no_training_draws_it():
+    x, fov = eyes(12)
+    params = degrade.sample_haze(12, generator())
+    inside, left = circle(96, 0.5, 0.5, 0.4).expand(12, 1, 96, 96), []
+    for severity in (0.0, 0.25, 0.5, 0.75, 1.0):
+        y = degrade.haze(x, params | {"severity": torch.full((12,), severity)}, fov)
+        left.append(degrade.readable(x, y, inside)[1]["gain"].mean().item())
+    assert left[0] == pytest.approx(1) and all(before > 1.2 * after for before, after in pairwise(left)), left
+    assert not any("haze" in name for name in (*degrade.FAMILIES, *degrade.sample(1, generator())))
+
+
+def test_haze_replays_through_a_csv_and_is_the_same_at_every_size():
+    x, fov = eyes(3, size=384)
+    params = degrade.sample_haze(3, generator(5), 1.0)
+    again = degrade.from_table(pd.read_csv(io.StringIO(degrade.to_table(params).to_csv(index=False))))
+    assert again.keys() == params.keys() and all(torch.equal(again[name], params[name]) for name in params)
+    small, small_y = (torch.from_numpy(downscale_local_mean(a.numpy(), (1, 1, 4, 4))) for a in (x, degrade.haze(x, params)))
+    assert psnr(small_y, degrade.haze(small, params)).min() > 40
+
+
 def test_replay_through_a_csv_is_exact():
     x, fov = eyes(6)
     centre, radius = (torch.rand(6, 2, generator=generator(3)), torch.rand(6, generator=generator(4)))
@@ -271,6 +323,8 @@ def test_readable_measures_contrast_and_agreement():
         (lambda: degrade.sample(1, generator(), severity=1.5), "severity"),
         (lambda: degrade.sample(1, generator(), severity=float("nan")), "severity"),
         (lambda: degrade.sample(1, generator(), centre=torch.zeros(1, 2)), "radius"),
+        (lambda: degrade.sample_haze(1, generator(), severity=1.5), "severity"),
+        (lambda: degrade.haze(torch.zeros(2, 3, 8, 8), degrade.sample_haze(1, generator())), "2 images"),
         (lambda: degrade.apply(torch.zeros(2, 3, 8, 8), degrade.sample(1, generator())), "2 images"),
         (lambda: degrade.from_table(pd.DataFrame({"severity": [0.5]})), "families_0"),
     ],
