@@ -50,13 +50,7 @@ def ssim(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     x, y, mask = _checked(x, y, mask)
     if min(x.shape[-2:]) < WINDOW:
         raise InputError(f"SSIM: images of {x.shape[-1]}x{x.shape[-2]} pixels; its window needs {WINDOW}x{WINDOW}")
-    mu_x, mu_y = _window(x), _window(y)
-    var_x, var_y = _window(x * x) - mu_x**2, _window(y * y) - mu_y**2
-    cov = _window(x * y) - mu_x * mu_y
-    C1, C2 = K1**2, K2**2
-    ssim_map = (2 * mu_x * mu_y + C1) * (2 * cov + C2) / ((mu_x**2 + mu_y**2 + C1) * (var_x + var_y + C2))
-    pad = WINDOW // 2
-    return _mean(ssim_map, mask if mask is None else mask[..., pad:-pad, pad:-pad])
+    return _mean(_ssim_map(x, y), _inner(mask))
 
 
 def load_lpips(
@@ -125,23 +119,22 @@ def score(
     n = len(x)
     table = {f"{metric}{where}": np.full(n, np.nan) for where in ("", "_fov", "_disc") for metric in METRICS}
 
-    def fill(where, rows, a, b, mask=None):
+    def fill(rows, a, b, masks):
         side = min(a.shape[-2:])
-        if side:
-            table[f"psnr{where}"][rows] = psnr(a, b, mask).cpu().numpy()
-        if side >= WINDOW:
-            table[f"ssim{where}"][rows] = ssim(a, b, mask).cpu().numpy()
-        if side >= LPIPS_SIDE and lpips is not None:
-            a, b = (a, b) if mask is None else (a * mask, b * mask)
-            table[f"lpips{where}"][rows] = lpips(a, b).cpu().numpy()
+        ssim_map = _ssim_map(a, b) if side >= WINDOW else None
+        for where, mask in masks.items():
+            if side:
+                table[f"psnr{where}"][rows] = psnr(a, b, mask).cpu().numpy()
+            if ssim_map is not None:
+                table[f"ssim{where}"][rows] = _mean(ssim_map, _inner(mask)).cpu().numpy()
+            if side >= LPIPS_SIDE and lpips is not None:
+                table[f"lpips{where}"][rows] = lpips(*((a, b) if mask is None else (a * mask, b * mask))).cpu().numpy()
 
-    fill("", slice(None), x, y)
-    if fov is not None:
-        fill("_fov", slice(None), x, y, fov)
+    fill(slice(None), x, y, {"": None} | ({} if fov is None else {"_fov": fov}))
     if disc is not None:
         for i, (left, right, top, bottom) in enumerate(_disc_boxes(disc, *x.shape[-2:])):
             crop = (slice(i, i + 1), slice(None), slice(top, bottom), slice(left, right))
-            fill("_disc", slice(i, i + 1), x[crop], y[crop])
+            fill(slice(i, i + 1), x[crop], y[crop], {"_disc": None})
     return pd.DataFrame(table)
 
 
@@ -163,6 +156,21 @@ def _mean(values, mask):
     return (values * mask).sum(dim=(1, 2, 3)) / (mask.sum(dim=(1, 2, 3)) * values.shape[1])
 
 
+def _ssim_map(x, y):
+    """SSIM of the windows round every pixel where they fit: (N, C, H, W) twice => (N, C, H - 10, W - 10)."""
+    mu_x, mu_y = _window(x), _window(y)
+    var_x, var_y = _window(x * x) - mu_x**2, _window(y * y) - mu_y**2
+    cov = _window(x * y) - mu_x * mu_y
+    C1, C2 = K1**2, K2**2
+    return (2 * mu_x * mu_y + C1) * (2 * cov + C2) / ((mu_x**2 + mu_y**2 + C1) * (var_x + var_y + C2))
+
+
+def _inner(mask):
+    """A mask without the pixels next to the border, which have no window."""
+    pad = WINDOW // 2
+    return mask if mask is None else mask[..., pad:-pad, pad:-pad]
+
+
 def _window(image):
     """Gaussian-weighted mean around each pixel whose window fits: (N, C, H, W) => (N, C, H - 10, W - 10)."""
     offsets = torch.arange(WINDOW, dtype=image.dtype) - WINDOW // 2
@@ -171,7 +179,10 @@ def _window(image):
     # a sum of shifted slices, exact on every device (convolutions may run in TF32)
     for dim in (-1, -2):
         length = image.shape[dim] - WINDOW + 1
-        image = sum(weight * image.narrow(dim, k, length) for k, weight in enumerate(w))
+        total = w[0] * image.narrow(dim, 0, length)
+        for k in range(1, WINDOW):
+            total = total.add_(image.narrow(dim, k, length), alpha=w[k])
+        image = total
     return image
 
 
