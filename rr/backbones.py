@@ -5,7 +5,8 @@ and DenseNet keep the U-Net's encoder and decoder and change the block only; so 
 class with another block, and U-Net++ (Zhou et al. 2018) is the same blocks on a denser grid. Time enters every block
 as a bias after its first convolution.
 
-Shapes: x (N, 3, H, W); level i has width * 2^i channels (three levels below the first) and side H / 2^i.
+Shapes: x (N, channels, H, W), 3 channels or, with another image beside it, 6; level i has width * 2^i channels (three levels
+below the first) and side H / 2^i.
 """
 
 import torch
@@ -75,11 +76,11 @@ class Dense(nn.Module):
 class UNet(nn.Module):
     """Encoder, decoder, and skips between equal resolutions, out of any block."""
 
-    def __init__(self, width=32, block=DoubleConv):
+    def __init__(self, width=32, block=DoubleConv, channels=3):
         super().__init__()
         c = [width * 2**i for i in range(LEVELS)]
         self.time = TimeEmbedding(TIME)
-        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.stem = nn.Conv2d(channels, width, 3, padding=1)
         self.down = nn.ModuleList(block(c[max(i - 1, 0)], c[i]) for i in range(LEVELS))
         self.up = nn.ModuleList(block(c[i] + c[i + 1], c[i]) for i in range(LEVELS - 1))
         self.head = nn.Conv2d(width, 3, 1)
@@ -102,11 +103,11 @@ class UNetPlusPlus(nn.Module):
     Output of node (0, 3), without deep supervision.
     """
 
-    def __init__(self, width=32):
+    def __init__(self, width=32, channels=3):
         super().__init__()
         c = [width * 2**i for i in range(LEVELS)]
         self.time = TimeEmbedding(TIME)
-        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.stem = nn.Conv2d(channels, width, 3, padding=1)
         self.nodes = nn.ModuleDict({f"{i}{0}": DoubleConv(c[max(i - 1, 0)], c[i]) for i in range(LEVELS)})
         for j in range(1, LEVELS):
             for i in range(LEVELS - j):
@@ -135,17 +136,20 @@ def _double(x):
 
 
 BACKBONES = {
-    "unet": lambda size, width, latent: UNet(width),
-    "unet++": lambda size, width, latent: UNetPlusPlus(width),
-    "resnet": lambda size, width, latent: UNet(width, Residual),
-    "densenet": lambda size, width, latent: UNet(width, Dense),
-    "vae": lambda size, width, latent: VAE(size, latent, width),
+    "unet": lambda size, width, latent, channels, likelihood: UNet(width, channels=channels),
+    "unet++": lambda size, width, latent, channels, likelihood: UNetPlusPlus(width, channels),
+    "resnet": lambda size, width, latent, channels, likelihood: UNet(width, Residual, channels),
+    "densenet": lambda size, width, latent, channels, likelihood: UNet(width, Dense, channels),
+    "vae": lambda size, width, latent, channels, likelihood: VAE(
+        size, latent, width, likelihood=likelihood, channels=channels
+    ),
 }
 
 
-def backbone(name, size, width=32, latent=128):
-    """The base network `name` for images of side `size`; `latent` concerns the VAE alone.
+def backbone(name, size, width=32, latent=128, channels=3, likelihood="bce"):
+    """The base network `name` for images of side `size` and an input of so many channels; `latent` and `likelihood` concern
+    the VAE alone.
 
     Raises InputError for an unknown name and, through the network, for a side that is no multiple of 8.
     """
-    return choose("backbone", name, BACKBONES)(size, width, latent)
+    return choose("backbone", name, BACKBONES)(size, width, latent, channels, likelihood)

@@ -104,17 +104,19 @@ class Diffusion(torch.nn.Module):
         """Deterministic step t -> s < t (Song et al. 2021, equation 12, eta = 0): same x_0, same epsilon, less noise."""
         return self.add_noise(self.x_0("noise", epsilon, x_t, t), s, epsilon)
 
-    def reverse(self, denoise, x_t, start, objective, generator=None, steps=None):
+    def reverse(self, denoise, x_t, start, objective, generator=None, steps=None, disturb=None):
         """Walk from x_t at t = start to the image; yields (t, x_t, x_0_hat) per step, at last (0, x_0, x_0).
 
         denoise(x_t, t) -> prediction, t a tensor (N,). steps None: the paper's chain, every t, fresh noise from
         `generator` (a CPU generator: the noise does not depend on the device). steps k: deterministic DDIM over k
-        times spaced evenly. x_0_hat is clipped to [0, 1] and the step follows the clipped image.
+        times spaced evenly. x_0_hat is clipped to [0, 1] and the step follows the clipped image. disturb(x_t) -> x_t: a change
+        of the state itself before every step, which the forward process knows nothing of (notebook 10 shows what it does).
         """
         times = list(range(start, 0, -1))
         if steps is not None:
             times = sorted({max(1, round(start * k / steps)) for k in range(1, steps + 1)}, reverse=True)
         for t, s in zip(times, [*times[1:], 0]):
+            x_t = x_t if disturb is None else disturb(x_t)
             prediction = denoise(x_t, torch.full((len(x_t),), t, device=x_t.device))
             x_0_hat = self.x_0(objective, prediction, x_t, t).clamp(0, 1)
             yield t, x_t, x_0_hat

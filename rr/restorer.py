@@ -25,13 +25,14 @@ from torch import Tensor, nn
 
 from rr import backbones, checkpoint, degrade
 from rr.diffusion import OBJECTIVES, Diffusion
-from rr.fusion import Fusion
+from rr.features import Extractor
+from rr.fusion import FUSIONS, Fusion
 from rr.io import InputError
 from rr.paper import LABELS
 from rr.photo import crop_fov, fov_mask, to_photograph, to_tensor
 from rr.presets import choose
 from rr.readability import Readability
-from rr.vae import elbo
+from rr.vae import kl
 
 
 def literal(batch, generator):
@@ -49,21 +50,26 @@ def paired(batch, generator):
 
 
 PROTOCOLS = {"paired": paired, "literal": literal}
+REGIONS = LABELS[1:]  # macula, disc, retina: what may be unreadable in a fundus image
 
 
-def training_rows(data, split, protocol):
-    """The images a protocol trains on: references (paired), or fundus images with an unreadable disc (literal)."""
+def training_rows(data, split, protocol, region="disc"):
+    """The images a protocol trains on: references (paired), or fundus images with an unreadable `region` (literal).
+
+    region: "disc", as in the paper, or another label. Raises InputError for an unknown one.
+    """
     choose("protocol", protocol, PROTOCOLS)
-    return data.references(split) if protocol == "paired" else data.rows(split, fundus=1, disc=0)
+    choose("region", region, REGIONS)
+    return data.references(split) if protocol == "paired" else data.rows(split, fundus=1, **{region: 0})
 
 
-def test_pairs(data, protocol):
+def test_pairs(data, protocol, region="disc"):
     """The test images of a protocol, the same in every run: (rows, y, x, parameters of A as a table; literal: an empty one).
 
     paired: reference images of the test split under all three families at severity .5 to 1, from which A can be replayed
-    (`degrade.from_table`). literal: fundus images with an unreadable disc, x = y. Raises InputError if there are none.
+    (`degrade.from_table`). literal: fundus images with an unreadable `region`, x = y. Raises InputError if there are none.
     """
-    rows = training_rows(data, "test", protocol)
+    rows = training_rows(data, "test", protocol, region)
     if len(rows) == 0:
         raise InputError(f"{data.path}: no test image for the {protocol} protocol; use more images")
     x = data.batch(rows) * data.fov(rows)
@@ -78,7 +84,7 @@ def test_pairs(data, protocol):
 
 
 class Denoiser(nn.Module):
-    """Backbone, fusion and schedule round a static condition c."""
+    """Backbone, fusion and schedule round a condition c: one constant for all images, or the features of each image."""
 
     def __init__(
         self,
@@ -91,62 +97,100 @@ class Denoiser(nn.Module):
         latent=128,                   # length of the VAE's z
         T=1000,                       # diffusion steps
         schedule="linear",            # a key of diffusion.SCHEDULES
-        start=0.25,                   # share of T to which the input is noised; 1: all of the chain
+        start=0.25,                   # share of T to which the input is noised; 1: all of the chain, from pure noise
         condition=(256, 3, 3),        # shape of c
+        likelihood="bce",             # of a VAE that predicts images, a key of vae.LIKELIHOODS
+        extractor=None,               # arguments of a features.Extractor: then c is the features of y; None: the constant c
     ):
         super().__init__()
         objective = objective or ("image" if backbone == "vae" else "noise")
         self.arguments = {
             "size": size, "backbone": backbone, "fusion": fusion, "objective": objective, "protocol": protocol,
             "width": width, "latent": latent, "T": T, "schedule": schedule, "start": start,
-            "condition": list(condition),
+            "condition": list(condition), "likelihood": likelihood, "extractor": extractor,
         }  # fmt: skip
-        choose("objective", objective, OBJECTIVES)
-        if backbone == "vae" and objective != "image":
-            raise InputError(f"objective {objective!r}: the VAE ends in a sigmoid and predicts images; use 'image'")
-        self.objective = objective
+        self.objective = choose("objective", objective, OBJECTIVES)
         self.pair = choose("protocol", protocol, PROTOCOLS)
         self.diffusion = Diffusion(T, schedule)
         self.t_0 = max(1, round(start * T))
-        self.backbone = backbones.backbone(backbone, size, width, latent)
+        channels = 3 + 3 * choose("fusion", fusion, FUSIONS).get("beside", False)
+        if objective != "image":
+            likelihood = "normal"  # noise and v are no images: no sigmoid
+        self.backbone = backbones.backbone(backbone, size, width, latent, channels, likelihood)
         self.fusion = Fusion(fusion, condition[0])
         self.register_buffer("c", torch.zeros(condition))
+        self.extractor = extractor and Extractor(**extractor).requires_grad_(False)
 
-    def forward(self, x_t, t, generator=None):
-        """The backbone's Output for the fused x_t; x_t itself, the state of the diffusion, is left as it is (2.4)."""
-        return self.backbone(self.fusion(x_t, self.c), t, generator)
+    def train(self, mode=True):
+        super().train(mode)
+        if self.extractor:
+            self.extractor.eval()  # frozen, its batch normalisation too
+        return self
+
+    def condition(self, y):
+        """c (256, h, w) for all images, or the features (N, 256, h, w) of the images y."""
+        return self.extractor(y) if self.extractor else self.c
+
+    def forward(self, x_t, t, generator=None, y=None, c=None):
+        """The backbone's Output for the fused x_t; x_t itself, the state of the diffusion, is left as it is (2.4).
+
+        y: the degraded images, where c or the fusion asks for them. c: `condition(y)`, if it is at hand.
+        """
+        c = self.condition(y) if c is None else c
+        return self.backbone(self.fusion(x_t, c, t, y), t, generator)
 
     def loss(self, batch, generator):
         """Noise y to a random t of the steps that restoration visits, 1..t_0; predict towards x: {"loss", parts}, means.
 
         U-Nets: mean squared error of the prediction (2.4), weighted only where y is not x, see Diffusion.weight. Then
-        "noise" is the epsilon that leads from x to x_t: the drawn one would lead back to y. VAE: BCE + KL (2.5).
+        "noise" is the epsilon that leads from x to x_t: the drawn one would lead back to y. VAE: -log p(x | z) + KL (2.5) if it
+        predicts the image, else the same squared error + KL over the number of values.
         """
         y, x = self.pair(batch, generator)
         t = torch.randint(1, self.t_0 + 1, (len(x),), generator=generator).to(x.device)
         epsilon = torch.randn(x.shape, generator=generator).to(x)
         x_t = self.diffusion.add_noise(y, t, epsilon)
-        output = self(x_t, t, generator)
-        if output.mu is not None:
-            return elbo(output, x)
+        output = self(x_t, t, generator, y)
+        if output.mu is not None and self.objective == "image":
+            return self.backbone.elbo(output, x)
         error = (output.prediction.float() - self.diffusion.target(self.objective, x_t, t, x)) ** 2
         weight = 1.0 if y is x else self.diffusion.weight(self.objective, t)
-        return {"loss": (weight * error).mean()}
+        loss = (weight * error).mean()
+        if output.mu is None:
+            return {"loss": loss}
+        divergence = kl(output.mu, output.logvar).mean() / x[0].numel()
+        return {"loss": loss + divergence, "mse": loss, "kl": divergence}
 
     @torch.no_grad()
-    def trajectory(self, y, generator, steps=None):
-        """Noise y to t_0 and walk back: yields (t, x_t, x_0_hat), at last (0, x_0, x_0). See Diffusion.reverse."""
-        epsilon = torch.randn(y.shape, generator=generator).to(y)
-        x_t = self.diffusion.add_noise(y, self.t_0, epsilon)
-        yield from self.diffusion.reverse(
-            lambda x, t: self(x, t).prediction.float(), x_t, self.t_0, self.objective, generator, steps
-        )
+    def trajectory(self, y, generator, steps=None, start=None, state=False):
+        """Noise y to t_0 and walk back: yields (t, x_t, x_0_hat), at last (0, x_0, x_0). See Diffusion.reverse.
 
-    def restore(self, y, fov, generator, steps=None, batch=64):
-        """y (N, 3, H, W) in [0, 1], fov (N, 1, H, W) => the restored images; black outside of the field of view."""
+        start: share of T in place of the one that was trained; at T the walk begins from pure noise, with nothing of y. state:
+        add c to the state x_t before every step, where the network should see the sum and the state stay as it is: the
+        reading of 2.4 that breaks the forward process. Raises InputError for a start beyond the trained one, and for a
+        fusion that is no sum and has no state to be added to.
+        """
+        if state and (self.fusion.beside or self.fusion.film):
+            raise InputError(f"fusion {self.arguments['fusion']!r}: is no plain sum; state=True needs one of the paper's four")
+        t_0 = self.t_0 if start is None else max(1, round(start * self.diffusion.T))
+        if t_0 > self.t_0:
+            raise InputError(f"start {start}: this restorer was trained up to {self.arguments['start']} of T; begin there")
+        epsilon = torch.randn(y.shape, generator=generator).to(y)
+        x_t = epsilon if t_0 == self.diffusion.T else self.diffusion.add_noise(y, t_0, epsilon)
+        c = self.condition(y)
+        yield from self.diffusion.reverse(
+            lambda x, t: (self.backbone(x, t) if state else self(x, t, y=y, c=c)).prediction.float(),
+            x_t, t_0, self.objective, generator, steps, (lambda x: self.fusion(x, c)) if state else None,
+        )  # fmt: skip
+
+    def restore(self, y, fov, generator, steps=None, batch=64, **options):
+        """y (N, 3, H, W) in [0, 1], fov (N, 1, H, W) => the restored images; black outside of the field of view.
+
+        steps: None, the paper's chain; k, DDIM in k steps. options: start and state of `trajectory`.
+        """
         parts = []
         for part, mask in zip(y.split(batch), fov.split(batch)):
-            for _, x_0, _ in self.trajectory(part, generator, steps):
+            for _, x_0, _ in self.trajectory(part, generator, steps, **options):
                 pass
             parts.append(x_0 * mask)
         return torch.cat(parts)

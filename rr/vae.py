@@ -1,25 +1,30 @@
 """The variational autoencoder of section 2.5: three convolutions, mu and log sigma^2, a fully connected layer back to
-feature maps, three transposed convolutions, a sigmoid; and its two losses.
+feature maps, three transposed convolutions, a sigmoid; and its two losses, of which the reconstruction has three likelihoods.
 
 It serves alone (notebook 05) and as the backbone of the diffusion model (2.1: the fused noisy image enters the
 encoder, the decoder returns the clear image), where the time step t enters as one more bias of the first convolution.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import ContinuousBernoulli
 
 from rr.io import InputError
+from rr.presets import choose
 
 
 class Output(NamedTuple):
-    """What every backbone returns: the prediction (N, 3, H, W) and, of a VAE, mu and log sigma^2 (N, latent)."""
+    """What every backbone returns: the prediction (N, 3, H, W) and, of a VAE, mu and log sigma^2 (N, latent), and what its
+    decoder returned before the last nonlinearity (N, 3, H, W)."""
 
     prediction: Tensor
     mu: Tensor | None = None
     logvar: Tensor | None = None
+    logits: Tensor | None = None
 
 
 class TimeEmbedding(nn.Sequential):
@@ -43,15 +48,20 @@ class VAE(nn.Module):
         latent=128,    # length of z
         width=32,      # channels of the first convolution; then 2 width, 2 width
         timed=True,    # whether it is told the step t, as the backbone of a diffusion is
+        likelihood="bce",  # a key of LIKELIHOODS: p(x | z)
+        channels=3,    # of the input
     ):
         super().__init__()
         if size % 8:
             raise InputError(f"image size {size}: the VAE halves it three times; use a multiple of 8")
-        self.arguments = {"size": size, "latent": latent, "width": width, "timed": timed}
+        self.arguments = {"size": size, "latent": latent, "width": width, "timed": timed, "likelihood": likelihood,
+                          "channels": channels}  # fmt: skip
+        self.mean, self.nll = choose("likelihood", likelihood, LIKELIHOODS)
+        self.likelihood = likelihood
         self.shape = (2 * width, size // 8, size // 8)
         flat = 2 * width * (size // 8) ** 2
         self.convolutions = nn.ModuleList([
-            nn.Conv2d(3, width, 4, stride=2, padding=1),
+            nn.Conv2d(channels, width, 4, stride=2, padding=1),
             nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
             nn.Conv2d(2 * width, 2 * width, 4, stride=2, padding=1),
         ])
@@ -68,7 +78,7 @@ class VAE(nn.Module):
         )  # fmt: skip
 
     def encode(self, x, t=None):
-        """x (N, 3, H, W), t (N,), None if not timed => mu, log sigma^2, each (N, latent), float32."""
+        """x (N, channels, H, W), t (N,), None if not timed => mu, log sigma^2, each (N, latent), float32."""
         first, second, third = self.convolutions
         h = first(x)                                                       # N, width, H/2, W/2
         if self.time is not None:
@@ -81,18 +91,26 @@ class VAE(nn.Module):
         return self.transposed(F.relu(self.fully_connected(z)).unflatten(1, self.shape))
 
     def decode(self, z):
-        """z (N, latent) => x_hat (N, 3, H, W) in [0, 1]."""
-        return self.decode_logits(z).float().sigmoid()  # in bf16 every logit above 6 would be 1, and its log lost
+        """z (N, latent) => x_hat (N, 3, H, W), the mean of p(x | z); in [0, 1] but for the likelihood "normal"."""
+        return self.mean(self.decode_logits(z).float())  # in bf16 every logit above 6 would be 1, and its log lost
 
     def forward(self, x, t=None, generator=None):
         """x_hat with its mu and log sigma^2. In training z is sampled; in evaluation z = mu, so the result is one."""
         mu, logvar = self.encode(x, t)
         z = reparameterize(mu, logvar, generator) if self.training else mu
-        return Output(self.decode(z), mu, logvar)
+        logits = self.decode_logits(z).float()
+        return Output(self.mean(logits), mu, logvar, logits)
+
+    def elbo(self, output, x):
+        """{"loss": reconstruction + KL, likelihood: reconstruction, "kl"} (2.5): nats, mean over images, over the number of
+        values of an image. The division changes no ratio between the two terms; it lets one learning rate serve all sizes."""
+        values = x[0].numel()
+        reconstruction, divergence = self.nll(output, x).mean() / values, kl(output.mu, output.logvar).mean() / values
+        return {"loss": reconstruction + divergence, self.likelihood: reconstruction, "kl": divergence}
 
     def loss(self, batch, generator):
         """The VAE alone (notebook 05): {"loss", "bce", "kl"} of reconstructing x, see `elbo`."""
-        return elbo(self(batch.x, generator=generator), batch.x)
+        return self.elbo(self(batch.x, generator=generator), batch.x)
 
 
 def reparameterize(mu, logvar, generator=None):
@@ -116,11 +134,38 @@ def kl(mu, logvar):
     return 0.5 * (logvar.exp() + mu**2 - 1 - logvar).sum(1)
 
 
-def elbo(output, x):
-    """{"loss": BCE + KL, "bce", "kl"} (2.5): nats, mean over images, over the number of values of an image.
+def squared(x_hat, x):
+    """Squared error summed over pixels and channels, per image (N,): -log of N(x; x_hat, 1/2), up to a constant.
 
-    The division changes no ratio between the two terms; it lets one learning rate serve all image sizes.
+    Beside a KL term of weight 1 this is a beta-VAE (Higgins et al. 2017) with beta = 1 at that variance.
     """
-    values = x[0].numel()
-    reconstruction, divergence = bce(output.prediction, x).mean() / values, kl(output.mu, output.logvar).mean() / values
-    return {"loss": reconstruction + divergence, "bce": reconstruction, "kl": divergence}
+    with torch.autocast(x_hat.device.type, enabled=False):
+        return ((x_hat.float() - x.float()) ** 2).flatten(1).sum(1)
+
+
+def continuous_bernoulli(logits, x):
+    """-log of the continuous Bernoulli density (Loaiza-Ganem & Cunningham 2019), nats per image (N,), summed likewise.
+
+    It is the BCE less log C(lambda), the logarithm of the constant by which the BCE's "density" misses an integral of 1
+    over pixels in [0, 1]. A density: it may be negative, and it has no floor at the entropy of x.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        return -ContinuousBernoulli(logits=logits.float()).log_prob(x.float()).flatten(1).sum(1)
+
+
+class Likelihood(NamedTuple):
+    """p(x | z) of a decoder."""
+
+    mean: Callable     # logits (N, 3, H, W) => the mean of p(x | z), the restored image
+    nll: Callable      # (Output, x) => -log p(x | z) (N,)
+
+
+# the mean of a continuous Bernoulli is not its lambda = sigmoid(logits)
+LIKELIHOODS = {
+    "bce": Likelihood(torch.sigmoid, lambda output, x: bce(output.prediction, x)),
+    "mse": Likelihood(torch.sigmoid, lambda output, x: squared(output.prediction, x)),
+    "continuous-bernoulli": Likelihood(
+        lambda logits: ContinuousBernoulli(logits=logits).mean, lambda output, x: continuous_bernoulli(output.logits, x)
+    ),
+    "normal": Likelihood(lambda logits: logits, lambda output, x: squared(output.prediction, x)),  # noise, v: not in [0, 1]
+}

@@ -21,10 +21,11 @@ def conditions():
 @pytest.mark.parametrize("name", BACKBONES)
 def test_backbone_x_fusion_x_extractor(name, fusion, extractor, conditions):
     x_t, t = torch.rand(2, 3, 80, 80), torch.tensor([1, 90])
-    fused = Fusion(fusion)(x_t, conditions[extractor])
-    assert fused.shape == x_t.shape
+    layer = Fusion(fusion)
     with torch.no_grad():
-        output = backbone(name, 80, width=4, latent=8)(fused, t)
+        fused = layer(x_t, conditions[extractor], t, x_t)
+        output = backbone(name, 80, width=4, latent=8, channels=layer.channels)(fused, t)
+    assert fused.shape == (2, layer.channels, 80, 80)
     assert output.prediction.shape == x_t.shape
     assert (output.mu is not None) == (name == "vae")
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rr import paper
 from rr.fusion import FUSIONS, Fusion
 from rr.io import InputError
 
 
-@pytest.mark.parametrize("name", FUSIONS)
+@pytest.mark.parametrize("name", paper.FUSIONS)
 def test_static_adds_with_fixed_weights_and_dynamic_with_learned_ones(name):
     torch.manual_seed(0)
     fusion, x_t, c = Fusion(name, 8), torch.rand(2, 3, 32, 32), torch.rand(8, 2, 2)
@@ -43,3 +44,22 @@ def test_a_condition_per_image_is_welcome():
 def test_unknown_fusion():
     with pytest.raises(InputError, match="bilinear-dynamic"):
         Fusion("cross-attention")
+
+
+def test_film_starts_as_the_static_sum_and_then_depends_on_the_step():
+    torch.manual_seed(0)
+    film, x_t, c = Fusion("bilinear-film", 8), torch.rand(2, 3, 16, 16), torch.rand(8, 2, 2)
+    t = torch.tensor([1, 90])
+    static = x_t + film.condition(c, (16, 16))
+    assert torch.allclose(film(x_t, c, t), static, atol=1e-6)
+    torch.nn.init.normal_(film.film[1].weight)
+    gamma, delta = film.film(t)[:, :, None, None].chunk(2, 1)
+    assert torch.allclose(film(x_t, c, t) - x_t, (1 + gamma) * (static - x_t) + delta, atol=1e-5)
+    assert not torch.allclose(gamma[0], gamma[1])
+
+
+def test_concatenated_the_degraded_image_stands_beside_the_sum():
+    fusion, x_t, y, c = Fusion("bilinear-concatenate", 8), torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16), torch.rand(8, 2, 2)
+    fused = fusion(x_t, c, y=y)
+    assert torch.equal(fused[:, 3:], y) and torch.allclose(fused[:, :3], x_t + fusion.condition(c, (16, 16)))
+    assert {name for name in FUSIONS if Fusion(name, 8).channels == 6} == {"bilinear-concatenate"}

@@ -7,7 +7,7 @@ from torch import nn
 
 from rr import checkpoint
 from rr.io import InputError
-from rr.restorer import PROTOCOLS, Denoiser, RetinaRegen, assemble, literal, paired, restore_photograph
+from rr.restorer import PROTOCOLS, Denoiser, RetinaRegen, assemble, literal, paired, restore_photograph, training_rows
 from rr.train import Batch
 from rr.vae import Output
 
@@ -50,7 +50,8 @@ def test_literal_pairs_an_image_with_itself_and_paired_degrades_it():
     assert set(PROTOCOLS) == {"paired", "literal"}
 
 
-@pytest.mark.parametrize("backbone, objective", [("vae", "image"), ("unet", "noise"), ("unet", "v"), ("unet", "image")])
+@pytest.mark.parametrize("backbone", ["vae", "unet"])
+@pytest.mark.parametrize("objective", ["noise", "image", "v"])
 def test_loss_is_finite_replayable_and_reaches_backbone_and_fusion(backbone, objective):
     model = denoiser(backbone=backbone, objective=objective).train()
     model.c.normal_()
@@ -153,7 +154,8 @@ def test_choices_are_checked():
         {"protocol": "both"},
         {"backbone": "vit"},
         {"fusion": "film"},
-        {"backbone": "vae", "objective": "noise"},
+        {"likelihood": "gauss"},
+        {"extractor": {"name": "vit"}},
     ):
         with pytest.raises(InputError):
             denoiser(**wrong)
@@ -168,3 +170,89 @@ def test_the_noise_loss_is_the_papers_where_input_and_target_agree():
         predicted = model(model.diffusion.add_noise(b.x, t, epsilon), t).prediction
         loss = model.loss(b, torch.Generator().manual_seed(5))["loss"]
     assert torch.allclose(loss, ((predicted - epsilon) ** 2).mean(), rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------------- what the paper leaves open
+
+
+@pytest.mark.parametrize("backbone, objective", [("vae", "noise"), ("vae", "v"), ("unet", "image")])
+def test_a_restorer_that_knows_its_target_returns_the_image(backbone, objective):
+    """Whatever a backbone predicts, the target of its loss leads back to x; its oracle's loss is 0 but for the KL."""
+    model, b = denoiser(backbone=backbone, objective=objective, protocol="literal"), batch()
+
+    class Knows(nn.Module):
+        def forward(self, x_t, t, generator=None):
+            target = model.diffusion.target(objective, x_t - model.fusion.condition(model.c, (32, 32)), t, b.x)
+            zero = torch.zeros(len(x_t), 1)
+            return Output(target, zero, zero) if backbone == "vae" and objective != "image" else Output(target)
+
+    model.backbone = Knows()
+    assert model.loss(b, torch.Generator().manual_seed(0))["loss"] < 1e-8
+    assert torch.allclose(model.restore(b.x, b.fov, torch.Generator()), b.x, atol=1e-4)
+
+
+def test_noise_and_v_are_no_images():
+    images = [denoiser(objective=objective)(batch().x, torch.ones(4)).prediction for objective in ("image", "v", "noise")]
+    assert images[0].min() > 0 and all(each.min() < 0 for each in images[1:])
+
+
+def test_from_pure_noise_nothing_of_the_input_is_left():
+    model, b = denoiser(start=1.0), batch()
+    model.backbone, model.seen = Oracle(), []
+    first, second = (next(iter(model.trajectory(y, torch.Generator().manual_seed(0))))[1] for y in (b.x, 1 - b.x))
+    assert torch.equal(first, second)
+    noised = [next(iter(model.trajectory(y, torch.Generator().manual_seed(0), start=0.25)))[1] for y in (b.x, 1 - b.x)]
+    assert not torch.equal(*noised)
+    epsilon = torch.randn(b.x.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(first, epsilon) and torch.equal(noised[0], model.diffusion.add_noise(b.x, 5, epsilon))
+    with pytest.raises(InputError, match="trained up to 0.25 of T"):
+        denoiser().restore(b.x, b.fov, torch.Generator(), start=0.5)
+
+
+def test_added_to_the_state_the_condition_piles_up():
+    """The control to the test above: with an oracle the last state is the answer, all others carry c."""
+    model = denoiser()
+    model.backbone = Oracle()
+    model.c.fill_(1.0)
+    nn.init.constant_(model.fusion.project.weight, 0.1)
+    y = torch.rand(1, 3, 32, 32)
+    clean, broken = ([x_t for _, x_t, _ in model.trajectory(y, torch.Generator().manual_seed(0), state=state)]
+                     for state in (False, True))  # fmt: skip
+    assert torch.allclose(broken[0], clean[0] + 0.8, atol=1e-5)  # 8 channels of 0.1
+    assert all((a - b).abs().max() > 0.1 for a, b in zip(clean[:-2], broken[:-2]))
+    with pytest.raises(InputError, match="no plain sum"):
+        denoiser(fusion="bilinear-film").restore(y, torch.ones(1, 1, 32, 32), torch.Generator(), state=True)
+
+
+def test_a_condition_per_image_is_the_features_of_that_image_from_a_frozen_extractor():
+    model = denoiser(condition=(16, 1, 1), extractor={"name": "attention", "width": 16, "heads": 2}).train()
+    b = batch()
+    assert not model.extractor.training and torch.equal(model.condition(b.x), model.extractor(b.x))
+    model.loss(b, torch.Generator())["loss"].backward()
+    assert all(each.grad is None for each in model.extractor.parameters())
+    assert model.fusion.project.weight.grad.abs().sum() > 0
+    t = torch.ones(4)
+    assert not torch.equal(model.eval()(b.x, t, y=b.x).prediction, model(b.x, t, y=1 - b.x).prediction)
+
+
+@pytest.mark.parametrize("fusion", ["bilinear-film", "bilinear-concatenate"])
+@pytest.mark.parametrize("backbone", ["vae", "unet++", "densenet"])
+def test_extended_fusions_train_and_restore_with_every_backbone(fusion, backbone):
+    model, b = denoiser(backbone=backbone, fusion=fusion), batch()
+    model.loss(b, torch.Generator())["loss"].backward()
+    assert model.restore(b.x, b.fov, torch.Generator(), steps=2).shape == b.x.shape
+
+
+def test_the_region_chooses_what_the_literal_protocol_trains_on():
+    class Rows:
+        def rows(self, split, **labels):
+            return labels
+
+        def references(self, split):
+            return "references"
+
+    assert training_rows(Rows(), "train", "literal") == {"fundus": 1, "disc": 0}
+    assert training_rows(Rows(), "train", "literal", "macula") == {"fundus": 1, "macula": 0}
+    assert training_rows(Rows(), "train", "paired", "retina") == "references"
+    with pytest.raises(InputError, match="macula, disc, retina"):
+        training_rows(Rows(), "train", "literal", "fovea")

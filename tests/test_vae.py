@@ -6,7 +6,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from rr.io import InputError
-from rr.vae import VAE, bce, kl, reparameterize
+from rr.vae import LIKELIHOODS, VAE, Output, bce, continuous_bernoulli, kl, reparameterize, squared
 
 
 def test_three_convolutions_a_fully_connected_layer_and_three_transposed_convolutions():
@@ -85,3 +85,46 @@ def test_bce_of_dark_and_bright_pixels_survives_bf16():
 
 def test_without_time_there_are_no_parameters_for_it():
     assert not any("time" in name for name, _ in VAE(32, 8, 4, timed=False).named_parameters())
+
+
+# ------------------------------------------------------------------------------------------------------ likelihoods
+
+
+def test_a_continuous_bernoulli_is_a_density_with_that_mean_and_the_bce_is_not():
+    x = (torch.arange(20_000, dtype=torch.float32) + 0.5) / 20_000
+    for logit in (-3.0, -0.5, 0.0, 0.001, 2.0):
+        logits = torch.full((20_000, 1), logit)
+        density = (-continuous_bernoulli(logits, x[:, None])).exp()
+        assert abs(density.mean() - 1) < 1e-3  # integral over [0, 1]
+        mean = LIKELIHOODS["continuous-bernoulli"].mean(torch.tensor(logit))
+        assert abs((density * x).mean() - mean) < 1e-3
+        unnormalised = (-bce(logits.sigmoid(), x[:, None])).exp()
+        assert unnormalised.mean() < 0.75 if abs(logit) < 2.5 else True
+
+
+def test_the_squared_error_is_a_normal_likelihood_of_variance_one_half():
+    x, x_hat = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
+    oracle = -Normal(x_hat, 0.5**0.5).log_prob(x).flatten(1).sum(1)
+    constant = 48 * 0.5 * torch.log(torch.tensor(torch.pi))
+    assert torch.allclose(squared(x_hat, x), oracle - constant, atol=1e-4)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_every_likelihood_is_smallest_where_its_mean_is_the_image(likelihood):
+    mean, nll = LIKELIHOODS[likelihood]
+    logits = torch.randn(1, 3, 4, 4).requires_grad_()
+    x = mean(logits).detach()
+    (gradient,) = torch.autograd.grad(nll(Output(mean(logits), logits=logits), x).sum(), logits)
+    assert gradient.abs().max() < 1e-3
+    shifted = logits + 0.5
+    assert nll(Output(mean(shifted), logits=shifted), x) > nll(Output(mean(logits), logits=logits), x)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_the_two_terms_are_kept_apart(likelihood):
+    model, x = VAE(32, 8, 4, timed=False, likelihood=likelihood).eval(), torch.rand(2, 3, 32, 32)
+    output = model(x)
+    parts = model.elbo(output, x)
+    assert torch.allclose(parts["loss"], parts[likelihood] + parts["kl"])
+    assert torch.allclose(parts["kl"] * 3072, kl(output.mu, output.logvar).mean())
+    assert (output.prediction.min() < 0) == (likelihood == "normal")
