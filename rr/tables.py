@@ -171,9 +171,9 @@ def orders(found):
     }).set_axis([f"{claim} in {SHOWN[metric][0].removesuffix(' / dB')}" for claim, metric in zip(found.claim, found.metric)])
 
 
-def interval(mean, low, high, digits=2):
-    """A signed difference with its interval, for a reader."""
-    mean, low, high = (_number(value, digits, "+") for value in (mean, low, high))
+def interval(mean, low, high, digits=2, sign="+"):
+    """A number with its interval, for a reader; a difference is signed, sign="" for what is none."""
+    mean, low, high = (_number(value, digits, sign) for value in (mean, low, high))
     return mean if mean == "n/a" else f"{mean} [{low}, {high}]"
 
 
