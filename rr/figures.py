@@ -102,6 +102,41 @@ def roc_pr(curves, report):
     return figure
 
 
+def reliability(points):
+    """Reliability diagrams, a panel per label: {judge: table of readability.reliability}; dotted: calibrated."""
+    labels = list(dict.fromkeys(label for table in points.values() for label in table.label))
+    figure, axes = plt.subplots(1, len(labels), figsize=(1.9 * len(labels), 2.2), sharey=True, squeeze=False)
+    for axis, label in zip(axes[0], labels):
+        axis.plot([0, 1], [0, 1], ":", color="grey")
+        for (name, table), colour in zip(points.items(), sns.color_palette("colorblind")):
+            rows = table[table.label == label]
+            axis.errorbar(rows.predicted, rows.observed, yerr=[rows.observed - rows.low, rows.high - rows.observed], fmt="o",
+                          ms=3, elinewidth=0.5, color=colour, label=name)
+        axis.set(xlabel="mean probability", title=label, aspect="equal", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    axes[0, 0].set_ylabel("share readable")
+    figure.tight_layout()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, frameon=False)
+    return figure
+
+
+def shares(table, columns):
+    """Shares with intervals, a panel per column: rows judge, method, and of each column its value, *_low and *_high."""
+    methods, judges = (list(dict.fromkeys(table[name])) for name in ("method", "judge"))
+    figure, axes = plt.subplots(1, len(columns), figsize=(3 * len(columns), 0.3 * len(methods) + 0.8), sharey=True, squeeze=False)
+    for axis, column in zip(axes[0], columns):
+        for place, (judge, colour) in enumerate(zip(judges, sns.color_palette("colorblind"))):
+            rows = table[table.judge == judge].set_index("method").loc[methods]
+            value, at = rows[column], np.arange(len(methods)) + 0.25 * (place - (len(judges) - 1) / 2)
+            axis.errorbar(value, at, xerr=[value - rows[f"{column}_low"], rows[f"{column}_high"] - value], fmt="o", ms=4,
+                          elinewidth=0.8, color=colour, label=judge)
+        axis.set(xlabel=f"share {column}", xlim=(-0.03, 1.03))
+    axes[0, 0].set_yticks(range(len(methods)), methods)
+    axes[0, 0].invert_yaxis()  # shared: the first method on top
+    figure.tight_layout()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, frameon=False)
+    return figure
+
+
 def learning(history, columns=("loss",)):
     """Training loss per step (thin: each step, thick: mean over 10) and validation loss per epoch."""
     figure, axes = plt.subplots(1, len(columns), figsize=(3.3 * len(columns), 2.4), squeeze=False)

@@ -27,7 +27,8 @@ from rr.presets import choose, preset
 NOTEBOOKS = {"backbones": "07_backbones", "extractors": "08_extractors", "fusion": "09_fusion"}
 SUMMARY = "11_summary"  # of all three studies
 WRITTEN = {  # what else must be there, beside a job's result, for the jobs that read it
-    "01_data": ["data/manifest.json", "data/images.npy"], "02_readability": ["checkpoints/readability/config.json"],
+    "01_data": ["data/manifest.json", "data/images.npy"],
+    "02_readability": ["checkpoints/readability/config.json", "checkpoints/judge/config.json"],
     "03_features": ["config.json", "condition.safetensors"], "06_restoration": ["denoiser/config.json", "classifier/config.json"],
     "07_backbones": ["tables/07_backbones.csv"], "08_extractors": ["tables/08_extractors.csv"],
     "09_fusion": ["tables/09_fusion.csv"], "11_summary": ["tables/11_summary.csv"],
