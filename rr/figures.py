@@ -226,6 +226,25 @@ def bars(table, metrics, by="method", rungs=(), seeds=None, reference=None):
     return figure
 
 
+def heat(table, label, limit):
+    """Numbers of methods (rows) under conditions (columns, pairs (family, severity)), coloured from -limit to limit.
+
+    Families are set apart by white lines; beyond `limit` the colour says no more, the number does.
+    """
+    families = table.columns.get_level_values(0)
+    figure, axis = plt.subplots(figsize=(0.46 * table.shape[1] + 1.8, 0.24 * len(table) + 0.9))
+    sns.heatmap(table, annot=True, fmt="+.1f", annot_kws={"size": 6}, cmap="RdBu", center=0, vmin=-limit, vmax=limit,
+                xticklabels=[f"{severity:.2g}" for _, severity in table.columns], yticklabels=list(table.index), ax=axis,
+                cbar_kws={"label": label, "pad": 0.02})
+    axis.set(xlabel="severity", ylabel="")
+    axis.tick_params(length=0, axis="both", labelrotation=0)
+    for family in dict.fromkeys(families):
+        at = np.flatnonzero(families == family)
+        axis.text(at.mean() + 0.5, -0.15, family, ha="center", va="bottom")
+        axis.axvline(at[0], color="w", lw=3)
+    return figure
+
+
 def pipeline(before, trajectory, after, p_before, p_after, reference=None, shown=5):
     """RetinaRegen on one eye (paper, Fig. 1): input, noised, steps of the reverse process, restored, readability.
 

@@ -31,6 +31,11 @@ def study():
     return table, pd.DataFrame(seeds)
 
 
+def gains():
+    columns = pd.MultiIndex.from_tuples([("blur", 1 / 3), ("blur", 1.0), ("haze", 1.0)])
+    return pd.DataFrame([[1.0, 2.0, -30.0], [0.0, -0.5, 3.0]], index=["a", "b"], columns=columns)
+
+
 def made():
     labels, p = judged()
     steps = [(t, images(1), images(1)) for t in (3, 2, 1, 0)]
@@ -52,6 +57,7 @@ def made():
         "bars": figures.bars(scores, ["psnr", "lpips"]),
         "study": figures.bars(study()[0], ["psnr"], rungs=["do nothing"], seeds=study()[1], reference="vae"),
         "bytes": figures.grid({"eye": [np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)]}, ["0", "255"]),
+        "heat": figures.heat(gains(), "dB", 10),
         "pipeline": figures.pipeline(images(1)[0], steps, images(1)[0], torch.rand(4), torch.rand(4), images(1)[0]),
     }  # fmt: skip
 
@@ -62,7 +68,7 @@ def test_every_panel_is_written_twice_byte_by_byte_the_same(tmp_path):
         for name, figure in made().items():
             figures.save(figure, tmp_path / time, name)
     names = {path.stem for path in (tmp_path / "1").iterdir()}
-    assert len(names) == 11
+    assert len(names) == 12
     for name in names:
         for suffix in ("png", "pdf"):
             a, b = ((tmp_path / n / f"{name}.{suffix}").read_bytes() for n in "12")
@@ -104,3 +110,12 @@ def test_bytes_and_tensors_are_the_same_picture():
     array = (tensor * 255).round().byte().permute(1, 2, 0).numpy()
     one, two = (axis.images[0].get_array() for axis in figures.grid({"x": [tensor, array]}).axes)
     assert np.abs(one * 255 - two).max() <= 0.5
+
+
+def test_a_heat_map_names_methods_families_and_severities_and_shows_every_number():
+    axis = figures.heat(gains(), "dB", 10).axes[0]
+    texts = [text.get_text() for text in axis.texts]
+    assert texts == ["+1.0", "+2.0", "-30.0", "+0.0", "-0.5", "+3.0", "blur", "haze"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0.33", "1", "1"]
+    assert [text.get_position()[0] for text in axis.texts[-2:]] == [1.0, 2.5], "a family over the middle of its columns"
