@@ -31,7 +31,7 @@ PAPER = {  # notebook: what of the paper it makes again
     "07_backbones": "Fig. 5: five backbones",
     "08_extractors": "Table 1: eight extractors",
     "09_fusion": "3.2: four fusions",
-    "11_summary": "claims C1 to C4",
+    "11_summary": "verdicts on the claims C1 to C6",
 }
 
 
@@ -103,36 +103,41 @@ def _cost(preset, jobs, mine):
 
 
 def numbers():
-    """Headline numbers of RetinaRegen and of the classifier, and the tables of the studies, per preset that was run."""
+    """Per preset that was run: the verdicts, headline numbers of RetinaRegen and of the judges, the tables of the studies."""
     parts = []
     for preset in SHOWN:
         found = result(preset, HEADLINE)
         if not found:
             continue
         facts, scores = found["numbers"], found["numbers"]["scores"]
+        parts += _tables(preset, f"{workflow.SUMMARY}_verdicts")
         rows = [(name, *(f"{row[key]:.{digits}f}" if row[key] is not None else "n/a" for key, digits in
                          (("psnr", 2), ("ssim", 3), ("lpips", 3), ("psnr_fov", 2), ("ssim_fov", 3), ("psnr_disc", 2))))
                 for name, row in scores.items()]
         parts.append(f"Preset `{preset}`, {facts['data']} data, {facts['configuration']['protocol']} protocol, "
                      f"{facts['n']} test images, seed {facts['seed']}:\n\n"
                      + table(("", "PSNR", "SSIM", "LPIPS", "PSNR in FOV", "SSIM in FOV", "PSNR at disc"), rows)
-                     + f"\n\nThe classifier called {facts['unreadable_before']} of the inputs unreadable and passed "
-                     + (f"{facts['passed']:.0%} of these after restoration." if facts["passed"] is not None else "none."))
-        judge = result(preset, "02_readability")
-        if judge:
-            parts.append(_classifier(judge["numbers"]))
-        for stem in (*workflow.NOTEBOOKS.values(), workflow.SUMMARY):
-            made = io.results(preset) / "tables" / f"{stem}.md"
-            if made.is_file():
-                parts.append(made.read_text(encoding="utf-8").strip())
+                     + f"\n\nThe classifier called {facts['unreadable_before']} of the inputs unreadable. Of these pass after "
+                     + "restoration: " + ", ".join(f"{each['RetinaRegen']['hits']} with the {judge}"
+                                                   for judge, each in facts["rechecked"].items()) + ".")
+        judges = result(preset, "02_readability")
+        if judges:
+            parts += [_judge(judge, judges["numbers"][judge]) for judge in ("classifier", "second judge")]
+        parts += _tables(preset, *workflow.NOTEBOOKS.values(), workflow.SUMMARY)
     return "\n\n".join(parts) or "not run"
 
 
-def _classifier(report):
+def _tables(preset, *stems):
+    """Those of the tables, as Markdown, that were made."""
+    paths = [io.results(preset) / "tables" / f"{stem}.md" for stem in stems]
+    return [path.read_text(encoding="utf-8").strip() for path in paths if path.is_file()]
+
+
+def _judge(name, report):
     rows = [(row["label"], *(f"{row[key]:.2f}" if row[key] is not None else "n/a" for key in
-             ("prevalence", "majority", "accuracy", "roc_auc", "average_precision"))) for row in report]
-    return (f"The classifier on {report[0]['n']} test images:\n\n"
-            + table(("label", "prevalence", "majority", "accuracy", "ROC AUC", "average precision"), rows))
+             ("prevalence", "majority", "accuracy", "roc_auc", "average_precision", "ece"))) for row in report]
+    return (f"The {name} on {report[0]['n']} test images:\n\n"
+            + table(("label", "prevalence", "majority", "accuracy", "ROC AUC", "average precision", "ECE"), rows))
 
 
 def time_row(stem):

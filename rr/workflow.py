@@ -25,7 +25,7 @@ from rr import io, notebook, studies
 from rr.presets import choose, preset
 
 NOTEBOOKS = {"backbones": "07_backbones", "extractors": "08_extractors", "fusion": "09_fusion"}
-SUMMARY = "11_summary"  # of all three studies
+SUMMARY = "11_summary"  # of all studies and of the judges
 WRITTEN = {  # what else must be there, beside a job's result, for the jobs that read it
     "01_data": ["data/manifest.json", "data/images.npy"],
     "02_readability": ["checkpoints/readability/config.json", "checkpoints/judge/config.json"],
@@ -70,7 +70,8 @@ def jobs(seeds=1, study="all", data="", labels=""):
         needs = [_restoration(configuration, seed) for configuration in studies.STUDIES[each] for seed in range(seeds)]
         every[NOTEBOOKS[each]] = Job(NOTEBOOKS[each], {"seeds": seeds}, needs)
     if study == "all":
-        every[SUMMARY] = Job(SUMMARY, {"seeds": seeds}, [_restoration(*each) for each in configurations])
+        needs = ["02_readability", *(_restoration(*each) for each in configurations)]
+        every[SUMMARY] = Job(SUMMARY, {"seeds": seeds}, needs)
         every["00_start_here"] = Job("00_start_here", {}, [_restoration(studies.RETINAREGEN, 0)])
     return every
 

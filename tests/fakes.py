@@ -1,4 +1,4 @@
-"""Runs of notebook 06 that nobody trained: files as rr.studies reads them, with scores from a seeded generator."""
+"""Runs of notebooks 02 and 06 that nobody trained: files as rr.studies and 11 read them, scores from a seeded generator."""
 
 import time
 
@@ -7,8 +7,11 @@ import pandas as pd
 from PIL import Image
 
 from rr import io, studies
+from rr.paper import LABELS
+from rr.readability import share
 
 TOGETHER = 0.5  # dB: standard deviation of what all configurations of a seed have in common
+JUDGES = ("classifier", "second judge")
 METRICS = [f"{metric}{where}" for where in ("", "_fov", "_disc") for metric in ("psnr", "ssim", "lpips")]
 
 
@@ -22,8 +25,30 @@ def scores(rng, psnr):
     return table[METRICS]
 
 
+def report(auc=(0.9, 0.8, 0.97), gain=(0.1, 0.05, 0.15)):
+    """Rows of readability.report, every label alike; value, low, high of the area and of accuracy minus majority."""
+    return [{"label": label, "roc_auc": auc[0], "roc_auc_low": auc[1], "roc_auc_high": auc[2], "above_majority": gain[0],
+             "above_majority_low": gain[1], "above_majority_high": gain[2]} for label in LABELS]  # fmt: skip
+
+
+def fooled(n=40, **hits):
+    """Rows of notebook 02's table of tricks: of n images so many pass with both judges; hits: by the trick's first word."""
+    rows = []
+    for trick in ("do nothing", "CLAHE", "unsharp", "unsharp, three times", "population mean", "another eye"):
+        found = share(np.arange(n) < hits.get(trick.split()[0].strip(","), 0))
+        facts = {"passed": found["share"], "passed_low": found["low"], "passed_high": found["high"]}
+        rows += [{"judge": judge, "method": trick, "n": n, **facts} for judge in JUDGES]
+    return rows
+
+
+def rechecked(n=40, mean=0, **hits):
+    """What notebook 06 says of n inputs: how many pass restored (all, or by a judge's first word), and the mean eye."""
+    return {judge: {"do nothing": share([False] * n), "population mean": share(np.arange(n) < mean),
+                    "RetinaRegen": share(np.arange(n) < hits.get(judge.split()[0], n))} for judge in JUDGES}  # fmt: skip
+
+
 def write(home, seeds=1, n=12, size=8, effects=None, noise=0.1, lpips=True, configurations=None, **changes):
-    """Write a run of every configuration and seed under `home`.
+    """Write a run of every configuration and seed under `home`, and the result of notebook 02.
 
     effects: {word of a configuration: dB added to its PSNR}, a list for one effect per seed, `inf` for one perfect image.
     noise: standard deviation over seeds in dB, besides TOGETHER. lpips: whether its trunk was there. changes: to the numbers
@@ -54,8 +79,10 @@ def write(home, seeds=1, n=12, size=8, effects=None, noise=0.1, lpips=True, conf
             numbers = {
                 "configuration": configuration._asdict(), "seed": seed, "data": "embedded", "size": size, "n": n,
                 "objective": "image" if vae else "noise", "epochs": 45 if vae else 5, "parameters": 123456,
-                "training_images": 240, "training_seconds": 31.2, "scores": {}, "unreadable_before": n, "passed": None,
-                "lpips": "LPIPS v0.1 alex, trunk imagenet" if lpips else "n/a", **changes,
+                "training_images": 240, "training_seconds": 31.2, "scores": {}, "unreadable_before": n, "passed": 1.0,
+                "rechecked": rechecked(n), "lpips": "LPIPS v0.1 alex, trunk imagenet" if lpips else "n/a", **changes,
             }  # fmt: skip
             facts = {"preset": {"name": "smoke"}, "seed": seed, "data": "0123456789ab", "started": time.time() - 54}
             io.write_result(folder / "result.json", numbers, files=("per_image.csv", "eyes.png"), **facts)
+    judged = {"classifier": report(), "fooled": fooled(another=40)}
+    io.write_result(home / "02_readability.json", judged, preset={"name": "smoke"}, seed=0, data="0123456789ab")

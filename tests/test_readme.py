@@ -35,11 +35,13 @@ def test_parts_made_from_results_quote_the_result_files(tmp_path, monkeypatch):
         "n": 7,
         "seed": 3,
         "unreadable_before": 5,
-        "passed": 0.4,
+        "rechecked": {judge: {"RetinaRegen": {"hits": hits}} for judge, hits in (("classifier", 2), ("second judge", 1))},
         "scores": {
             "RetinaRegen": {"psnr": 23.456, "ssim": 0.7891, "lpips": None, "psnr_fov": 22.0, "ssim_fov": 0.5, "psnr_disc": 21.0}
         },
     }
+    row = {"label": "disc", "n": 9, "prevalence": 0.8, "majority": 0.8, "accuracy": 0.9, "roc_auc": None, "ece": 0.05}
+    judges = {judge: [row | {"average_precision": 0.95}] for judge in ("classifier", "second judge")}
     facts = {"seconds": 12.4, "device": "cpu", "peak_memory_mib": 900, "threads": 1}
     facts["preset"] = dataclasses.asdict(PRESETS["smoke"])
     home = io.results("smoke", tmp_path)
@@ -47,16 +49,20 @@ def test_parts_made_from_results_quote_the_result_files(tmp_path, monkeypatch):
         io.write_json(workflow.result(home, job), {"numbers": numbers, "provenance": facts})
     workflow.result(home, "02_readability").unlink()
     io.write_text(home / "tables" / "09_fusion.md", "| four fusions |\n")
+    io.write_text(home / "tables" / "11_summary_verdicts.md", "| six verdicts |\n")
     monkeypatch.setattr(io, "results", lambda preset, out=tmp_path: (tmp_path / preset).resolve())
     text = readme.fill(TEXT)
     assert "| RetinaRegen | 23.46 | 0.789 | n/a | 22.00 | 0.500 | 21.00 |" in part(text, "numbers")
-    assert "7 test images, seed 3" in part(text, "numbers") and "passed 40%" in part(text, "numbers")
+    assert "7 test images, seed 3" in part(text, "numbers")
+    assert "2 with the classifier, 1 with the second judge" in part(text, "numbers")
+    assert part(text, "numbers").startswith("| six verdicts |"), "what a reader wants to know first"
     assert part(text, "numbers").endswith("| four fusions |")
     data = "| the data (2.2, 3.1) | [01_data](notebooks/01_data.py) | nothing | 12 s, in all 0.2 min (cpu, 900 MiB) |"
     study = "| 3.2: four fusions | [09_fusion](notebooks/09_fusion.py) | 06 | not run | not run | not run |"
     assert data in part(text, "cost") and study in part(text, "cost"), "02_readability, which 09 needs, was not run"
-    io.write_json(workflow.result(home, "02_readability"), {"numbers": [], "provenance": facts})
-    monkeypatch.setattr(readme, "_classifier", lambda found: "")
+    io.write_json(workflow.result(home, "02_readability"), {"numbers": judges, "provenance": facts})
+    second = part(readme.fill(TEXT), "numbers").split("The second judge on 9 test images")[1]
+    assert "| disc | 0.80 | 0.80 | 0.90 | n/a | 0.95 | 0.05 |" in second
     study = study.replace("not run", "12 s, in all 1.7 min (cpu, 900 MiB)", 1)  # eight jobs of 12.4 s
     assert study in part(readme.fill(TEXT), "cost")
     facts["preset"]["T"] += 1  # a result that other values have made is not quoted

@@ -11,6 +11,7 @@ import pytest
 
 from rr import comparisons, io, notebook, paper, presets, studies
 from rr.backbones import BACKBONES
+from rr.claims import NOT_SUPPORTED, NOT_TESTABLE, SUPPORTED
 from rr.features import EXTRACTORS
 from rr.fusion import FUSIONS
 from rr.io import InputError
@@ -138,7 +139,7 @@ def files(out):
 def test_all_tables_and_figures_are_written_byte_by_byte_the_same(compared):
     out, _ = compared
     first = files(out)
-    stems = [*STEMS, "11_summary_orders", "11_summary_cost"]
+    stems = [*STEMS, "11_summary_verdicts", "11_summary_orders", "11_summary_cost"]
     tables = {f"smoke/tables/{stem}.{suffix}" for stem in stems for suffix in ("csv", "md", "tex")}
     pictures = [*(f"{stem}_{kind}" for stem in STEMS[:3] for kind in ("bars", "eyes")), "11_summary_ladder"]
     assert set(first) == tables | {f"smoke/figures/{stem}.{suffix}" for stem in pictures for suffix in ("png", "pdf")}
@@ -179,6 +180,9 @@ def test_the_words_follow_from_the_numbers(compared):
     orders = {(each["claim"], each["metric"]): each["verdict"] for each in found["11_summary"]["orders"]}
     assert orders["C1", "psnr"] == orders["C2", "psnr"] == orders["C3", "lpips"] == comparisons.SAME
     assert orders["C3", "psnr"] == comparisons.OTHER and orders["C4", "psnr"] == comparisons.UNCLEAR
+    words = {each["claim"]: each["verdict"] for each in found["11_summary"]["verdicts"]}
+    assert words == {"C1": SUPPORTED, "C2": SUPPORTED, "C3": NOT_SUPPORTED, "C4": NOT_SUPPORTED, "C5": SUPPORTED, "C6": SUPPORTED}
+    assert "both predict the noise" in found["11_summary"]["verdicts"][1]["here"]
     assert "Best in PSNR: mobilenet" in said and "nan" not in said.replace("RetinaRegen", "").lower().split()
 
 
@@ -201,6 +205,9 @@ def test_one_seed_no_trunk_and_a_perfect_image(tmp_path):
     assert "| densenet | **∞** |" in said and comparisons.ONCE in said and not {"nan", "inf"} & set(said.lower().split())
     orders = io.read_json(tmp_path / "smoke" / "11_summary.json")["numbers"]["orders"]
     assert {each["verdict"] for each in orders if each["metric"] == "lpips"} == {"n/a"}
+    verdicts = io.read_json(tmp_path / "smoke" / "11_summary.json")["numbers"]["verdicts"]
+    words = {each["claim"]: each["verdict"] for each in verdicts}
+    assert words["C3"] == words["C4"] == NOT_TESTABLE and words["C2"] == NOT_SUPPORTED  # densenet has a perfect image
     assert presets.preset("smoke").name == io.read_json(tmp_path / "smoke" / "09_fusion.json")["provenance"]["preset"]["name"]
 
 
