@@ -5,7 +5,7 @@ import pandas as pd
 import torch
 
 from rr import figures
-from rr.readability import curves, report
+from rr.readability import curves, reliability, report
 
 
 def images(n):
@@ -36,6 +36,13 @@ def gains():
     return pd.DataFrame([[1.0, 2.0, -30.0], [0.0, -0.5, 3.0]], index=["a", "b"], columns=columns)
 
 
+def fooled():
+    """Two judges, two tricks: value, low, high."""
+    rows = [("one", "a", 0.0, 0.2), ("one", "b", 0.5, 0.7), ("two", "a", 0.25, 0.5), ("two", "b", 1.0, 1.0)]
+    return pd.DataFrame([{"judge": judge, "method": method, "passed": value, "passed_low": value / 2, "passed_high": high}
+                         for judge, method, value, high in rows])  # fmt: skip
+
+
 def made():
     labels, p = judged()
     steps = [(t, images(1), images(1)) for t in (3, 2, 1, 0)]
@@ -57,6 +64,8 @@ def made():
         "bars": figures.bars(scores, ["psnr", "lpips"]),
         "study": figures.bars(study()[0], ["psnr"], rungs=["do nothing"], seeds=study()[1], reference="vae"),
         "bytes": figures.grid({"eye": [np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)]}, ["0", "255"]),
+        "reliability": figures.reliability({"one": reliability(labels, p), "two": reliability(labels, p**2)}),
+        "shares": figures.shares(fooled(), ["passed"]),
         "heat": figures.heat(gains(), "dB", 10),
         "pipeline": figures.pipeline(images(1)[0], steps, images(1)[0], torch.rand(4), torch.rand(4), images(1)[0]),
     }  # fmt: skip
@@ -65,10 +74,11 @@ def made():
 def test_every_panel_is_written_twice_byte_by_byte_the_same(tmp_path):
     for time in "12":
         torch.manual_seed(0)
-        for name, figure in made().items():
+        drawn = made()
+        for name, figure in drawn.items():
             figures.save(figure, tmp_path / time, name)
     names = {path.stem for path in (tmp_path / "1").iterdir()}
-    assert len(names) == 12
+    assert names == set(drawn)
     for name in names:
         for suffix in ("png", "pdf"):
             a, b = ((tmp_path / n / f"{name}.{suffix}").read_bytes() for n in "12")
@@ -119,3 +129,22 @@ def test_a_heat_map_names_methods_families_and_severities_and_shows_every_number
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0.33", "1", "1"]
     assert [text.get_position()[0] for text in axis.texts[-2:]] == [1.0, 2.5], "a family over the middle of its columns"
+
+
+def test_shares_stand_in_the_line_of_their_method():
+    (axis,) = figures.shares(fooled(), ["passed"]).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+    first, second = (each.lines[0] for each in axis.containers)
+    assert (first.get_xdata().tolist(), second.get_xdata().tolist()) == ([0, 0.5], [0.25, 1])
+    assert (first.get_ydata() < [0, 1]).all() and (second.get_ydata() > [0, 1]).all()
+
+
+def test_a_reliability_diagram_has_a_panel_per_label_and_points_of_every_judge():
+    labels, p = judged()
+    points = reliability(labels, p)
+    axes = figures.reliability({"one": points, "two": points[points.n > 3]}).axes
+    assert [axis.get_title() for axis in axes] == list(points.label.unique())
+    shown = axes[1].containers[0].lines[0]
+    rows = points[points.label == axes[1].get_title()]
+    assert shown.get_xdata().tolist() == rows.predicted.tolist() and shown.get_ydata().tolist() == rows.observed.tolist()
+    assert len(axes[1].containers[1].lines[0].get_xdata()) < len(rows)
