@@ -78,13 +78,13 @@ def c3(scores, names):
     """C3: the paper's best extractor of each metric against each of the rest. names: {word of paper.EXTRACTORS: method}."""
     best, lpips = (paper.EXTRACTORS[ranked(paper.EXTRACTORS, metric)[0]] for metric in ("psnr", "lpips"))
     theirs = f"{best.psnr:.2f} dB, {best.ssim:.3f}; {lpips.lpips:.3f}"
-    return _order("C3", "ResNet34 is the best extractor, MobileNet in LPIPS", theirs, scores, best_and_rest(names))
+    return _order("C3", "ResNet34 is the best extractor, MobileNet in LPIPS", theirs, scores, best_and_rest(names), names)
 
 
 def c4(scores, names):
     """C4: neighbours in the paper's order of the fusions. names: {word of paper.FUSIONS: method}."""
     theirs = ", ".join(f"{word} {paper.FUSIONS[word].psnr:.2f} dB" for word in ranked(paper.FUSIONS, "psnr"))
-    return _order("C4", "bilinear-static is the best fusion, the others follow in order", theirs, scores, neighbours(names))
+    return _order("C4", "bilinear-static is the best fusion, then in order", theirs, scores, neighbours(names), names)
 
 
 def ranked(table, metric):
@@ -104,10 +104,11 @@ def neighbours(names):
     return {metric: list(pairwise(names[word] for word in ranked(paper.FUSIONS, metric))) for metric in METRICS}
 
 
-def _order(claim, says, theirs, scores, pairs):
+def _order(claim, says, theirs, scores, pairs, names):
+    words = {name: word for word, name in names.items()}
     found = {metric: verdict(scores, each, metric) for metric, each in pairs.items()}
     here = "; ".join(f"{_head(metric)}: {word}" if word == "n/a" else
-                     f"{_head(metric)}: {word} ({better} over {worse} by {_difference(metric, each)})"
+                     f"{_head(metric)}: {word} ({words[better]} over {words[worse]} by {_difference(metric, each)})"
                      for metric, (word, (better, worse), each) in found.items())  # fmt: skip
     seeds = min(len(scores[name]) for each in pairs.values() for pair in each for name in pair)
     if seeds < SEEDS:
@@ -136,7 +137,7 @@ def c5(report):
     if unknown:
         return Verdict(*facts, NOT_TESTABLE, here, f"the test images are of one class in {', '.join(unknown)}")
     if failed:
-        return Verdict(*facts, NOT_SUPPORTED, here, f"no better, for all we know, than not to look: {', '.join(failed)}")
+        return Verdict(*facts, NOT_SUPPORTED, here, f"the interval holds chance, or the majority class: {', '.join(failed)}")
     return Verdict(*facts, SUPPORTED, here, "every label is above chance and above the majority class")
 
 

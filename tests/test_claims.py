@@ -76,6 +76,8 @@ def test_orders_need_three_seeds_and_every_pair(claim, table):
     best, second = (NAMES[word] for word in claims.ranked(table, "psnr")[:2])
     tied = claim(same | {second: same[best]}, NAMES)
     assert tied.verdict == NOT_SUPPORTED and "cannot be told apart" in tied.here
+    first, second = claims.ranked(table, "psnr")[:2]
+    assert f"({first} over {second} by +0.00" in tied.here and "our" not in tied.here, "the paper's words, not our names"
     unknown = {name: [each.assign(lpips=np.nan) for each in group] for name, group in same.items()}
     assert claim(unknown, NAMES).verdict == NOT_TESTABLE and "LPIPS cannot be had" in claim(unknown, NAMES).because
 
