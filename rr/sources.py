@@ -100,6 +100,31 @@ def _embedded_image(seed, index, size):
     return stored[0].permute(1, 2, 0).numpy(), row
 
 
+def joined(*sources):
+    """Several sources as one: the images of the first, then those of the next, each with its own labels."""
+    table = pd.concat([each.table for each in sources], ignore_index=True)
+    recipe = {"kind": "+".join(each.recipe["kind"] for each in sources), "sources": [each.recipe for each in sources]}
+    starts = np.cumsum([0, *map(len, sources)])
+    missing = [name for each in sources for name in each.missing]
+    return Source(recipe, table, partial(_joined_image, [each.image for each in sources], starts.tolist()), missing)
+
+
+def _joined_image(images, starts, index, size):
+    which = int(np.searchsorted(starts, index, side="right")) - 1
+    return images[which](index - starts[which], size)
+
+
+def good(path):
+    """The photographs of a folder that their owner vouches for: readable in all four labels, nothing done to them."""
+    found = folder(path)
+    return Source(found.recipe | {"good": True}, found.table[["name"]], partial(_good_image, found.image))
+
+
+def _good_image(image, index, size):
+    crop, row = image(index, size)
+    return crop, dict.fromkeys(LABELS, 1) | {"severity": 0.0} | row
+
+
 def folder(path, csv=None):
     """The photographs of a folder and its subfolders, with the labels of `csv` where given (otherwise NaN).
 

@@ -1,0 +1,289 @@
+"""The recommended restorer: a bridge whose network looks at 128 pixels and corrects a photograph at its own resolution.
+
+    x_hat = d + g (A d + b),   d = x + sum_k w_k (x - G_k x)
+
+    A, b   (3 x 3, 3) per place of a 32 x 32 grid, from a U-Net: mixing of colours and offset, which undo brightness, contrast,
+           saturation, haloes, dark holes and spots
+    g      in (0, 1), per image, from its estimated quality: how much to correct at all; near 0 for a good photograph
+    w_k    per image, from how much detail there is at each scale: a linear deconvolution with Gaussian means G_k
+
+The network decides, it does not paint. Every edge of the result is an edge of the photograph, changed in contrast or colour:
+a vessel that the camera did not see cannot appear, and detail finer than the network's pixels stays. All lengths are
+fractions of the image width. The bridge's equations are those of rr.bridge; one step is plain regression.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rr import data, degrade, sources, train
+from rr.bridge import between, walk
+
+SIZE, GRID, FINE = 128, 32, 256  # px: what the U-Net sees, its output, where blur is measured and undone
+SIGMAS = (0.6, 1.0, 1.6, 2.6, 4.2, 7.0)  # of the G_k, px of FINE
+LEAVE = 38  # dB: an image of this estimated quality is corrected by half, see `fields`
+
+
+class Decision(NamedTuple):
+    """How to correct N images, see Corrector."""
+
+    affine: torch.Tensor   # (N, 12, GRID, GRID): g A and g b
+    detail: torch.Tensor   # (N, 3, FINE, FINE): sum_k w_k (x - G_k x)
+    gate: torch.Tensor     # (N,): g
+    quality: torch.Tensor  # (N,): estimated PSNR of x, dB
+    spread: torch.Tensor   # (N, 1, SIZE, SIZE): standard deviation of the result over the eight orientations
+
+
+class Restored(NamedTuple):
+    image: torch.Tensor        # (N, 3, H, H) in [0, 1]
+    quality: torch.Tensor      # (N,): estimated PSNR of the input, dB
+    gate: torch.Tensor         # (N,): how much was corrected, 0 to 1
+    uncertainty: torch.Tensor  # (N, 1, H, H): see Decision.spread
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions beside a 1x1 path; the step t is a bias between them."""
+
+    def __init__(self, c_in, c_out):
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm = nn.GroupNorm(8, c_out)
+        self.time = nn.Linear(1, c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.skip = nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x, t):
+        h = F.silu(self.norm(self.conv1(x)) + self.time(t)[:, :, None, None])
+        return F.silu(self.skip(x) + self.conv2(h))
+
+
+class Corrector(nn.Module):
+    """Square images x (N, 3, H, H) in [0, 1] with fields of view (N, 1, H, H) => corrected images of the same size."""
+
+    def __init__(self, width=40):
+        super().__init__()
+        self.arguments = {"width": width}
+        c = [width, 2 * width, 4 * width, 6 * width]
+        shuffle = SIZE // GRID
+        self.down = nn.ModuleList(Block(a, b) for a, b in zip([3 * shuffle**2 + 3, *c], c))
+        self.up = nn.ModuleList(Block(c[i] + c[i + 1], c[i]) for i in range(3))
+        self.affine = nn.Conv2d(width, 12, 3, padding=1)  # A and b
+        self.error = nn.Conv2d(width, 1, 3, padding=1)  # log of the absolute error that is left
+        self.quality = nn.Sequential(nn.Linear(c[3], 128), nn.SiLU(), nn.Linear(128, 1))
+        self.blur = nn.Sequential(nn.Linear(len(SIGMAS), 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, len(SIGMAS)))
+        for layer in (self.affine, self.error, self.quality[-1], self.blur[-1]):  # the start is the identity
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        at = torch.arange(FINE)
+        kernels = torch.stack([torch.exp(-((at[:, None] - at) ** 2) / (2 * s**2)) for s in SIGMAS])
+        kernels[kernels < 1e-8] = 0  # denormal numbers would make the products several times slower
+        self.register_buffer("kernels", kernels / kernels.sum(-1, keepdim=True), persistent=False)
+
+    def fields(self, x, fov, t):
+        """x (N, 3, SIZE, SIZE), t (N,) => affine (N, 12, GRID, GRID), g A and g b; gate g (N,); quality (N,): the PSNR of x
+        as estimated, dB; error (N, 1, GRID, GRID): the absolute error of the result as estimated."""
+        t, place = t[:, None], torch.linspace(-1, 1, GRID, device=x.device)
+        place = torch.stack(torch.meshgrid(place, place, indexing="ij"))[None].expand(len(x), -1, -1, -1)
+        h = torch.cat([2 * F.pixel_unshuffle(x, SIZE // GRID) - 1, F.avg_pool2d(fov.to(x), SIZE // GRID), place], 1)
+        skips = []
+        for i, block in enumerate(self.down):
+            h = block(F.avg_pool2d(h, 2) if i else h, t)                   # N, c_i, GRID / 2^i
+            skips.append(h)
+        quality = 30 + 10 * self.quality(h.mean((2, 3)))[:, 0]
+        gate = ((LEAVE - quality.detach()) / 2).sigmoid()
+        for i in reversed(range(3)):
+            h = F.interpolate(h, scale_factor=2, mode="bilinear", align_corners=False)
+            h = self.up[i](torch.cat([skips[i], h], 1), t)
+        return gate[:, None, None, None] * self.affine(h), gate, quality, (self.error(h) - 3).exp()
+
+    def detail(self, x, fov):
+        """x (N, 3, FINE, FINE) => sum_k w_k (x - G_k x), and w (N, K).
+
+        Means are taken inside the field of view, whose rim is no detail. w follows from the energies of x - G_k x in green.
+        """
+        mask = fov.to(x)
+        weighted = torch.cat([x * mask, mask], 1)
+        blurred = (kernel @ weighted @ kernel.mT for kernel in self.kernels)
+        layers = [(x - each[:, :3] / each[:, 3:].clamp_min(1e-3)) * mask for each in blurred]
+        inside = mask.sum((1, 2, 3)).clamp_min(1)
+        energy = torch.stack([(each[:, 1] ** 2).sum((1, 2)) / inside for each in layers], 1)
+        w = self.blur((energy + 1e-8).log() / 2 + 4)
+        return sum(w[:, k, None, None, None] * each for k, each in enumerate(layers)), w
+
+    @torch.no_grad()
+    def restore(self, y, fov, generator=None, steps=1, batch=8):
+        """y (N, 3, H, H) in [0, 1], fov (N, 1, H, H) => the restored images, black outside of fov, see `walk`.
+
+        Without a generator: the mean of eight decisions, for y mirrored and turned. With one: a single decision, for a
+        random one of these and a little noise, so that repeated calls differ as the decision is uncertain.
+        """
+        return torch.cat([self._restore(*part, generator, steps).image for part in zip(y.split(batch), fov.split(batch))])
+
+    def _restore(self, y, fov, generator, steps):
+        said = []
+
+        def predict(x_t, t):
+            decision = self.decide(x_t, fov, t, generator)
+            said.append(decision)
+            return corrected(x_t + resized(decision.detail, y.shape[-2:]), fov, decision.affine)
+
+        *_, (_, x, _) = walk(predict, y * fov, steps)
+        first = said[0]
+        return Restored(x * fov, first.quality, first.gate, resized(first.spread, y.shape[-2:]).clamp_min(0) * fov)
+
+    def decide(self, x, fov, t, generator=None):
+        """The fields for x (N, 3, H, H) of any resolution at step t (a number): a Decision."""
+        fine, inside = resized(x, (FINE, FINE)), resized(fov.to(x), (FINE, FINE)) > 0.5
+        detail, _ = self.detail(fine, inside)
+        small, inside = resized(x, (SIZE, SIZE)), resized(fov.to(x), (SIZE, SIZE)) > 0.5
+        turns = range(8)
+        if generator is not None:
+            turns = torch.randint(8, (1,), generator=generator).tolist()
+            small = small + 0.01 * torch.randn(small.shape, generator=generator).to(x)
+        time = x.new_full((len(x),), float(t))
+        every = [self.fields(_turned(small, k).contiguous(), _turned(inside, k).contiguous(), time) for k in turns]
+        affines = torch.stack([_back(affine, k) for (affine, *_), k in zip(every, turns)])
+        _, gate, quality, _ = (sum(part) / len(every) for part in zip(*every))
+        spread = torch.stack([corrected(small, inside, affine) for affine in affines]).std(0, correction=0).mean(1, keepdim=True)
+        return Decision(affines.mean(0), detail, gate, quality, spread)
+
+    def loss(self, batch, generator):
+        """{"loss", "rmse", "sharp", "quality", "error"} on pairs that `randomised` makes of clean images of FINE px.
+
+        "rmse": of x_hat at SIZE px from x_t, t = 1 for most images and any step for the others; "sharp": of d at FINE px for a
+        quarter of the images. Both are means over images of the root of the mean squared error: squares would let images
+        that need nothing be changed a little for the sake of those that need much. "quality" (dB) and "error" (natural
+        logarithm): how far off these estimates are.
+        """
+        small = batch._replace(x=F.avg_pool2d(batch.x, 2), fov=F.avg_pool2d(batch.fov.float(), 2) == 1)
+        y, x, fov, _ = randomised(small, generator)
+        t = torch.rand(len(x), generator=generator).to(x.device)
+        t = torch.where(t < 0.3, t / 0.3, 1.0)
+        x_t = between(x, y, t[:, None, None, None])
+        affine, _, quality, error = self.fields(x_t, fov, t)
+        x_hat = corrected(x_t, fov, affine)
+        rmse = distance(x_hat, x).mean()
+        guess = (quality + 20 * distance(x_t, x).log10()).abs().mean()
+        left = F.avg_pool2d((x_hat - x).detach().abs().mean(1, keepdim=True), SIZE // GRID)
+        off = (error.log() - (left + 1e-3).log()).abs().mean()
+
+        part = len(batch.x) // 4
+        y, _, fov, unblurred = randomised(type(batch)(*(each[:part] for each in batch)), generator)
+        sharp = distance((y + self.detail(y, fov)[0]).clamp(0, 1), unblurred).mean()
+        return {"loss": 10 * rmse + 10 * sharp + guess / 20 + off / 20, "rmse": rmse, "sharp": sharp, "quality": guess, "error": off}
+
+
+def distance(x_hat, x):
+    """Root of the mean squared error, and of 1e-5 more (50 dB), per image (N,)."""
+    return ((x_hat - x).square().mean((1, 2, 3)) + 1e-5).sqrt()
+
+
+def corrected(d, fov, affine):
+    """d + A d + b inside the field of view, d as it was outside; d (N, 3, H, H) of any resolution."""
+    affine = resized(affine, d.shape[-2:])
+    shift = affine[:, 9:] + torch.stack([(affine[:, 3 * i : 3 * i + 3] * d).sum(1) for i in range(3)], 1)
+    return torch.where(fov, (d + shift).clamp(0, 1), d)
+
+
+def resized(maps, side):
+    """maps (N, C, h, w) at side (H, W), larger or smaller: bicubic with antialiasing, as products with its two matrices."""
+    if maps.shape[-2:] == tuple(side):
+        return maps
+    row, column = (F.interpolate(torch.eye(n, device=maps.device)[None, None], (m, n), mode="bicubic", antialias=True)[0, 0]
+                   for n, m in zip(maps.shape[-2:], side))
+    return row @ maps @ column.mT
+
+
+def _turned(x, k):
+    """x (N, C, H, H) in one of eight orientations: turned by k quarters, from k = 4 on mirrored first."""
+    return torch.rot90(x.flip(-1) if k > 3 else x, k % 4, (-2, -1))
+
+
+def _back(x, k):
+    x = torch.rot90(x, -(k % 4), (-2, -1))
+    return x.flip(-1) if k > 3 else x
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+def randomised(batch, generator):
+    """A training pair from clean images: (y, x, fov, y without its blur and noise); another framing, camera and pigment,
+    then a degradation, or none.
+
+    What changes x before it is degraded is what cannot be known from one image, the camera's brightness, tint and sharpness:
+    x keeps it, so that the network does not learn to undo it.
+    """
+    def u(*shape, low=0.0, high=1.0):
+        return (low + (high - low) * torch.rand(len(batch.x), *shape, generator=generator)).to(batch.x.device)
+
+    def n(*shape):
+        return torch.randn(len(batch.x), *shape, generator=generator).to(batch.x.device)
+
+    x, fov = _framed(batch.x, batch.fov, u, n)
+    x = x.clamp_min(1e-4) ** (0.12 * n(1, 1, 1)).exp() * (0.1 * n(1, 1, 1) + 0.06 * n(3, 1, 1)).exp()
+    grey = x.mean(1, keepdim=True)
+    x = (grey + (1 + 0.15 * n(1, 1, 1)) * (x - grey)).clamp(0, 1)
+    x = degrade.blur(x, torch.where(u() < 0.3, u(high=1 / 256), 0)) * fov
+
+    families = (u(3) < 0.6).float() * (u(1) > 0.12)
+    params = degrade.sample(len(x), generator, families.cpu(), severity=u().cpu().sqrt())
+    params = {name: value.to(x.device) for name, value in params.items()}
+    params["blur_sigma"] = torch.where(u() < 0.5, u(low=1.5 / 512, high=4 / 512), params["blur_sigma"])
+    unblurred = degrade.apply(x, params | {"families": params["families"] * torch.tensor([1.0, 1.0, 0.0], device=x.device)}, fov)
+    y = degrade.blur(unblurred, params["severity"] * params["families"][:, 2] * params["blur_sigma"]) * fov
+    # uneven light of other shapes than the family's rings and discs, for one image in seven, and noise
+    light = F.interpolate(0.4 * n(3, 3, 3) + n(1, 3, 3), x.shape[-2:], mode="bilinear", align_corners=True)
+    light = (0.25 * u(1, 1, 1) * (u(1, 1, 1) < 0.15) * light).exp()
+    y, unblurred = (y * light).clamp(0, 1), (unblurred * light).clamp(0, 1)
+    y = (y + torch.where(u(1, 1, 1) < 0.3, u(1, 1, 1, high=0.012), 0) * n(*x.shape[1:])).clamp(0, 1) * fov
+    return (y * 255).round() / 255, x, fov, unblurred
+
+
+def _framed(x, fov, u, n):
+    """Mirrored, turned by quarters; every second one also turned, enlarged and shifted a little, some cut far inside the rim."""
+    layers = torch.cat([x, fov.to(x)], 1)
+    layers = torch.where(u(1, 1, 1) < 0.5, layers, layers.transpose(-1, -2))
+    layers = torch.where(u(1, 1, 1) < 0.5, layers, layers.flip(-1))
+    layers = torch.where(u(1, 1, 1) < 0.5, layers, layers.flip(-2))
+    angle, scale, shift = 0.2 * n(), (0.05 * n()).exp(), 0.03 * n(2)
+    inside = u() < 0.25
+    scale = torch.where(inside, u(low=0.5, high=0.85), scale)
+    shift = torch.where(inside[:, None], 0.3 * (2 * u(2) - 1), shift)
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    matrix = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
+    warped = F.grid_sample(layers, F.affine_grid(matrix, layers.shape, align_corners=False), align_corners=False)
+    layers = torch.where(u(1, 1, 1) < 0.5, layers, warped)
+    fov = layers[:, 3:] > 0.999
+    return layers[:, :3] * fov, fov
+
+
+SEED = 2026  # of the embedded eyes it is trained on: other eyes than those of any preset
+REAL = 1 / 3  # share of a training's images that are real photographs, where there are any
+
+
+def make(out, photos="", eyes=3000, epochs=52, batch=16, lr=1e-3, ema=0.998, seed=0, workers=1, fabric=None):
+    """Train a Corrector on clean embedded eyes and the good photographs of a folder; its checkpoint lies in out/corrector.
+
+    Yields nothing; resumes where it was interrupted. eyes: embedded images drawn, of which those are used that nothing was
+    done to. Raises InputError for a folder without photographs.
+    """
+    source = sources.embedded(eyes, SEED)
+    source = sources.joined(source, sources.good(photos)) if photos else source
+    packed = data.pack(source, FINE, Path(out) / "data", workers=workers)
+    rows = {split: packed.references(split) for split in data.SPLITS}
+    drawn = packed.table["name"].str.startswith("embedded-").to_numpy()
+    fit = np.concatenate([rows["train"], rows["test"]])  # its test images are the presets' and other photographs
+    real = fit[~drawn[fit]]
+    if len(real):
+        fit = np.concatenate([fit[drawn[fit]], np.tile(real, round(REAL / (1 - REAL) * drawn[fit].sum() / len(real)))])
+    held = np.concatenate([rows["val"][~drawn[rows["val"]]], rows["val"][drawn[rows["val"]]][:50]])
+    torch.manual_seed(seed)
+    model = Corrector()
+    facts = {"eyes": int(drawn[fit].sum()), "photographs": len(real), "held_out": len(held)}
+    return model, train.run("corrector", model, packed, fit, held, folder=Path(out) / "corrector", epochs=epochs, batch=batch,
+                            lr=lr, ema=ema, seed=seed, fabric=fabric, facts=facts)
