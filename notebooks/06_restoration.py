@@ -13,11 +13,12 @@
 #
 # Follows section 2.1 and remakes Fig. 1: the classifier screens, the condition $c$ is fused with the noised image, the
 # reverse process with the chosen backbone restores, the classifier verifies. One execution trains and evaluates one
-# configuration, (protocol, backbone, extractor, fusion) with a seed; the chapters 07 to 09 compare many.
+# configuration, (protocol, backbone, extractor, fusion) with a seed; the chapters 07 to 09 compare many. What the paper does not
+# vary are the last six parameters; chapter 10 compares those.
 #
 # | | |
 # | --- | --- |
-# | needs | 01_data, 02_readability, 03_features with the same extractor and seed |
+# | needs | 01_data, 02_readability, 03_features with the same extractor and seed (not for random, off) |
 # | writes | `runs/<configuration>_<seed>/`: `result.json`, `per_image.csv`, `eyes.png`, restorer; figures `06_restoration_*` |
 # | time | smoke: 31 s on 1 thread(s) of a CPU |
 
@@ -29,9 +30,14 @@ out: str = "results"  # folder of all results; a relative path starts at the pro
 device: str = "auto"  # auto | cpu | cuda: where to train
 protocol: str = "paired"  # paired | literal: what a training pair is
 backbone: str = "vae"  # unet | unet++ | resnet | densenet | vae: the base network
-extractor: str = "resnet34"  # attention | alexnet | resnet18 | resnet34 | resnet50 | vgg16 | resnext50 | mobilenet: of c
-fusion: str = "bilinear-static"  # upsample-static | upsample-dynamic | bilinear-static | bilinear-dynamic: of c and x_t
+extractor: str = "resnet34"  # attention | alexnet | resnet18 | resnet34 | resnet50 | vgg16 | resnext50 | mobilenet | random | off
+fusion: str = "bilinear-static"  # upsample-static | upsample-dynamic | bilinear-static | bilinear-dynamic | film | concat | off
+method: str = "diffusion"  # diffusion | bridge | one-step: from the noised input, or from the input itself (rr/bridge.py)
 objective: str = ""  # noise | image | v: what the backbone predicts; empty: the noise, and the image for the vae
+start: float = 0.0  # from 0 to 1: share of T to which the input is noised; 0: the preset's; 1: restore from pure noise
+condition: str = "mean"  # mean | image | noise | unreadable: c of the readable images, each image, noise, or the unreadable ones
+likelihood: str = "bce"  # bce | mse | continuous-bernoulli: of a vae that predicts images
+region: str = "disc"  # macula | disc | retina: what is unreadable in the images of the literal protocol
 
 # %%
 import time
@@ -43,7 +49,7 @@ import torch
 from IPython.display import Code, Markdown
 from PIL import Image
 
-from rr import checkpoint, features, figures, io, metrics, restorer, studies, tables, train
+from rr import bridge, checkpoint, features, figures, io, metrics, restorer, studies, tables, train
 from rr.data import Packed
 from rr.paper import LABELS
 from rr.photo import to_photograph
@@ -52,10 +58,12 @@ from rr.readability import Readability, passed
 
 started = time.time()
 P = choose_preset(preset, seed=seed)
-configuration = studies.Configuration(protocol, backbone, extractor, fusion)
+configuration = studies.Configuration(
+    protocol, backbone, extractor, fusion, method, objective, start, condition, likelihood, region
+)
 home = io.results(preset, out)
-folder = studies.folder(home, configuration, f"{seed}_{objective}" if objective else seed)
-first = (configuration, seed, objective) == (studies.RETINAREGEN, 0, "")
+folder = studies.folder(home, configuration, seed)
+first = (configuration, seed) == (studies.RETINAREGEN, 0)
 pictures = io.figures(preset, out) if first else folder / "figures"
 packed = Packed(data or home / "data", P.size)
 fabric = train.fabric(device)
@@ -71,14 +79,13 @@ fabric = train.fabric(device)
 
 # %%
 classifier = checkpoint.load(home / "checkpoints" / "readability", Readability, fabric.device)
-c = features.load_condition(studies.extractor_folder(home, extractor, seed))
-rows, y, x, parameters = restorer.test_pairs(packed, protocol)
+rows, y, x, parameters = restorer.test_pairs(packed, protocol, region)
 fov, disc = packed.fov(rows), packed.disc(rows)
 io.write_table(folder / "degradations.csv", parameters)
 figures.save(figures.grid({"input y": y[:7], "reference x": x[:7]}), pictures, "06_restoration_pairs")
 
 # %% [markdown]
-# ## Fusion
+# ## Condition and fusion
 #
 # $$ x_t^{\text{conditioned}} = c + x_t . $$
 #
@@ -86,6 +93,17 @@ figures.save(figures.grid({"input y": y[:7], "reference x": x[:7]}), pictures, "
 # with every step.
 
 # %%
+torch.manual_seed(seed)
+trained = studies.extractor_folder(home, extractor, seed)
+if extractor == "off":
+    eye, c = None, torch.zeros(P.attention, 1, 1)
+elif extractor == "random":  # a control: features that nobody trained
+    eye = features.Extractor(width=P.attention, heads=P.heads)
+    c = features.static_condition(eye, packed, packed.references("train"))
+else:
+    eye, c = checkpoint.load(trained, features.Extractor), features.load_condition(trained)
+if condition not in ("mean", "image"):
+    c = features.other(condition, c, eye, packed, seed)
 Code(getsource(restorer.Denoiser.forward) + "\n" + getsource(restorer.Denoiser.loss), language="python")
 
 # %% [markdown]
@@ -93,12 +111,22 @@ Code(getsource(restorer.Denoiser.forward) + "\n" + getsource(restorer.Denoiser.l
 
 # %%
 torch.manual_seed(seed)
-model = restorer.Denoiser(
-    P.size, backbone, fusion, objective, protocol, P.width, P.latent, P.T, P.schedule, P.start, c.shape
-)
-model.c.copy_(c)
-train_rows, val_rows = (restorer.training_rows(packed, split, protocol) for split in ("train", "val"))
+if method == "diffusion":
+    of = eye.arguments if condition == "image" else None
+    model = restorer.Denoiser(
+        P.size, backbone, fusion, objective, protocol, P.width, P.latent, P.T, P.schedule, start or P.start, c.shape,
+        likelihood, of,
+    )  # fmt: skip
+    model.c.copy_(c)
+    if of:
+        model.extractor.load_state_dict(eye.state_dict())
+else:
+    once = method == "one-step"
+    model = bridge.Bridge(P.size, backbone, P.width, P.latent, one_step=once, sigma=0.0 if once else 0.05)
+train_rows, val_rows = (restorer.training_rows(packed, split, protocol, region) for split in ("train", "val"))
 epochs = P.restorer_epochs if backbone == "vae" else P.unet_epochs
+if start or method != "diffusion":  # compared across backbones, notebook 10: the same for all
+    epochs = P.factorial_epochs
 log = train.run(
     "restorer",
     model,
@@ -127,7 +155,8 @@ figures.save(figures.learning(log), pictures, "06_restoration_training")
 regen = restorer.RetinaRegen(classifier, model.to(fabric.device))
 worst = classifier.probabilities(y.to(fabric.device))[:, LABELS.index("disc")].argmin()
 one = slice(worst, worst + 1)
-way = regen(y[one].to(fabric.device), fov[one].to(fabric.device), seed, trajectory=True, screen=False)
+steps = studies.STEPS if start else None  # None: every step of the chain
+way = regen(y[one].to(fabric.device), fov[one].to(fabric.device), seed, steps, trajectory=True, screen=False)
 reference = x[worst] if protocol == "paired" else None
 figures.save(
     figures.pipeline(y[worst], way.trajectory, way.image[0], way.before[0], way.after[0], reference),
@@ -142,7 +171,7 @@ figures.save(
 # the *mean* of the clean training images. A restorer has to beat both.
 
 # %%
-done = regen(y.to(fabric.device), fov.to(fabric.device), seed, screen=False)
+done = regen(y.to(fabric.device), fov.to(fabric.device), seed, steps, screen=False)
 mean = packed.mean(packed.references("train")).expand_as(x) * fov
 lpips = metrics.load_lpips(weights=P.weights, device=fabric.device)
 outputs = {"do nothing": y, "population mean": mean, "RetinaRegen": done.image.cpu()}

@@ -38,8 +38,8 @@ def walk(predict, y, steps):
 
 
 class Bridge(nn.Module):
-    """A bridge from y to x, with any backbone. A U-Net gives the way that is left: x_hat = x_t + t U(x_t, t), x_t itself at
-    t = 0; the VAE gives x_hat."""
+    """A bridge from y to x, with any backbone. A U-Net gives the way that is left, x_hat = x_t + t U(x_t, t), which is x_t
+    itself at t = 0 and, before any training, everywhere; the VAE gives x_hat."""
 
     STEPS = 4  # of a restoration, if not asked for otherwise
     TIMES = 1000  # t in [0, 1] becomes a step of so many, in which the backbones tell the time
@@ -56,8 +56,11 @@ class Bridge(nn.Module):
         super().__init__()
         self.arguments = {"size": size, "backbone": backbone, "width": width, "latent": latent, "one_step": one_step,
                           "sigma": sigma}  # fmt: skip
-        self.one_step, self.sigma = one_step, sigma
+        self.one_step, self.sigma, self.objective = one_step, sigma, "image"
         self.backbone = backbones.backbone(backbone, size, width, latent)
+        if backbone != "vae":
+            nn.init.zeros_(self.backbone.head.weight)
+            nn.init.zeros_(self.backbone.head.bias)
 
     def forward(self, x_t, t, generator=None):
         """x_t (N, 3, H, W), t (N,) in [0, 1] => Output with x_hat (N, 3, H, W), not clipped."""

@@ -2,13 +2,16 @@
 
 Defines `scores`, which reads {name: [Run, ...]} as {method: [scores per image of seed 0, 1, ...]}; `study`, all its numbers;
 `compare`, `verdict` and `told`, who is better and whether an order is seen; `spread`, configurations against trainings;
-`numbers`, what a result file keeps of these; `findings`, `conclusion`, `spread_in_words` and `certainty` say so in words.
+`effects` and `attribution`, which factor of a factorial does it; `numbers`, what a result file keeps of these; `findings`,
+`conclusion`, `spread_in_words` and `certainty` say so in words.
 
 Seeds are blocks: seed s gives every configuration the same initial weights where shapes agree, the same batches and
 degradations. So every difference is paired by seed, and what all configurations of a seed have in common drops out of it.
 Two uncertainties stand side by side: over test images (other eyes, the same trained models), and over seeds (other
 trainings, the same eyes). Nothing here needs torch.
 """
+
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
@@ -233,3 +236,52 @@ def _student(values, level):
         return values[0], values[0]
     half = stdtrit(len(values) - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(len(values))
     return values.mean() - half, values.mean() + half
+
+
+# -------------------------------------------------------------------------------------------------------- factorials
+
+
+def effects(cells, factors, metric="psnr"):
+    """Main effects of a full factorial, one row per factor and level beside its first: factor, better, worse, difference,
+    low, high, sign.
+
+    cells: {(level of each factor): [scores per image of each seed]}; factors: {name: levels}. The difference is that of the
+    means over all cells with either level, paired over images and seeds; interval and sign as of `compare`, for all rows
+    together.
+    """
+    rows = [(place, name, levels[0], other) for place, (name, levels) in enumerate(factors.items()) for other in levels[1:]]
+    table = []
+    for place, name, first, other in rows:
+        a, b = (_together([each for key, each in cells.items() if key[place] == level]) for level in (first, other))
+        found = zip(("difference", "low", "high", "sign"), compare(a, b, metric, len(rows)))
+        table.append({"factor": name, "better": first, "worse": other, **dict(found)})
+    return pd.DataFrame(table)
+
+
+def attribution(cells, factors, worst, best, metric="psnr"):
+    """Which factor makes the difference between two corners of a factorial: a row per factor, and their sum: factor,
+    difference, low, high, sign.
+
+    A factor's share is the gain of changing it from its level in `worst` to that in `best`, averaged over all orders in which
+    the factors can be changed (Shapley 1953): shares add up to the difference whatever the interactions are.
+    """
+    names, orders = list(factors), list(permutations(range(len(factors))))
+    shares = {name: [0.0] * len(cells[tuple(worst)]) for name in names}
+    for order in orders:
+        at = list(worst)
+        for place in order:
+            before, at[place] = cells[tuple(at)], best[place]
+            gain = [_minus(new[metric], old[metric]) / len(orders) for new, old in zip(cells[tuple(at)], before, strict=True)]
+            shares[names[place]] = [share + more for share, more in zip(shares[names[place]], gain)]
+    shares["all"] = [sum(parts) for parts in zip(*shares.values())]
+    table = []
+    for name, share in shares.items():
+        gains = [pd.DataFrame({metric: each}) for each in share]
+        found = compare(gains, [each * 0 for each in gains], metric, len(shares))
+        table.append({"factor": name, **dict(zip(("difference", "low", "high", "sign"), found))})
+    return pd.DataFrame(table)
+
+
+def _together(cells):
+    """Scores per image of each seed, averaged over cells."""
+    return [_mean(tables) for tables in zip(*cells, strict=True)]

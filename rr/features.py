@@ -117,6 +117,26 @@ def static_condition(extractor, data, rows, batch=64):
     return (total / len(rows)).float()
 
 
+def other(name, c, extractor, data, seed=0):
+    """A static condition in place of c (width, h, w), of its shape, on its device; what could be told from c goes with it.
+
+    "zeros"; "noise", independent values of the same mean and standard deviation; "unreadable", the mean of the features over
+    the *unreadable* fundus images of the training split of `data`. Raises InputError for an unknown name.
+    """
+    return choose("condition", name, OTHERS)(c, extractor, data, seed).to(c)
+
+
+def _noise(c, extractor, data, seed):
+    return c.mean() + c.std() * torch.randn(c.shape, generator=torch.Generator().manual_seed(seed)).to(c)
+
+
+OTHERS = {
+    "zeros": lambda c, extractor, data, seed: torch.zeros_like(c),
+    "noise": _noise,
+    "unreadable": lambda c, extractor, data, seed: static_condition(extractor, data, data.rows("train", readable=False)),
+}
+
+
 def save_condition(folder, c):
     """Write c (width, h, w) beside the extractor in `folder`, atomically."""
     with writing(Path(folder) / "condition.safetensors") as part:

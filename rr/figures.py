@@ -245,6 +245,43 @@ def heat(table, label, limit):
     return figure
 
 
+def forest(panels, xlabel="difference in PSNR / dB"):
+    """Differences with their intervals: {title: table with columns label, difference, low, high}, one panel each."""
+    lines = [len(table) for table in panels.values()]
+    figure, axes = plt.subplots(len(panels), 1, figsize=(5.2, 0.27 * sum(lines) + 0.6 * len(panels) + 0.3), squeeze=False,
+                                height_ratios=lines, sharex=True)  # fmt: skip
+    for axis, (title, table) in zip(axes[:, 0], panels.items()):
+        axis.axvline(0, color="k", lw=0.8, ls=":")
+        axis.errorbar(table.difference, range(len(table)), fmt="o", ms=4, color="C0", ecolor="k", elinewidth=0.8,
+                      xerr=[table.difference - table.low, table.high - table.difference])  # fmt: skip
+        axis.set(title=title, ylim=(len(table) - 0.5, -0.5))
+        axis.set_yticks(range(len(table)), table.label)
+    axes[-1, 0].set_xlabel(xlabel)
+    figure.tight_layout()
+    return figure
+
+
+def curves(table, x, xlabel, ylabel="PSNR / dB", levels=None):
+    """A line per method of a long table (method, `x`, mean, low, high) with its interval as a band; x logarithmic.
+
+    levels: {label: y}, dotted lines across.
+    """
+    figure, axis = plt.subplots(figsize=(4.6, 2.8))
+    for name, rows in table.groupby("method", sort=False):
+        (line,) = axis.plot(rows[x], rows["mean"], "o-", ms=3, label=name)
+        axis.fill_between(rows[x], rows.low, rows.high, color=line.get_color(), alpha=0.15, lw=0)
+    for label, level in (levels or {}).items():
+        axis.axhline(level, ls=":", color="0.4", lw=0.8)
+        axis.annotate(label, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+    ticks = sorted(table[x].unique())
+    axis.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
+    return figure
+
+
 def pipeline(before, trajectory, after, p_before, p_after, reference=None, shown=5):
     """RetinaRegen on one eye (paper, Fig. 1): input, noised, steps of the reverse process, restored, readability.
 

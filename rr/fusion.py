@@ -5,7 +5,7 @@ channels; the resolution is met by repeating features (`upsample`: nearest neigh
 the sum is `static` (both weights are 1) or `dynamic` (one learned weight per channel for either term).
 
 Two more, which the paper's Discussion asks for: `film`, where the step t scales and shifts the condition (Perez et al. 2018),
-(1 + gamma(t)) c + delta(t) + x_t; and `concatenate`, where the degraded image y stands beside c + x_t as three more channels
+(1 + gamma(t)) c + delta(t) + x_t; and `concat`, where the degraded image y stands beside c + x_t as three more channels
 (SR3, Saharia et al. 2021; Palette 2022).
 """
 
@@ -21,8 +21,8 @@ FUSIONS = {
     "upsample-dynamic": {"mode": "nearest", "learned": True},
     "bilinear-static": {"mode": "bilinear", "learned": False},
     "bilinear-dynamic": {"mode": "bilinear", "learned": True},
-    "bilinear-film": {"mode": "bilinear", "learned": False, "film": True},
-    "bilinear-concatenate": {"mode": "bilinear", "learned": False, "beside": True},
+    "film": {"mode": "bilinear", "learned": False, "film": True},
+    "concat": {"mode": "bilinear", "learned": False, "beside": True},
 }
 
 
@@ -54,7 +54,7 @@ class Fusion(nn.Module):
         return F.interpolate(c, size, mode=self.mode, align_corners=False if self.mode == "bilinear" else None)
 
     def forward(self, x_t, c, t=None, y=None):
-        """x_t (N, 3, H, W), c as in `condition`; t (N,) for "film", y (N, 3, H, W) for "concatenate"."""
+        """x_t (N, 3, H, W), c as in `condition`; t (N,) for "film", y (N, 3, H, W) for "concat"."""
         c = self.condition(c, x_t.shape[-2:])
         if self.film is not None:
             gamma, delta = self.film(t)[:, :, None, None].chunk(2, 1)      # N, 3, 1, 1

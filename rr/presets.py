@@ -37,6 +37,7 @@ class Preset:
     vae_epochs: int          # of the VAE alone, notebook 05                         (paper: not stated)
     restorer_epochs: int     # of VAE + fusion, notebook 06                          (paper: not stated)
     unet_epochs: int         # of each of the other four backbones + fusion          (paper: not stated)
+    factorial_epochs: int    # of whatever notebook 10 compares across backbones     (ours)
     lr: float                # AdamW, everything but the classifier                  (paper: not stated)
     seed: int = 0
 
@@ -47,22 +48,22 @@ _TABLE = (
     Preset("mini",      72,  80, "none",      4, 0.90,
            classifier_epochs=1,   classifier_lr=1e-4, extractor_epochs=1,  attention=256, heads=8,
            width=8,  latent=32,  T=20,   schedule="cosine", start=0.15,
-           diffusion_epochs=1,   vae_epochs=1,   restorer_epochs=1,   unet_epochs=1,   lr=1e-3),
+           diffusion_epochs=1,   vae_epochs=1,   restorer_epochs=1,   unet_epochs=1,   factorial_epochs=1,   lr=1e-3),
     # minutes on two CPU cores: proves that everything runs; its quality is poor
     Preset("smoke",    600,  80, "none",      8, 0.98,
            classifier_epochs=7,   classifier_lr=1e-4, extractor_epochs=1,  attention=256, heads=8,
            width=16, latent=64,  T=100,  schedule="cosine", start=0.15,
-           diffusion_epochs=3,   vae_epochs=20,  restorer_epochs=32,  unet_epochs=3,   lr=2e-3),
+           diffusion_epochs=3,   vae_epochs=20,  restorer_epochs=32,  unet_epochs=3,   factorial_epochs=5,   lr=2e-3),
     # a small GPU or a patient laptop: visible quality
     Preset("course",  8000, 128, "none",     64, 0.995,
            classifier_epochs=10,  classifier_lr=1e-4, extractor_epochs=5,  attention=256, heads=8,
            width=32, latent=256, T=200,  schedule="cosine", start=0.15,
-           diffusion_epochs=10,  vae_epochs=40,  restorer_epochs=60,  unet_epochs=60,  lr=5e-4),
+           diffusion_epochs=10,  vae_epochs=40,  restorer_epochs=60,  unet_epochs=60,  factorial_epochs=60,  lr=5e-4),
     # what the paper states; needs a GPU and torchvision's ImageNet weights
     Preset("paper",  20000, 224, "imagenet", 64, 0.999,
            classifier_epochs=30,  classifier_lr=1e-4, extractor_epochs=30, attention=256, heads=8,
            width=64, latent=512, T=1000, schedule="linear", start=0.15,
-           diffusion_epochs=60,  vae_epochs=60,  restorer_epochs=100, unet_epochs=100, lr=2e-4),
+           diffusion_epochs=60,  vae_epochs=60,  restorer_epochs=100, unet_epochs=100, factorial_epochs=100, lr=2e-4),
 )
 # fmt: on
 PRESETS = {row.name: row for row in _TABLE}

@@ -31,7 +31,9 @@ PAPER = {  # notebook: what of the paper it makes again
     "07_backbones": "Fig. 5: five backbones",
     "08_extractors": "Table 1: eight extractors",
     "09_fusion": "3.2: four fusions",
+    "10_what_matters": "what it leaves open, by experiment",
     "11_summary": "verdicts on the claims C1 to C6",
+    "12_evaluation": "all restorers, all degradations (ours)",
 }
 
 
@@ -123,7 +125,8 @@ def numbers():
         judges = result(preset, "02_readability")
         if judges:
             parts += [_judge(judge, judges["numbers"][judge]) for judge in ("classifier", "second judge")]
-        parts += _tables(preset, *workflow.NOTEBOOKS.values(), workflow.SUMMARY)
+        stems = (*workflow.NOTEBOOKS.values(), workflow.SUMMARY, workflow.EVALUATION, f"{workflow.EVALUATION}_photographs")
+        parts += _tables(preset, *stems)
     return "\n\n".join(parts) or "not run"
 
 

@@ -1,4 +1,4 @@
-"""The paper's three studies (3.2) as lists of configurations, and the runs of these as tables.
+"""The paper's three studies (3.2) and ours of what it leaves open, as lists of configurations; the runs of these as tables.
 
 A configuration is what one run of notebook 06_restoration trains and evaluates; with a seed it names that run's folder,
 results/<preset>/runs/<configuration>_<seed>/:
@@ -24,18 +24,61 @@ METHODS = ("do nothing", "population mean", "RetinaRegen")  # of per_image.csv; 
 
 
 class Configuration(NamedTuple):
-    """One row of a study; the words are the parameters of notebook 06_restoration and the keys of the models' tables."""
+    """One row of a study; the words are the parameters of notebook 06_restoration and the keys of the models' tables.
+
+    What the paper does not vary has a default, and is in the name only where it differs from it.
+    """
 
     protocol: str
     backbone: str
-    extractor: str
+    extractor: str              # "random": a ResNet34 that nobody trained; "off": c = 0
     fusion: str
+    method: str = "diffusion"   # "bridge" | "one-step": see rr.bridge; these know no condition
+    objective: str = ""         # "noise" | "image" | "v"; "": the image for the VAE, else the noise
+    start: float = 0.0          # share of T to which inputs are noised; 0: the preset's
+    condition: str = "mean"     # "image" | "noise" | "unreadable": see features.other
+    likelihood: str = "bce"     # of the VAE, see vae.LIKELIHOODS
+    region: str = "disc"        # whose readability chooses the images of the literal protocol
+
+    @property
+    def values(self):
+        """{word: value} of the four, and of the others where they are not the default."""
+        return {name: value for name, value in self._asdict().items() if value != self._field_defaults.get(name)}
 
     def __str__(self):
-        return "_".join(self)
+        words = {name: f"{value:g}" if isinstance(value, float) else value for name, value in self.values.items()}
+        return "_".join(f"{name}-{word}" if name in self._field_defaults else word for name, word in words.items())
 
 
 RETINAREGEN = Configuration("paired", "vae", "resnet34", "bilinear-static")  # what the paper recommends
+LITERAL = RETINAREGEN._replace(protocol="literal")
+BRIDGE = Configuration("paired", "unet", "off", "off", method="bridge")
+ONE_STEP = BRIDGE._replace(method="one-step")  # the control that any iterated method has to beat
+
+# the factorial of notebook 10. A start is no training: those of a start of 1 restore from pure noise and from the noised input
+FACTORS = {"backbone": ("vae", "unet"), "objective": ("image", "v", "noise"), "start": ("noised input", "pure noise")}
+STEPS = 15  # looks of the network at an image in the restorations that begin at T, whatever T is
+
+
+def cell(backbone, objective):
+    """The configuration whose weights serve both starts of a backbone and an objective."""
+    return RETINAREGEN._replace(backbone=backbone, objective=objective, start=1.0)
+
+
+CONDITIONS = {  # name in notebook 10: trained like RETINAREGEN, but for the condition
+    "none": RETINAREGEN._replace(extractor="off"),
+    "random extractor": RETINAREGEN._replace(extractor="random"),
+    "features of each image": RETINAREGEN._replace(condition="image"),
+    "depends on the step": RETINAREGEN._replace(fusion="film"),
+}
+CONCATENATED = cell("unet", "v")._replace(fusion="concat")
+LIKELIHOODS = {"bce": RETINAREGEN} | {
+    name: RETINAREGEN._replace(likelihood=name) for name in ("mse", "continuous-bernoulli")
+}
+
+EVALUATED = {  # name in notebook 12, which compares these and the backbones with what needs no training
+    "one-step U-Net": ONE_STEP, "RetinaRegen": RETINAREGEN, "RetinaRegen (literal)": LITERAL, "bridge": BRIDGE,
+}  # fmt: skip
 
 # study: its configurations in the paper's order (Fig. 5, Table 1, 3.2); RETINAREGEN is in all three
 STUDIES = {
@@ -43,7 +86,12 @@ STUDIES = {
     "extractors": [RETINAREGEN._replace(extractor=name) for name in paper.EXTRACTORS],
     "fusion": [RETINAREGEN._replace(fusion=name) for name in paper.FUSIONS],
 }
-VARIES = {"backbones": "backbone", "extractors": "extractor", "fusion": "fusion"}  # the word that differs within a study
+STUDIES["matters"] = list(dict.fromkeys([  # what notebook 10 reads, Table 1 and the fusions among it
+    *STUDIES["extractors"], *STUDIES["fusion"], BRIDGE, ONE_STEP, LITERAL,
+    *(cell(backbone, objective) for backbone in FACTORS["backbone"] for objective in FACTORS["objective"]),
+    CONCATENATED, *CONDITIONS.values(), *LIKELIHOODS.values(),
+]))  # fmt: skip
+VARIES = {"backbones": "backbone", "extractors": "extractor", "fusion": "fusion"}  # the word that differs within the paper's
 
 
 def distinct(studies=STUDIES):

@@ -21,17 +21,19 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from rr import io, notebook, studies
+from rr import io, notebook, paper, studies
 from rr.presets import choose, preset
 
-NOTEBOOKS = {"backbones": "07_backbones", "extractors": "08_extractors", "fusion": "09_fusion"}
+NOTEBOOKS = {"backbones": "07_backbones", "extractors": "08_extractors", "fusion": "09_fusion", "matters": "10_what_matters"}
 SUMMARY = "11_summary"  # of all studies and of the judges
+EVALUATION = "12_evaluation"  # of restorers, trained or not, on the same images
 WRITTEN = {  # what else must be there, beside a job's result, for the jobs that read it
     "01_data": ["data/manifest.json", "data/images.npy"],
     "02_readability": ["checkpoints/readability/config.json", "checkpoints/judge/config.json"],
     "03_features": ["config.json", "condition.safetensors"], "06_restoration": ["denoiser/config.json", "classifier/config.json"],
     "07_backbones": ["tables/07_backbones.csv"], "08_extractors": ["tables/08_extractors.csv"],
-    "09_fusion": ["tables/09_fusion.csv"], "11_summary": ["tables/11_summary.csv"],
+    "09_fusion": ["tables/09_fusion.csv"], "10_what_matters": ["tables/10_what_matters.csv"],
+    "11_summary": ["tables/11_summary.csv"], "12_evaluation": ["tables/12_evaluation.csv"],
 }  # fmt: skip
 OWNER = "RR_OWNER"  # environment: process without which a job of this machine ends
 GPUS = "RR_GPUS"  # environment: ids of the GPUs that the jobs of this machine share, "0,1"
@@ -58,13 +60,14 @@ def jobs(seeds=1, study="all", data="", labels=""):
              "02_readability": Job("02_readability", {}, ["01_data"])}
     configurations = [(each, seed) for seed in range(seeds) for each in studies.distinct(wanted)]
     for each, seed in configurations:
-        values = {"extractor": each.extractor, "seed": seed}
-        every[name("03_features", values)] = Job("03_features", values, ["01_data"])
+        if each.extractor in paper.EXTRACTORS:  # the others are not trained
+            values = {"extractor": each.extractor, "seed": seed}
+            every[name("03_features", values)] = Job("03_features", values, ["01_data"])
     if study == "all":
         every |= {"04_diffusion": Job("04_diffusion", {}, ["01_data"]), "05_vae": Job("05_vae", {}, ["01_data"])}
     for each, seed in configurations:
-        values = {**each._asdict(), "seed": seed}
-        needs = ["01_data", "02_readability", name("03_features", values)]
+        values = {**each.values, "seed": seed}
+        needs = ["01_data", "02_readability", *filter(every.__contains__, [name("03_features", values)])]
         every[name("06_restoration", values)] = Job("06_restoration", values, needs)
     for each in wanted:
         needs = [_restoration(configuration, seed) for configuration in studies.STUDIES[each] for seed in range(seeds)]
@@ -72,19 +75,25 @@ def jobs(seeds=1, study="all", data="", labels=""):
     if study == "all":
         needs = ["02_readability", *(_restoration(*each) for each in configurations)]
         every[SUMMARY] = Job(SUMMARY, {"seeds": seeds}, needs)
+        evaluated = dict.fromkeys([*studies.EVALUATED.values(), *studies.STUDIES["backbones"]])
+        needs = ["01_data", "02_readability", *(_restoration(each, seed) for each in evaluated for seed in range(seeds))]
+        every[EVALUATION] = Job(EVALUATION, {"seeds": seeds}, needs)
         every["00_start_here"] = Job("00_start_here", {}, [_restoration(studies.RETINAREGEN, 0)])
     return every
 
 
 def _restoration(configuration, seed):
-    return name("06_restoration", {**configuration._asdict(), "seed": seed})
+    return name("06_restoration", {**configuration.values, "seed": seed})
 
 
 def name(stem, values):
     """Name of the job that runs a notebook with these values: its stem, and for 03 and 06 what its results are called by."""
-    words = {"03_features": ("extractor", "seed"), "06_restoration": (*studies.Configuration._fields, "seed")}
-    named = [str(values[word]) for word in words.get(stem, ())]
-    return "_".join([stem, *named, *filter(None, [values.get("objective")])])
+    if stem == "03_features":
+        return f"{stem}_{values['extractor']}_{values['seed']}"
+    if stem == "06_restoration":
+        words = {word: values[word] for word in studies.Configuration._fields if word in values}
+        return f"{stem}_{studies.Configuration(**words)}_{values['seed']}"
+    return stem
 
 
 def result(home, job):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from rr import checkpoint
+from rr.backbones import BACKBONES
 from rr.bridge import Bridge, between, samples, walk
 from rr.restorer import paired
 from rr.train import Batch
@@ -109,3 +110,9 @@ def test_samples_have_the_mean_and_spread_of_what_is_drawn():
     b = batch()
     assert (samples(bridge(sigma=0.0), b.x, b.fov, torch.Generator(), 3)[1] < 1e-6).all()
     assert (samples(bridge(), b.x, b.fov, torch.Generator(), 3)[1] > 0).any()
+
+
+@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name != "vae"])
+def test_untrained_it_leaves_images_as_they_are(backbone):
+    b = batch()
+    assert torch.equal(bridge(backbone=backbone, sigma=0.0).restore(b.x, b.fov, torch.Generator()), b.x)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from rr.features import EXTRACTORS, Extractor, static_condition
+from rr.features import EXTRACTORS, OTHERS, Extractor, other, static_condition
 from rr.io import InputError
 
 
@@ -93,3 +93,16 @@ def test_pretrained_trunk_is_taken_over_exactly(tmp_path):
     assert torch.equal(extractor.trunk[0].weight, donor.features[0].weight)
     assert "alexnet_features" in note
     assert Extractor("alexnet").start_from("none").startswith("none")
+
+
+def test_other_conditions_have_the_shape_and_what_their_names_say():
+    torch.manual_seed(0)
+    extractor, data = Extractor("attention", width=16, heads=2), Fake(torch.rand(7, 3, 96, 96))
+    data.rows = lambda split, readable: np.array([1, 4]) if (split, readable) == ("train", False) else np.arange(7)
+    c = static_condition(extractor, data, range(7))
+    found = {name: other(name, c, extractor, data) for name in OTHERS}
+    assert all(each.shape == c.shape and not torch.equal(each, c) for each in found.values())
+    assert (found["zeros"] == 0).all() and torch.equal(found["unreadable"], static_condition(extractor, data, [1, 4]))
+    assert abs(found["noise"].std() / c.std() - 1) < 0.2 and torch.equal(found["noise"], other("noise", c, extractor, data))
+    with pytest.raises(InputError, match="zeros, noise, unreadable"):
+        other("ones", c, extractor, data)

@@ -148,3 +148,22 @@ def test_a_reliability_diagram_has_a_panel_per_label_and_points_of_every_judge()
     rows = points[points.label == axes[1].get_title()]
     assert shown.get_xdata().tolist() == rows.predicted.tolist() and shown.get_ydata().tolist() == rows.observed.tolist()
     assert len(axes[1].containers[1].lines[0].get_xdata()) < len(rows)
+
+
+def test_a_forest_shows_every_difference_on_its_line():
+    table = pd.DataFrame({"label": ["a", "b"], "difference": [1.0, -2.0], "low": [0.5, -3.0], "high": [2.0, -1.0]})
+    one, two = figures.forest({"first": table, "second": table.iloc[:1]}).axes
+    assert [label.get_text() for label in one.get_yticklabels()] == ["a", "b"] and two.get_title() == "second"
+    whiskers = one.collections[0].get_segments()
+    assert [segment[:, 0].tolist() for segment in whiskers] == [[0.5, 2.0], [-3.0, -1.0]]
+    assert one.get_ylim()[0] > one.get_ylim()[1], "the first on top"
+    figures.plt.close()
+
+
+def test_curves_draw_a_line_and_a_band_per_method_over_the_steps_that_there_are():
+    table = pd.DataFrame({"method": ["a", "a", "b"], "steps": [1, 15, 1], "mean": [20.0, 22.0, 19.0]})
+    axis = figures.curves(table.assign(low=table["mean"] - 1, high=table["mean"] + 1), "steps", "steps", levels={"nothing": 21}).axes[0]
+    assert axis.lines[0].get_xydata().tolist() == [[1, 20], [15, 22]] and len(axis.collections) == 2
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "15"] and axis.get_xscale() == "log"
+    assert axis.lines[-1].get_ydata()[0] == 21
+    figures.plt.close()

@@ -48,7 +48,7 @@ def test_unknown_fusion():
 
 def test_film_starts_as_the_static_sum_and_then_depends_on_the_step():
     torch.manual_seed(0)
-    film, x_t, c = Fusion("bilinear-film", 8), torch.rand(2, 3, 16, 16), torch.rand(8, 2, 2)
+    film, x_t, c = Fusion("film", 8), torch.rand(2, 3, 16, 16), torch.rand(8, 2, 2)
     t = torch.tensor([1, 90])
     static = x_t + film.condition(c, (16, 16))
     assert torch.allclose(film(x_t, c, t), static, atol=1e-6)
@@ -59,7 +59,7 @@ def test_film_starts_as_the_static_sum_and_then_depends_on_the_step():
 
 
 def test_concatenated_the_degraded_image_stands_beside_the_sum():
-    fusion, x_t, y, c = Fusion("bilinear-concatenate", 8), torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16), torch.rand(8, 2, 2)
+    fusion, x_t, y, c = Fusion("concat", 8), torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16), torch.rand(8, 2, 2)
     fused = fusion(x_t, c, y=y)
     assert torch.equal(fused[:, 3:], y) and torch.allclose(fused[:, :3], x_t + fusion.condition(c, (16, 16)))
-    assert {name for name in FUSIONS if Fusion(name, 8).channels == 6} == {"bilinear-concatenate"}
+    assert {name for name in FUSIONS if Fusion(name, 8).channels == 6} == {"concat"}

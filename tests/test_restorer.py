@@ -153,7 +153,7 @@ def test_choices_are_checked():
         {"objective": "score"},
         {"protocol": "both"},
         {"backbone": "vit"},
-        {"fusion": "film"},
+        {"fusion": "cross-attention"},
         {"likelihood": "gauss"},
         {"extractor": {"name": "vit"}},
     ):
@@ -221,7 +221,7 @@ def test_added_to_the_state_the_condition_piles_up():
     assert torch.allclose(broken[0], clean[0] + 0.8, atol=1e-5)  # 8 channels of 0.1
     assert all((a - b).abs().max() > 0.1 for a, b in zip(clean[:-2], broken[:-2]))
     with pytest.raises(InputError, match="no plain sum"):
-        denoiser(fusion="bilinear-film").restore(y, torch.ones(1, 1, 32, 32), torch.Generator(), state=True)
+        denoiser(fusion="film").restore(y, torch.ones(1, 1, 32, 32), torch.Generator(), state=True)
 
 
 def test_a_condition_per_image_is_the_features_of_that_image_from_a_frozen_extractor():
@@ -235,7 +235,7 @@ def test_a_condition_per_image_is_the_features_of_that_image_from_a_frozen_extra
     assert not torch.equal(model.eval()(b.x, t, y=b.x).prediction, model(b.x, t, y=1 - b.x).prediction)
 
 
-@pytest.mark.parametrize("fusion", ["bilinear-film", "bilinear-concatenate"])
+@pytest.mark.parametrize("fusion", ["film", "concat"])
 @pytest.mark.parametrize("backbone", ["vae", "unet++", "densenet"])
 def test_extended_fusions_train_and_restore_with_every_backbone(fusion, backbone):
     model, b = denoiser(backbone=backbone, fusion=fusion), batch()

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from itertools import product
 
 import fakes
 import numpy as np
@@ -12,10 +13,12 @@ import pytest
 from rr import comparisons, io, notebook, paper, presets, studies
 from rr.backbones import BACKBONES
 from rr.claims import NOT_SUPPORTED, NOT_TESTABLE, SUPPORTED
+from rr.diffusion import OBJECTIVES
 from rr.features import EXTRACTORS
 from rr.fusion import FUSIONS
 from rr.io import InputError
-from rr.restorer import PROTOCOLS
+from rr.restorer import PROTOCOLS, REGIONS
+from rr.vae import LIKELIHOODS
 
 STEMS = ("07_backbones", "08_extractors", "09_fusion", "11_summary")
 
@@ -51,14 +54,14 @@ def execute(out, seeds, stems=STEMS):
 
 
 def test_the_matrix_is_the_papers():
-    rows = [each for study in studies.STUDIES.values() for each in study]
-    assert [len(study) for study in studies.STUDIES.values()] == [5, 8, 4] and len(rows) == 17
-    assert len(studies.distinct()) == len(set(rows)) == 15
+    rows = [each for study in studies.VARIES for each in studies.STUDIES[study]]
+    assert [len(studies.STUDIES[study]) for study in studies.VARIES] == [5, 8, 4] and len(rows) == 17
+    assert len(studies.distinct(studies.VARIES)) == len(set(rows)) == 15
     assert all(studies.RETINAREGEN in study for study in studies.STUDIES.values())
     for study, word in studies.VARIES.items():
         words = [getattr(each, word) for each in studies.STUDIES[study]]
         assert [studies.RETINAREGEN._replace(**{word: each}) for each in words] == studies.STUDIES[study]
-        assert set(words) == set({"backbone": BACKBONES, "extractor": EXTRACTORS, "fusion": FUSIONS}[word])
+        assert set(words) == set({"backbone": BACKBONES, "extractor": EXTRACTORS, "fusion": paper.FUSIONS}[word])
     assert [each.extractor for each in studies.STUDIES["extractors"]] == list(paper.EXTRACTORS)  # Table 1's order
     assert all(each.protocol in PROTOCOLS for each in rows)
 
@@ -70,7 +73,23 @@ def test_distinct_of_one_study_keeps_its_order():
 
 def test_folders_differ_for_every_run(tmp_path):
     every = [studies.folder(tmp_path, each, seed) for each in studies.distinct() for seed in range(3)]
-    assert len(set(every)) == 45 and every[0].name == "paired_unet_resnet34_bilinear-static_0"
+    assert len(set(every)) == 3 * 31 and every[0].name == "paired_unet_resnet34_bilinear-static_0"
+    assert str(studies.BRIDGE) == "paired_unet_off_off_method-bridge"
+    assert str(studies.cell("vae", "v")) == "paired_vae_resnet34_bilinear-static_objective-v_start-1"
+
+
+def test_the_factorial_is_full_and_all_of_what_matters_is_a_choice_that_the_models_know():
+    every = studies.STUDIES["matters"]
+    cells = {studies.cell(*levels) for levels in product(studies.FACTORS["backbone"], studies.FACTORS["objective"])}
+    assert len(cells) == 6 and cells <= set(every) and {each.start for each in cells} == {1.0}
+    assert set(studies.STUDIES["extractors"] + studies.STUDIES["fusion"]) <= set(every)
+    for each in every:
+        assert each.backbone in BACKBONES and each.protocol in PROTOCOLS and each.objective in ("", *OBJECTIVES)
+        assert each.extractor in (*EXTRACTORS, "random", "off") and each.likelihood in LIKELIHOODS and each.region in REGIONS
+        assert each.fusion in FUSIONS if each.method == "diffusion" else each.fusion == each.extractor == "off"
+    trained = {name: each.values for name, each in studies.CONDITIONS.items()}
+    base = studies.RETINAREGEN.values
+    assert all(len(values.items() - base.items()) == 1 for values in trained.values()), "one thing differs, or nothing is told"
 
 
 # ---------------------------------------------------------------------------------------------------------- runs read
@@ -215,3 +234,34 @@ def test_a_difference_that_no_reader_sees_is_none():
     images = np.linspace(20, 24, 9)
     a, b, c = ([pd.DataFrame({"psnr": images + shift})] for shift in (0, 1e-3, 0.2))
     assert comparisons.compare(b, a, "psnr")[3] == 0 and comparisons.compare(c, a, "psnr")[3] == 1
+
+
+# -------------------------------------------------------------------------------------------------------- factorials
+
+FACTORS = {"a": (0, 1), "b": ("x", "y", "z")}
+
+
+def factorial(effect, seeds=2):
+    """Scores of 20 images in every cell of FACTORS; effect(a, b) in dB, noise of 0.1 dB."""
+    rng, base = np.random.default_rng(0), np.random.default_rng(1).normal(20, 3, 20)
+    return {levels: [pd.DataFrame({"psnr": base + effect(*levels) + rng.normal(0, 0.1, 20)}) for _ in range(seeds)]
+            for levels in product(*FACTORS.values())}  # fmt: skip
+
+
+def test_main_effects_are_found_and_what_has_none_is_not_told_apart():
+    table = comparisons.effects(factorial(lambda a, b: -3 * a + {"x": 0, "y": 0, "z": 2}[b]), FACTORS)
+    assert table[["factor", "better", "worse"]].to_numpy().tolist() == [["a", 0, 1], ["b", "x", "y"], ["b", "x", "z"]]
+    assert table.difference.to_numpy() == pytest.approx([3, 0, -2], abs=0.1) and table.sign.tolist() == [1, 0, -1]
+    assert (table.low <= table.difference).all() and (table.difference <= table.high).all()
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_shares_add_up_to_the_difference_of_the_corners_and_split_an_interaction_evenly(seeds):
+    cells = factorial(lambda a, b: 5 * a + (4 if a == 1 and b == "z" else 0), seeds)
+    table = comparisons.attribution(cells, FACTORS, (0, "x"), (1, "z"))
+    assert table.factor.tolist() == ["a", "b", "all"] and table.sign.tolist() == [1, 1, 1]
+    assert table.difference.to_numpy() == pytest.approx([5 + 2, 2, 9], abs=0.1)
+    corners = np.mean([(new - old).psnr.mean() for new, old in zip(cells[1, "z"], cells[0, "x"])])
+    assert table.difference.iloc[-1] == pytest.approx(corners) == pytest.approx(table.difference.iloc[:-1].sum())
+    back = comparisons.attribution(cells, FACTORS, (1, "z"), (0, "x"))
+    assert back.difference.to_numpy() == pytest.approx(-table.difference.to_numpy())
