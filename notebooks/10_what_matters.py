@@ -41,8 +41,8 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from rr import checkpoint, comparisons, features, figures, io, metrics, restorer, studies, tables, train, vae
-from rr.bridge import Bridge, samples
+from rr import checkpoint, comparisons, features, figures, io, matters, metrics, restorer, studies, tables, train, vae
+from rr.bridge import samples
 from rr.data import Packed
 from rr.diffusion import Diffusion
 from rr.presets import preset as choose_preset
@@ -52,47 +52,13 @@ P = choose_preset(preset)
 home, pictures = io.results(preset, out), io.figures(preset, out)
 packed = Packed(home / "data", P.size)
 where = train.fabric(device).device
-rows, y, x, _ = restorer.test_pairs(packed, "paired")
-fov, disc, names = packed.fov(rows), packed.disc(rows), packed.table["name"].to_numpy()[rows]
+bench = matters.bench(home, packed, where)
+x, y, fov = bench.x, bench.y, bench.fov
 every = {each: [studies.read(home, each, seed) for seed in range(seeds)] for each in studies.STUDIES["matters"]}
 ours, shown = studies.RETINAREGEN, ("psnr", "ssim")
-
-
-def scored(x_hat):
-    return metrics.score(x, x_hat.cpu(), fov, disc).set_index(names)
-
-
-def weights(configuration, seed):
-    component = restorer.Denoiser if configuration.method == "diffusion" else Bridge
-    return checkpoint.load(studies.folder(home, configuration, seed) / "denoiser", component, where)
-
-
-def restored(model, seed, n=None, **options):
-    generator = torch.Generator().manual_seed(seed)
-    return model.restore(y[:n].to(where), fov[:n].to(where), generator, **options).cpu()
-
-
-found = []  # the verdicts: one row per sentence
-
-
-def note(point, words, row, answers=("not told apart", "yes", "the other way round")):
-    """A row of the final table: (difference, low, high, sign) with an answer for sign 0, 1, -1."""
-    difference, low, high, sign = row
-    found.append({"point": point, "claim": words, "answer": answers[sign], "difference": difference, "low": low, "high": high})
-    return answers[sign]
-
-
-def verdict(point, words, a, b, pairs=1):
-    """Note by how much `a` has more PSNR than `b`, scores of each seed, and say whether that is told apart."""
-    difference, low, high, sign = comparisons.compare(a, b, "psnr", pairs)
-    answer = note(point, words, (difference, low, high, sign))
-    return f"{words}: {answer}, by {tables.interval(difference, low, high)} dB."
-
-
-known = comparisons.scores({ours: every[ours]})
-nothing, mean_eye = known["do nothing"], known["population mean"]
-scores_of = {each: comparisons.scores({each: runs})[each] for each, runs in every.items() if each.protocol == "paired"}
-comparisons.scores({each: runs for each, runs in every.items() if each.protocol == "paired"})  # the same images in all of them
+answers, sentences = matters.Answers(), []
+scores_of = comparisons.scores({each: runs for each, runs in every.items() if each.protocol == "paired"})
+nothing, mean_eye = (scores_of[rung] for rung in tables.RUNGS)
 print(f"{len(every)} configurations, {seeds} seed(s), {len(x)} test images of {P.size} px")
 
 # %% [markdown]
@@ -111,7 +77,8 @@ for backbone in studies.FACTORS["backbone"]:
         each = studies.cell(backbone, objective)
         cells[backbone, objective, "pure noise"] = scores_of[each]
         cells[backbone, objective, "noised input"] = [
-            scored(restored(weights(each, seed), seed, steps=studies.STEPS, start=P.start)) for seed in range(seeds)
+            bench.scored(bench.restored(bench.weights(each, seed), seed, steps=studies.STEPS, start=P.start))
+            for seed in range(seeds)
         ]
 cells = {(b, o, s): cells[b, o, s] for b, o, s in sorted(cells, key=lambda key: (key[0] != "vae", *key[1:]))}
 factorial = comparisons.study({"do nothing": nothing, "population mean": mean_eye}
@@ -136,16 +103,16 @@ figures.save(figures.forest(panels), pictures, "10_what_matters_effects")
 
 # %%
 for row in main.itertuples():
-    note(4, f"{row.factor}: {row.better} better than {row.worse}", (row.difference, row.low, row.high, row.sign))
+    answers.note(4, f"{row.factor}: {row.better} better than {row.worse}", (row.difference, row.low, row.high, row.sign))
 for row in shares.itertuples():
     told = (row.difference, row.low, row.high, row.sign)
-    note(4, f"share of {row.factor} in the difference of the corners", told, ("not told from 0", "a gain", "a loss"))
+    answers.note(4, f"share of {row.factor} in the difference of the corners", told, ("not told from 0", "a gain", "a loss"))
 largest = shares.iloc[:-1].sort_values("difference").iloc[-1]
-sentences = [
+sentences.append(
     f"Between the corners lie {tables.interval(*shares.iloc[-1][['difference', 'low', 'high']])} dB, of which "
     + ", ".join(f"{row.factor}: {tables.interval(row.difference, row.low, row.high)}" for row in shares.iloc[:-1].itertuples())
     + f": most is the {largest.factor}."
-]
+)
 Markdown(sentences[-1])
 
 # %% [markdown]
@@ -159,15 +126,15 @@ Markdown(sentences[-1])
 swaps = {"do nothing": nothing, "c": []}
 moved, outputs = {}, {}
 for seed in range(seeds):
-    model, folder = weights(ours, seed), studies.extractor_folder(home, ours.extractor, seed)
+    model, folder = bench.weights(ours, seed), studies.extractor_folder(home, ours.extractor, seed)
     eye = checkpoint.load(folder, features.Extractor, where)
     c = model.c.clone()
-    as_is = restored(model, seed)
-    swaps["c"].append(scored(as_is))
+    as_is = bench.restored(model, seed)
+    swaps["c"].append(bench.scored(as_is))
     for name in features.OTHERS:
         model.c.copy_(features.other(name, c, eye, packed, seed))
-        output = restored(model, seed)
-        swaps.setdefault(name, []).append(scored(output))
+        output = bench.restored(model, seed)
+        swaps.setdefault(name, []).append(bench.scored(output))
         moved.setdefault(name, []).append(255 * ((output - as_is) ** 2).mean().sqrt().item())
         outputs.setdefault(name, output)
     outputs.setdefault("c", as_is)
@@ -180,9 +147,13 @@ trained = comparisons.study(anew, "c")
 figures.save(figures.bars(trained, shown, rungs=tables.RUNGS, reference="c"), pictures, "10_what_matters_conditions")
 
 # %%
-said = [verdict(1, f"the same weights do better with c than with {name}", swaps["c"], swaps[name], pairs=3) for name in moved]
+said = [
+    answers.better(1, f"the same weights do better with c than with {name}", swaps["c"], swaps[name], pairs=3) for name in moved
+]
 said += [
-    verdict(1, f"trained with c better than with the condition: {name}", anew["c"], anew[name], pairs=len(studies.CONDITIONS))
+    answers.better(
+        1, f"trained with c better than with the condition: {name}", anew["c"], anew[name], pairs=len(studies.CONDITIONS)
+    )
     for name in studies.CONDITIONS
 ]
 gap = "; ".join(f"{name}: {sum(values) / seeds:.1f}" for name, values in moved.items())
@@ -200,8 +171,8 @@ Markdown(sentences[-1])
 state = {"do nothing": nothing, "input only": swaps["c"], "state": []}
 drift = []
 for seed in range(seeds):
-    model = weights(ours, seed)
-    state["state"].append(scored(restored(model, seed, state=True)))
+    model = bench.weights(ours, seed)
+    state["state"].append(bench.scored(bench.restored(model, seed, state=True)))
     for name, choice in (("input only", False), ("state", True)):
         way = model.trajectory(y[:16].to(where), torch.Generator().manual_seed(seed), state=choice)
         for t, x_t, x_hat in way:
@@ -215,7 +186,7 @@ both = figures.curves(drift, "t", "step t (read from right to left)", r"mean of 
 figures.save(both, pictures, "10_what_matters_state")
 
 # %%
-sentences.append(verdict(2, "c added to the input better than to the state", state["input only"], state["state"]))
+sentences.append(answers.better(2, "c added to the input better than to the state", state["input only"], state["state"]))
 Markdown(sentences[-1])
 
 # %% [markdown]
@@ -248,7 +219,8 @@ points = []
 for name, (each, most, options) in curve.items():
     for steps in [k for k in asked if k <= most]:
         values = [
-            metrics.psnr(x[:few], restored(weights(each, seed), seed, few, steps=steps, **options)) for seed in range(seeds)
+            metrics.psnr(x[:few], bench.restored(bench.weights(each, seed), seed, few, steps=steps, **options))
+            for seed in range(seeds)
         ]
         points.append((name, steps, *tables.bootstrap(sum(values) / seeds)))
 points = pd.DataFrame(points, columns=["method", "steps", "mean", "low", "high"])
@@ -276,15 +248,13 @@ Markdown(sentences[-1])
 # the literal one, to do nothing is perfect (infinite, left out of the figure).
 
 # %%
-literal_rows, y_literal, _, _ = restorer.test_pairs(packed, "literal")
-fov_literal, literal_names = packed.fov(literal_rows), packed.table["name"].to_numpy()[literal_rows]
+literally = matters.bench(home, packed, where, "literal")
 judged = {"paired": {"do nothing": nothing}, "literal": {}}
 for protocol, each in (("paired", ours), ("literal", studies.LITERAL)):
     for seed in range(seeds):
-        model = weights(each, seed)
-        judged["paired"].setdefault(f"trained {protocol}", []).append(scored(restored(model, seed)))
-        output = model.restore(y_literal.to(where), fov_literal.to(where), torch.Generator().manual_seed(seed)).cpu()
-        table = metrics.score(y_literal, output, fov_literal, packed.disc(literal_rows)).set_index(literal_names)
+        model = bench.weights(each, seed)
+        judged["paired"].setdefault(f"trained {protocol}", []).append(bench.scored(bench.restored(model, seed)))
+        table = literally.scored(literally.restored(model, seed))
         judged["literal"].setdefault(f"trained {protocol}", []).append(table)
 protocols = {name: comparisons.study(group, "trained paired") for name, group in judged.items()}
 both = pd.concat([table.assign(method=table.method + f", judged {name}") for name, table in protocols.items()])
@@ -294,15 +264,15 @@ figures.save(figures.bars(both, shown, rungs=["do nothing, judged paired"]), pic
 means = {name: {method: sum(table["psnr"].mean() for table in group) / len(group) for method, group in each.items()}
          for name, each in judged.items()}  # fmt: skip
 sentences.append(
-    verdict(5, "literal training better than doing nothing", judged["paired"]["trained literal"], nothing)
+    answers.better(5, "literal training better than doing nothing", judged["paired"]["trained literal"], nothing)
     + " "
-    + verdict(
+    + answers.better(
         5,
         "paired training better than literal, judged paired",
         *(judged["paired"][f"trained {name}"] for name in restorer.PROTOCOLS),
     )
     + " "
-    + verdict(
+    + answers.better(
         5,
         "paired training better than literal, judged literal",
         *(judged["literal"][f"trained {name}"] for name in restorer.PROTOCOLS),
@@ -324,7 +294,7 @@ fits, terms = {"do nothing": nothing} | {name: scores_of[each] for name, each in
 with torch.no_grad():
     for name, each in studies.LIKELIHOODS.items():
         for seed in range(seeds):
-            model = weights(each, seed)
+            model = bench.weights(each, seed)
             noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed))
             t = torch.full((len(y),), model.t_0, device=where)
             output = model(model.diffusion.add_noise(y.to(where), t, noise.to(where)), t)
@@ -344,7 +314,7 @@ sentences.append(
     f"Of {bce['its BCE']:.4f} nats per value, {entropy:.4f} are the entropy of the image, which no model can leave: "
     f"{entropy / (bce['its BCE'] + bce['KL']):.1%} of the loss; {bce['its BCE'] - entropy:.4f} are error, {bce['KL']:.4f} KL. "
     + " ".join(
-        verdict(6, f"bce better than {name}", fits["bce"], fits[name], pairs=2) for name in ("mse", "continuous-bernoulli")
+        answers.better(6, f"bce better than {name}", fits["bce"], fits[name], pairs=2) for name in ("mse", "continuous-bernoulli")
     )
 )
 Markdown(sentences[-1])
@@ -367,7 +337,7 @@ figures.save(
 
 # %%
 sentences.append(
-    " ".join(verdict(7, f"resnet34 better than {name}", table1["resnet34"], controls[name], pairs=2) for name in controls)
+    " ".join(answers.better(7, f"resnet34 better than {name}", table1["resnet34"], controls[name], pairs=2) for name in controls)
     + f" Extractors: {comparisons.spread_in_words(table1, 'psnr')}"
     + f" Fusions: {comparisons.spread_in_words(fusions | {ours.fusion: scores_of[ours]}, 'psnr')}"
     + (" With one seed chance cannot be told." if seeds == 1 else "")
@@ -418,9 +388,9 @@ Markdown(sentences[-1])
 beyond = {"do nothing": nothing, "population mean": mean_eye, "RetinaRegen": scores_of[ours]}
 beyond |= {"U-Net, v, pure noise": scores_of[studies.cell("unet", "v")], "y concatenated": scores_of[studies.CONCATENATED]}
 beyond |= {"one-step U-Net": scores_of[studies.ONE_STEP], "bridge": scores_of[studies.BRIDGE]}
-drawn = [samples(weights(studies.BRIDGE, seed), y.to(where), fov.to(where), torch.Generator().manual_seed(seed), 8)
+drawn = [samples(bench.weights(studies.BRIDGE, seed), y.to(where), fov.to(where), torch.Generator().manual_seed(seed), 8)
          for seed in range(seeds)]  # fmt: skip
-beyond["bridge, mean of 8"] = [scored(mean) for mean, _ in drawn]
+beyond["bridge, mean of 8"] = [bench.scored(mean) for mean, _ in drawn]
 extended = comparisons.study(beyond, "one-step U-Net")
 figures.save(figures.bars(extended, shown, rungs=tables.RUNGS, reference="one-step U-Net"), pictures, "10_what_matters_beyond")
 
@@ -434,7 +404,7 @@ spread = drawn[0][1].cpu()
 wrong = (drawn[0][0].cpu() - x).abs().mean(1, keepdim=True)
 images = {"input": y[picks], "RetinaRegen": outputs["c"][picks]}
 images |= {
-    name: restored(weights(each, 0), 0, **options)[picks]
+    name: bench.restored(bench.weights(each, 0), 0, **options)[picks]
     for name, each, options in (
         ("y concatenated", studies.CONCATENATED, {"steps": studies.STEPS}),
         ("one-step U-Net", studies.ONE_STEP, {}),
@@ -450,15 +420,15 @@ inside = fov[:, 0]
 ranks = [pd.Series(spread[i, 0][inside[i]]).corr(pd.Series(wrong[i, 0][inside[i]]), method="spearman") for i in range(len(x))]
 agree = tables.bootstrap(ranks)
 sentences.append(
-    verdict(0, "y concatenated better than without", beyond["y concatenated"], beyond["U-Net, v, pure noise"])
+    answers.better(0, "y concatenated better than without", beyond["y concatenated"], beyond["U-Net, v, pure noise"])
     + " "
-    + verdict(0, "one-step U-Net better than doing nothing", beyond["one-step U-Net"], nothing)
+    + answers.better(0, "one-step U-Net better than doing nothing", beyond["one-step U-Net"], nothing)
     + " "
-    + verdict(0, "one-step U-Net better than RetinaRegen", beyond["one-step U-Net"], beyond["RetinaRegen"])
+    + answers.better(0, "one-step U-Net better than RetinaRegen", beyond["one-step U-Net"], beyond["RetinaRegen"])
     + " "
-    + verdict(0, "bridge better than one-step U-Net", beyond["bridge"], beyond["one-step U-Net"])
+    + answers.better(0, "bridge better than one-step U-Net", beyond["bridge"], beyond["one-step U-Net"])
     + " "
-    + verdict(0, "mean of eight samples of the bridge better than one", beyond["bridge, mean of 8"], beyond["bridge"])
+    + answers.better(0, "mean of eight samples of the bridge better than one", beyond["bridge, mean of 8"], beyond["bridge"])
     + f" Rank correlation of the pixels' spread and error within an image: {agree[0]:.2f} [{agree[1]:.2f}, {agree[2]:.2f}]."
 )
 Markdown(sentences[-1])
@@ -475,7 +445,7 @@ Markdown(sentences[-1])
 # %%
 heads = ("backbone, objective, start", "the condition", "state or input", "the reverse step", "no reference", "the VAE's loss",
          "extractors and fusions", "attention and place", "beyond the paper")  # fmt: skip
-verdicts = pd.DataFrame(found)
+verdicts = pd.DataFrame(answers)
 reader = pd.DataFrame(
     {
         "point": verdicts.point.map(lambda point: str(point or "beyond")).to_numpy(),
@@ -494,7 +464,7 @@ factorial_cells = {", ".join(key): sum(table["psnr"].mean() for table in group) 
 numbers = {
     "n": len(x),
     "seeds": seeds,
-    "verdicts": found,
+    "verdicts": answers,
     "sentences": dict(zip(heads, sentences, strict=True)),
     "cells": factorial_cells,
     "steps": points.to_dict("records"),

@@ -115,4 +115,4 @@ def test_samples_have_the_mean_and_spread_of_what_is_drawn():
 @pytest.mark.parametrize("backbone", [name for name in BACKBONES if name != "vae"])
 def test_untrained_it_leaves_images_as_they_are(backbone):
     b = batch()
-    assert torch.equal(bridge(backbone=backbone, sigma=0.0).restore(b.x, b.fov, torch.Generator()), b.x)
+    assert torch.allclose(bridge(backbone=backbone, sigma=0.0).restore(b.x, b.fov, torch.Generator()), b.x, atol=1e-6)

@@ -162,7 +162,8 @@ def test_a_forest_shows_every_difference_on_its_line():
 
 def test_curves_draw_a_line_and_a_band_per_method_over_the_steps_that_there_are():
     table = pd.DataFrame({"method": ["a", "a", "b"], "steps": [1, 15, 1], "mean": [20.0, 22.0, 19.0]})
-    axis = figures.curves(table.assign(low=table["mean"] - 1, high=table["mean"] + 1), "steps", "steps", levels={"nothing": 21}).axes[0]
+    table = table.assign(low=table["mean"] - 1, high=table["mean"] + 1)
+    axis = figures.curves(table, "steps", "steps", levels={"nothing": 21}).axes[0]
     assert axis.lines[0].get_xydata().tolist() == [[1, 20], [15, 22]] and len(axis.collections) == 2
     assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "15"] and axis.get_xscale() == "log"
     assert axis.lines[-1].get_ydata()[0] == 21
