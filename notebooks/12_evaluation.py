@@ -210,7 +210,7 @@ tables.write(home / "tables", f"{stem}_reading", ladder, reading, caption)
 Markdown(tables.markdown(reading, caption))
 
 # %% [markdown]
-# The judges are in the last columns. Compare *another eye*: it passes, and it is nobody's restoration.
+# The judges are in the last columns. Compare *another eye*: whatever passes there is nobody's restoration.
 #
 # ## What it does to good images
 #
