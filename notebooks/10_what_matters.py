@@ -120,7 +120,8 @@ Markdown(sentences[-1])
 #
 # $c$ is one constant, the mean over all readable images: it can say what an eye is, not which eye this is. Two tests. The *same
 # weights* with another $c$: zeros, noise of the same mean and spread, the mean over the *unreadable* images; how far does the
-# output move? And *trained anew* without any, with the features of each image, with a condition that depends on the step.
+# output move? And *trained anew* without any, with the features of each image (of the smallest
+# extractor, beside its own constant), with a condition that depends on the step.
 
 # %%
 swaps = {"do nothing": nothing, "c": []}
@@ -143,6 +144,10 @@ figures.save(figures.bars(swapped, shown, rungs=tables.RUNGS, reference="c"), pi
 
 # %%
 anew = {"do nothing": nothing, "c": scores_of[ours]} | {name: scores_of[each] for name, each in studies.CONDITIONS.items()}
+twins = {
+    name: each._replace(condition="mean") if each.condition == "image" else ours for name, each in studies.CONDITIONS.items()
+}
+anew |= {f"c of {each.extractor}": scores_of[each] for each in twins.values() if each != ours}
 trained = comparisons.study(anew, "c")
 figures.save(figures.bars(trained, shown, rungs=tables.RUNGS, reference="c"), pictures, "10_what_matters_conditions")
 
@@ -152,7 +157,7 @@ said = [
 ]
 said += [
     answers.better(
-        1, f"trained with c better than with the condition: {name}", anew["c"], anew[name], pairs=len(studies.CONDITIONS)
+        1, f"trained with c better than with the condition: {name}", scores_of[twins[name]], anew[name], pairs=len(twins)
     )
     for name in studies.CONDITIONS
 ]
