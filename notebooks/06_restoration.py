@@ -122,7 +122,7 @@ if method == "diffusion":
         model.extractor.load_state_dict(eye.state_dict())
 else:
     once = method == "one-step"
-    model = bridge.Bridge(P.size, backbone, P.width, P.latent, one_step=once, sigma=0.0 if once else 0.05)
+    model = bridge.Bridge(P.size, backbone, P.width, P.latent, one_step=once, sigma=0.0 if once else 0.02)
 train_rows, val_rows = (restorer.training_rows(packed, split, protocol, region) for split in ("train", "val"))
 epochs = P.restorer_epochs if backbone == "vae" else P.unet_epochs
 if start or method != "diffusion":  # compared across backbones, notebook 10: the same for all

@@ -51,7 +51,7 @@ class Bridge(nn.Module):
         width=32,            # channels of the backbone's first convolution
         latent=128,          # length of the VAE's z
         one_step=False,      # train at t = 1 only and restore in one step: the control
-        sigma=0.05,          # noise added to y, standard deviation; without any, all samples are one
+        sigma=0.02,          # noise added to y, standard deviation; without any, all samples are one
     ):
         super().__init__()
         self.arguments = {"size": size, "backbone": backbone, "width": width, "latent": latent, "one_step": one_step,
