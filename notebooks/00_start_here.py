@@ -9,15 +9,18 @@
 # %% [markdown]
 # # 00 · Start here: one photograph, restored
 #
-# A fundus photograph may be unreadable: dim, hazy, out of focus. RetinaRegen (arXiv 2502.19153) restores such
-# photographs with four networks: a **classifier** that judges which regions can be read, an **extractor** of what
-# readable eyes look like, a **diffusion model** that adds noise and takes it away, and a **variational autoencoder** that
-# does the taking away. The chapters build them one by one:
+# A fundus photograph may be unreadable: dim, hazy, out of focus. This page restores one, with the weights that come with the
+# project: nothing is downloaded, nothing needs to be trained first.
+#
+# RetinaRegen (arXiv 2502.19153), the method this project reproduces, restores such photographs with four networks: a
+# **classifier** that judges which regions can be read, an **extractor** of what readable eyes look like, a **diffusion
+# model** that adds noise and takes it away, and a **variational autoencoder** that does the taking away. The chapters build
+# them one by one, and then ask what they are worth:
 #
 # | chapter | question | paper |
 # | --- | --- | --- |
 # | 01_data | what are the images, and what does unreadable mean? | 2.2, 3.1 |
-# | 02_readability | can a network tell? | 2.2, Fig. 2 |
+# | 02_readability | can a network tell? can it be fooled? | 2.2, Fig. 2 |
 # | 03_features | what do readable eyes have in common? | 2.3, Fig. 3 |
 # | 04_diffusion | how does an image become noise, and come back? | 2.4 |
 # | 05_vae | what survives a bottleneck? | 2.5, Fig. 4 |
@@ -25,16 +28,19 @@
 # | 07_backbones | which base network? | 3.2, Fig. 5 |
 # | 08_extractors | which extractor of features? | 3.2, Table 1 |
 # | 09_fusion | how to join features and image? | 3.2 |
+# | 10_what_matters | what of all this decides the result? | gaps of the paper |
 # | 11_summary | what of the paper's claims is seen here? | 3.2 |
+# | 12_evaluation | how good are the paper's method, classical ones and this page's? | 3.1, 4 |
 #
-# This page shows the whole on one real photograph, which no model here was trained on. It is the only chapter that is
-# *executed* last: it needs the restorer that 06_restoration trains.
+# The restorer on this page is not the paper's but the one that chapter 12 recommends: a bridge from the degraded to the clean
+# image (`rr/corrector.py`). Its network looks at the photograph at 128 pixels and says, for every place, how to change
+# brightness and colour; the change is made to the photograph's own pixels. It cannot draw what the camera did not see.
 #
 # | | |
 # | --- | --- |
-# | needs | 06_restoration |
-# | writes | `restored/`, figure `00_start_here_pipeline`, `00_start_here.json` |
-# | time | smoke: 8 s on 1 thread(s) of a CPU |
+# | needs | nothing |
+# | writes | `restored/`, figures `00_start_here_*`, `00_start_here.json` |
+# | time | not run |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
@@ -47,21 +53,21 @@ severity: float = 0.7  # from 0 to 1: of the degradation laid over the photograp
 # %%
 import time
 
+import numpy as np
 import skimage.data
 import torch
 from IPython.display import Markdown
 from PIL import Image
 
-from rr import degrade, figures, io, metrics, studies, train
+from rr import corrector, degrade, figures, io, metrics, train
 from rr.photo import crop_fov, fov_mask, read_photograph, to_photograph, to_tensor
 from rr.presets import preset as choose_preset
-from rr.restorer import RetinaRegen, restore_photograph
 
 started = time.time()
 P = choose_preset(preset, seed=seed)
 home, pictures = io.results(preset, out), io.figures(preset, out)
 fabric = train.fabric(device)
-regen = RetinaRegen.load(studies.folder(home, studies.RETINAREGEN, seed), fabric.device)
+model = corrector.load_recommended(fabric.device)
 
 # %% [markdown]
 # ## The photograph
@@ -72,18 +78,13 @@ regen = RetinaRegen.load(studies.folder(home, studies.RETINAREGEN, seed), fabric
 # %%
 original = read_photograph(photo) if photo else skimage.data.retina()
 name = photo.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0] if photo else "retina"
-crop, circle, box = crop_fov(original, min(1024, max(original.shape)))
+crop, circle, box = crop_fov(original)
 x = to_tensor(crop)
-fov = fov_mask([circle], x.shape[-1])
+fov = fov_mask([circle], box.side)
 y = degrade.apply(x, degrade.sample(1, torch.Generator().manual_seed(seed), severity=severity), fov)
 degraded = to_photograph(y)
-restored, report = restore_photograph(regen, degraded, seed)
-print(
-    report["status"],
-    {label: round(p, 2) for label, p in report["before"].items()},
-    "=>",
-    {label: round(p, 2) for label, p in report["after"].items()},
-)
+restored, report = corrector.restore_photograph(model, degraded)
+print(report)
 
 # %%
 z = to_tensor(restored)
@@ -97,20 +98,43 @@ figures.save(
 )
 
 # %% [markdown]
-# ## How it got there
+# ## At its own resolution
 #
-# The input is noised to step $t_0$ and walked back; above, what the chain holds, below, the image the network sees in it.
+# A piece of it, pixel by pixel. Detail that blur has taken stays away; what is left is neither smoothed nor invented.
 
 # %%
-small, small_circle, _ = crop_fov(degraded, regen.size)
-inputs = to_tensor(small).to(fabric.device)
-way = regen(inputs, fov_mask([small_circle], regen.size).to(fabric.device), seed, trajectory=True, screen=False)
-truth = torch.nn.functional.interpolate(x, (regen.size, regen.size), mode="area")
+side = min(256, box.side)
+at = slice((box.side - side) // 2, (box.side + side) // 2)
+pieces = [image[0, :, at, at] for image in (x, y, z)]
 figures.save(
-    figures.pipeline(inputs[0], way.trajectory, way.image[0], way.before[0], way.after[0], truth[0]),
+    figures.grid({f"{side} px": pieces}, ["photograph", "degraded (input)", "restored"], side=2.6),
     pictures,
-    "00_start_here_pipeline",
+    "00_start_here_detail",
 )
+
+# %% [markdown]
+# ## What was decided
+#
+# The network proposes $\hat x = d + g\,(A d + b)$: $d$ is the photograph with some bands of detail raised, $A$ and $b$ mix and
+# shift the colours of every place, and $g$ follows from how bad the photograph is estimated to be: near 0 for a good one. The
+# decision is taken eight times, for the photograph turned and mirrored; where the eight disagree, the result is uncertain.
+
+# %%
+done = model.run(to_tensor(degraded).to(fabric.device), fov.to(fabric.device))
+change = (done.image.cpu() - y).mean(1)
+unsure, wrong = done.uncertainty[0].cpu(), (done.image.cpu() - x).abs().mean(1)
+maps = {
+    "change of brightness": (0.5 + change / 2 / change.abs().max().clamp_min(1e-6)),
+    "uncertainty": unsure / unsure.max().clamp_min(1e-6),
+    "error": wrong / wrong.max().clamp_min(1e-6),
+}
+figures.save(
+    figures.grid({name: [figures.coloured(each)[0] for each in maps.values()]}, list(maps), side=2.6),
+    pictures,
+    "00_start_here_decision",
+)
+seen = fov[0, 0].numpy()
+alike = np.corrcoef(unsure[0].numpy()[seen], wrong[0].numpy()[seen])[0, 1] if severity else float("nan")
 
 # %% [markdown]
 # ## What to make of it
@@ -119,22 +143,23 @@ figures.save(
 scores = {stage: metrics.score(x, image, fov).iloc[0].dropna().to_dict() for stage, image in (("input", y), ("restored", z))}
 io.write_result(
     home / "00_start_here.json",
-    {"photograph": name, "report": report, **scores},
+    {"photograph": name, "width": box.side, "report": report, "uncertainty_error_correlation": alike, **scores},
     started=started,
     device=fabric.device,
     preset=P,
     seed=seed,
     severity=severity,
+    restorer=io.read_json(corrector.RECOMMENDED / "config.json")["sha256"][:12],
 )
 before, after = scores["input"]["psnr_fov"], scores["restored"]["psnr_fov"]
-if report["status"] != "restored":
-    verdict = f"The classifier says: {report['status']}. The photograph was left as it is. "
-elif severity == 0:
-    verdict = "The photograph was not degraded, so its distance to the result says only how much was changed. "
+if severity == 0:
+    verdict = f"The photograph was not degraded; {report['status']}. "
+    verdict += "" if report["status"] == "left alone" else f"The result stands {after:.1f} dB from it. "
 else:
     verdict = f"Inside the field of view the input stands {before:.1f} dB from the photograph, the result {after:.1f} dB. "
     verdict += "" if after > before else "**The result is further away than the input was.** "
+    verdict += f"The map of uncertainty and the true error correlate by {alike:.2f}. "
 Markdown(
-    verdict + f"The model works on {regen.size} x {regen.size} pixels and through a code of {P.latent} numbers: finer vessels "
-    f"cannot be in its result. The preset `{preset}` decides how long it was trained; chapter 06 has the numbers on many images."
+    verdict + f"The photograph keeps its {box.side} x {box.side} pixels. One photograph says little: chapter 12 has the numbers "
+    "on many, and the model card (`rr/recommended/README.md`) the limits. This is no medical device."
 )

@@ -1,4 +1,4 @@
-"""The command line: reproduce, run, report, restore, doctor.
+"""The command line: reproduce, run, restore, train, report, doctor.
 
 Commands import what they need themselves, so that `rr --help` answers at once. Whatever a user gave wrong ends as one
 line `error: ...` on stderr: exit code 2 for a call that cannot be done, 1 for one that was done in part or that failed
@@ -8,12 +8,13 @@ on the way.
 import os
 import platform
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rr import forked, io, notebook, studies, workflow
+from rr import forked, io, notebook, workflow
 from rr.io import InputError, read_json, write_json, writing
 from rr.presets import PRESETS, choose
 
@@ -124,32 +125,36 @@ def run(
 def restore(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO_OR_FOLDER...", help="Photographs, folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the restored photographs and restore.json.")] = Path("restored"),
-    checkpoint: Annotated[Path | None, typer.Option(help="Folder of a restorer; default: the best one made.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    checkpoint: Annotated[Path | None, typer.Option(
+        help="Folder of another restorer: of `rr train`, or a run of 06_restoration (the paper's method).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise, in the paper's method.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-):
-    """Restore photographs: one PNG each, of the same name and size, and restore.json with the readabilities."""
+):  # fmt: skip
+    """Restore photographs: one PNG each, of the same name and size, and restore.json with what was judged."""
     targets = _targets(photos, out)
-    folder = checkpoint or _best_checkpoint()
     report = read_json(out / "restore.json") if (out / "restore.json").exists() else {}
     if not isinstance(report, dict):
         raise InputError(f"{out / 'restore.json'}: not made by `rr restore`; move it away or choose another --out")
 
     from PIL import Image
 
-    from rr import restorer, train
+    from rr import corrector, restorer, train
     from rr.photo import read_photograph
 
     where = train.fabric(device).device
     io.folder(out)
-    regen = restorer.RetinaRegen.load(folder, where)
+    folder = checkpoint or corrector.RECOMMENDED
+    if (folder / "denoiser").is_dir():
+        method = partial(restorer.restore_photograph, restorer.RetinaRegen.load(folder, where), seed=seed)
+    else:
+        method = partial(corrector.restore_photograph, corrector.load_recommended(where, folder))
     print(f"restorer: {_short(folder)}")
     failed = 0
     try:
         for target, photo in targets.items():
             try:
                 image = read_photograph(photo)
-                restored, facts = restorer.restore_photograph(regen, image, seed)
+                restored, facts = method(image)
                 with writing(target) as part:
                     Image.fromarray(restored).save(part)
             except InputError as error:
@@ -158,10 +163,7 @@ def restore(
                 fail(line)
                 facts = {"status": "failed", "error": line}
             else:
-                threshold = restorer.RetinaRegen.THRESHOLD
-                before, after = (sum(p >= threshold for p in facts[when].values()) for when in ("before", "after"))
-                worse = ", judged worse than before" if after < before else ""
-                print(f"{target}: {facts['status']}; {before} of 4 labels readable before, {after} after{worse}")
+                print(f"{target}: {facts['status']}; {_judged(facts)}")
             report[target.name] = {"input": str(photo), "checkpoint": str(folder), "seed": seed, **facts}
     finally:
         write_json(out / "restore.json", report)
@@ -169,12 +171,14 @@ def restore(
         raise typer.Exit(1)
 
 
-def _best_checkpoint():
-    for name in ("paper", "course", "smoke"):
-        folder = studies.folder(io.results(name), studies.RETINAREGEN, 0)
-        if all((folder / part / "config.json").is_file() for part in ("denoiser", "classifier")):
-            return folder
-    raise InputError("no trained restorer yet; run `make reproduce` first or give --checkpoint")
+def _judged(facts):
+    """What a restorer's report says of one photograph, in a few words."""
+    if "before" not in facts:
+        return f"estimated {facts['quality']:.0f} dB from a good photograph, corrected by {facts['correction']:.0%}"
+    from rr.restorer import RetinaRegen
+
+    before, after = (sum(p >= RetinaRegen.THRESHOLD for p in facts[when].values()) for when in ("before", "after"))
+    return f"{before} of 4 labels readable before, {after} after" + (", judged worse than before" if after < before else "")
 
 
 def _targets(photos, out):
@@ -205,6 +209,25 @@ def _targets(photos, out):
         if target.resolve() in originals:
             raise InputError(f"{target}: is itself a photograph to restore and would be lost; choose another --out")
     return targets
+
+
+# ---------------------------------------------------------------------------------------------------------- train
+
+
+@app.command()
+def train(
+    photos: Annotated[Path | None, typer.Option(help="A folder of good photographs to train on, beside embedded eyes.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the training; its end is the checkpoint OUT/restorer.")] = Path("training"),
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 52,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+):
+    """Train the recommended restorer, an hour on a CPU; `rr restore --checkpoint OUT/restorer` uses it."""
+    if photos and not photos.is_dir():
+        raise InputError(f"--photos {photos}: no such folder")
+    from rr import corrector, train
+
+    print(_short(corrector.make(out, photos, epochs=epochs, seed=seed, fabric=train.fabric(device))))
 
 
 # --------------------------------------------------------------------------------------------------------- report

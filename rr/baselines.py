@@ -111,7 +111,12 @@ def unsharp(y, fov, params):
 
 
 def wiener(y, fov, params):
-    """Wiener's deconvolution of a Gaussian blur whose sigma (N,), in widths, is known from `params`.
+    """`deconvolved` with the sigma that is known from `params`; an aim of the degradation is not heeded."""
+    return deconvolved(y, fov, params["severity"] * params["families"][:, 2] * params["blur_sigma"])
+
+
+def deconvolved(y, fov, sigma):
+    """Wiener's deconvolution of a Gaussian blur of sigma (N,), in widths; 0 leaves an image as it is.
 
     In the frequency domain, with H(f) = exp(-2 (pi sigma f)^2) and K = NOISE_TO_SIGNAL,
 
@@ -122,7 +127,6 @@ def wiener(y, fov, params):
     B is nearly 1, y = z; continued from there, z gives a by least squares over the rim, and a gives z at the rim. Then z
     is continued over the surround and mirrored at the frame.
     """
-    sigma = params["severity"] * params["families"][:, 2] * params["blur_sigma"]
     B = blur(fov.to(y), sigma).clamp_min(0.01)
     mixed = (1 - B) * fov
     a = 0

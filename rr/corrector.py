@@ -1,14 +1,15 @@
 """The recommended restorer: a bridge whose network looks at 128 pixels and corrects a photograph at its own resolution.
 
-    x_hat = d + g (A d + b),   d = x + sum_k w_k (x - G_k x)
+    x_hat = d + g (A d + b),   d = x + up(W_sigma x - x)
 
-    A, b   (3 x 3, 3) per place of a 32 x 32 grid, from a U-Net: mixing of colours and offset, which undo brightness, contrast,
-           saturation, haloes, dark holes and spots
-    g      in (0, 1), per image, from its estimated quality: how much to correct at all; near 0 for a good photograph
-    w_k    per image, from how much detail there is at each scale: a linear deconvolution with Gaussian means G_k
+    W_sigma  Wiener's deconvolution at 256 pixels, of a Gaussian blur whose sigma, one per image, a small network estimates from
+             how much detail there is at each scale; for sigma = 0 the identity
+    A, b     (3 x 3, 3) per place of a 32 x 32 grid, from a U-Net: mixing of colours and offset, which undo brightness,
+             contrast, saturation, haloes, dark holes and spots
+    g        in (0, 1), per image, from its estimated quality: how much to correct; near 0 for a good photograph
 
-The network decides, it does not paint. Every edge of the result is an edge of the photograph, changed in contrast or colour:
-a vessel that the camera did not see cannot appear, and detail finer than the network's pixels stays. All lengths are
+The networks decide, they do not paint. Every edge of the result is an edge of the photograph, changed in contrast or colour:
+a vessel that the camera did not see cannot appear, and detail finer than the networks' pixels stays. All lengths are
 fractions of the image width. The bridge's equations are those of rr.bridge; one step is plain regression.
 """
 
@@ -18,13 +19,21 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
-from rr import data, degrade, sources, train
+from rr import checkpoint, data, degrade, sources, train
+from rr.baselines import deconvolved
 from rr.bridge import between, walk
+from rr.io import read_json
+from rr.photo import crop_fov, fov_mask, to_photograph, to_tensor
+
+RECOMMENDED = Path(__file__).parent / "recommended"  # the weights in the repository, with their model card
 
 SIZE, GRID, FINE = 128, 32, 256  # px: what the U-Net sees, its output, where blur is measured and undone
-SIGMAS = (0.6, 1.0, 1.6, 2.6, 4.2, 7.0)  # of the G_k, px of FINE
+SIGMAS = (0.6, 1.0, 1.6, 2.6, 4.2, 7.0)  # of the scales at which detail is measured, px of FINE
+SHARP = 0.5 / 512  # an estimated sigma below this is no blur
+ROWS = 256  # of a large photograph that are corrected at once
 LEAVE = 38  # dB: an image of this estimated quality is corrected by half, see `fields`
 
 
@@ -32,7 +41,8 @@ class Decision(NamedTuple):
     """How to correct N images, see Corrector."""
 
     affine: torch.Tensor   # (N, 12, GRID, GRID): g A and g b
-    detail: torch.Tensor   # (N, 3, FINE, FINE): sum_k w_k (x - G_k x)
+    detail: torch.Tensor   # (N, 3, FINE, FINE): what the deconvolution adds
+    sigma: torch.Tensor    # (N,): estimated blur, in widths
     gate: torch.Tensor     # (N,): g
     quality: torch.Tensor  # (N,): estimated PSNR of x, dB
     spread: torch.Tensor   # (N, 1, SIZE, SIZE): standard deviation of the result over the eight orientations
@@ -41,8 +51,63 @@ class Decision(NamedTuple):
 class Restored(NamedTuple):
     image: torch.Tensor        # (N, 3, H, H) in [0, 1]
     quality: torch.Tensor      # (N,): estimated PSNR of the input, dB
-    gate: torch.Tensor         # (N,): how much was corrected, 0 to 1
+    sigma: torch.Tensor        # (N,): estimated blur of the input, in widths; 0: none
+    amount: torch.Tensor       # (N,): how much of the colours' correction was done, 0 to 1
     uncertainty: torch.Tensor  # (N, 1, H, H): see Decision.spread
+
+
+class Blur(nn.Module):
+    """sigma (N,), in widths, of the Gaussian blur of x (N, 3, FINE, FINE); 0 where there is none.
+
+    From detail, the root mean square of x - G_k x well inside the field of view, and from the rim, where blur mixes the black
+    surround into the image; in green, at the scales SIGMAS.
+    """
+
+    def __init__(self):
+        super().__init__()
+        n = 2 * len(SIGMAS) + 1
+        self.head = nn.Sequential(nn.BatchNorm1d(n, affine=False), nn.Linear(n, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
+                                  nn.Linear(64, 1))  # fmt: skip
+        at = torch.arange(FINE)
+        kernels = torch.stack([torch.exp(-((at[:, None] - at) ** 2) / (2 * s**2)) for s in SIGMAS])
+        kernels[kernels < 1e-8] = 0  # denormal numbers would make the products several times slower
+        self.register_buffer("kernels", kernels / kernels.sum(-1, keepdim=True), persistent=False)
+
+    @torch.no_grad()
+    def features(self, x, fov):
+        """(N, 2 K + 1): per scale the logarithm of the detail and the relative fall of light at the rim; the mean green."""
+        green, mask = x[:, 1:2], fov.to(x)
+        core = fov & (self.kernels[-1] @ mask @ self.kernels[-1].mT > 0.9)
+        rim, inside = fov & ~core, core.sum((1, 2, 3)).clamp_min(1)
+        found = []
+        for kernel in self.kernels:
+            blurred, covered = (kernel @ torch.cat([green * mask, mask], 1) @ kernel.mT).split(1, 1)
+            detail = (green - blurred / covered.clamp_min(1e-3)) * core
+            fall = ((green - blurred) * rim).sum((1, 2, 3)) / ((green * rim).sum((1, 2, 3)) + 1e-6)
+            found += [((detail**2).sum((1, 2, 3)) / inside + 1e-9).log(), torch.where(rim.sum((1, 2, 3)) > 50, fall, 0)]
+        return torch.stack([*found, (green * core).sum((1, 2, 3)) / inside], 1)
+
+    def forward(self, x, fov):
+        sigma = (self.head(self.features(x, fov))[:, 0].exp() - 0.5) / 512  # see `fit`
+        return torch.where(sigma > SHARP, sigma, 0)
+
+    def fit(self, features, sigma, generator, steps=3000, batch=128):
+        """Learn log(512 sigma + 1/2) from features (M, 2 K + 1) by least absolute deviations; returns the last ones' mean."""
+        target = (512 * sigma + 0.5).log()
+        optimizer = torch.optim.AdamW(self.parameters(), 3e-3, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, steps)
+        losses = []
+        self.train()
+        for _ in range(steps):
+            rows = torch.randint(len(features), (batch,), generator=generator)
+            loss = (self.head(features[rows])[:, 0] - target[rows]).abs().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+        self.eval()
+        return sum(losses[-100:]) / 100
 
 
 class Block(nn.Module):
@@ -74,14 +139,10 @@ class Corrector(nn.Module):
         self.affine = nn.Conv2d(width, 12, 3, padding=1)  # A and b
         self.error = nn.Conv2d(width, 1, 3, padding=1)  # log of the absolute error that is left
         self.quality = nn.Sequential(nn.Linear(c[3], 128), nn.SiLU(), nn.Linear(128, 1))
-        self.blur = nn.Sequential(nn.Linear(len(SIGMAS), 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, len(SIGMAS)))
-        for layer in (self.affine, self.error, self.quality[-1], self.blur[-1]):  # the start is the identity
+        self.blur = Blur()
+        for layer in (self.affine, self.error, self.quality[-1]):  # the start is the identity
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        at = torch.arange(FINE)
-        kernels = torch.stack([torch.exp(-((at[:, None] - at) ** 2) / (2 * s**2)) for s in SIGMAS])
-        kernels[kernels < 1e-8] = 0  # denormal numbers would make the products several times slower
-        self.register_buffer("kernels", kernels / kernels.sum(-1, keepdim=True), persistent=False)
 
     def fields(self, x, fov, t):
         """x (N, 3, SIZE, SIZE), t (N,) => affine (N, 12, GRID, GRID), g A and g b; gate g (N,); quality (N,): the PSNR of x
@@ -100,20 +161,6 @@ class Corrector(nn.Module):
             h = self.up[i](torch.cat([skips[i], h], 1), t)
         return gate[:, None, None, None] * self.affine(h), gate, quality, (self.error(h) - 3).exp()
 
-    def detail(self, x, fov):
-        """x (N, 3, FINE, FINE) => sum_k w_k (x - G_k x), and w (N, K).
-
-        Means are taken inside the field of view, whose rim is no detail. w follows from the energies of x - G_k x in green.
-        """
-        mask = fov.to(x)
-        weighted = torch.cat([x * mask, mask], 1)
-        blurred = (kernel @ weighted @ kernel.mT for kernel in self.kernels)
-        layers = [(x - each[:, :3] / each[:, 3:].clamp_min(1e-3)) * mask for each in blurred]
-        inside = mask.sum((1, 2, 3)).clamp_min(1)
-        energy = torch.stack([(each[:, 1] ** 2).sum((1, 2)) / inside for each in layers], 1)
-        w = self.blur((energy + 1e-8).log() / 2 + 4)
-        return sum(w[:, k, None, None, None] * each for k, each in enumerate(layers)), w
-
     @torch.no_grad()
     def restore(self, y, fov, generator=None, steps=1, batch=8):
         """y (N, 3, H, H) in [0, 1], fov (N, 1, H, H) => the restored images, black outside of fov, see `walk`.
@@ -121,9 +168,11 @@ class Corrector(nn.Module):
         Without a generator: the mean of eight decisions, for y mirrored and turned. With one: a single decision, for a
         random one of these and a little noise, so that repeated calls differ as the decision is uncertain.
         """
-        return torch.cat([self._restore(*part, generator, steps).image for part in zip(y.split(batch), fov.split(batch))])
+        return torch.cat([self.run(*part, generator, steps).image for part in zip(y.split(batch), fov.split(batch))])
 
-    def _restore(self, y, fov, generator, steps):
+    @torch.no_grad()
+    def run(self, y, fov, generator=None, steps=1):
+        """The same as `restore`, with what was judged on the way: Restored."""
         said = []
 
         def predict(x_t, t):
@@ -133,12 +182,13 @@ class Corrector(nn.Module):
 
         *_, (_, x, _) = walk(predict, y * fov, steps)
         first = said[0]
-        return Restored(x * fov, first.quality, first.gate, resized(first.spread, y.shape[-2:]).clamp_min(0) * fov)
+        return Restored(x * fov, first.quality, first.sigma, first.gate, resized(first.spread, y.shape[-2:]).clamp_min(0) * fov)
 
     def decide(self, x, fov, t, generator=None):
         """The fields for x (N, 3, H, H) of any resolution at step t (a number): a Decision."""
         fine, inside = resized(x, (FINE, FINE)), resized(fov.to(x), (FINE, FINE)) > 0.5
-        detail, _ = self.detail(fine, inside)
+        sigma = self.blur(fine, inside)
+        detail = deconvolved(fine, inside, sigma) - fine * inside
         small, inside = resized(x, (SIZE, SIZE)), resized(fov.to(x), (SIZE, SIZE)) > 0.5
         turns = range(8)
         if generator is not None:
@@ -149,15 +199,14 @@ class Corrector(nn.Module):
         affines = torch.stack([_back(affine, k) for (affine, *_), k in zip(every, turns)])
         _, gate, quality, _ = (sum(part) / len(every) for part in zip(*every))
         spread = torch.stack([corrected(small, inside, affine) for affine in affines]).std(0, correction=0).mean(1, keepdim=True)
-        return Decision(affines.mean(0), detail, gate, quality, spread)
+        return Decision(affines.mean(0), detail, sigma, gate, quality, spread)
 
     def loss(self, batch, generator):
-        """{"loss", "rmse", "sharp", "quality", "error"} on pairs that `randomised` makes of clean images of FINE px.
+        """{"loss", "rmse", "quality", "error"} on pairs that `randomised` makes of clean images of FINE px, at SIZE px.
 
-        "rmse": of x_hat at SIZE px from x_t, t = 1 for most images and any step for the others; "sharp": of d at FINE px for a
-        quarter of the images. Both are means over images of the root of the mean squared error: squares would let images
-        that need nothing be changed a little for the sake of those that need much. "quality" (dB) and "error" (natural
-        logarithm): how far off these estimates are.
+        "rmse", of x_hat from x_t, t = 1 for most images and any step for the others: mean over images of the root of the mean
+        squared error; squares would let images that need nothing be changed a little for the sake of those that need much.
+        "quality" (dB) and "error" (natural logarithm): how far off these estimates are. Blur has its own training, see `make`.
         """
         small = batch._replace(x=F.avg_pool2d(batch.x, 2), fov=F.avg_pool2d(batch.fov.float(), 2) == 1)
         y, x, fov, _ = randomised(small, generator)
@@ -170,11 +219,7 @@ class Corrector(nn.Module):
         guess = (quality + 20 * distance(x_t, x).log10()).abs().mean()
         left = F.avg_pool2d((x_hat - x).detach().abs().mean(1, keepdim=True), SIZE // GRID)
         off = (error.log() - (left + 1e-3).log()).abs().mean()
-
-        part = len(batch.x) // 4
-        y, _, fov, unblurred = randomised(type(batch)(*(each[:part] for each in batch)), generator)
-        sharp = distance((y + self.detail(y, fov)[0]).clamp(0, 1), unblurred).mean()
-        return {"loss": 10 * rmse + 10 * sharp + guess / 20 + off / 20, "rmse": rmse, "sharp": sharp, "quality": guess, "error": off}
+        return {"loss": 10 * rmse + guess / 20 + off / 20, "rmse": rmse, "quality": guess, "error": off}
 
 
 def distance(x_hat, x):
@@ -184,18 +229,55 @@ def distance(x_hat, x):
 
 def corrected(d, fov, affine):
     """d + A d + b inside the field of view, d as it was outside; d (N, 3, H, H) of any resolution."""
-    affine = resized(affine, d.shape[-2:])
-    shift = affine[:, 9:] + torch.stack([(affine[:, 3 * i : 3 * i + 3] * d).sum(1) for i in range(3)], 1)
-    return torch.where(fov, (d + shift).clamp(0, 1), d)
+    row, column = (_interpolation(GRID, side, d.device) for side in d.shape[-2:])
+    affine, done = affine @ column.mT, []
+    for rows, part, inside in zip(row.split(ROWS), d.split(ROWS, -2), fov.split(ROWS, -2)):  # twelve maps at full size are large
+        maps = rows @ affine
+        shift = maps[:, 9:] + torch.stack([(maps[:, 3 * i : 3 * i + 3] * part).sum(1) for i in range(3)], 1)
+        done.append(torch.where(inside, (part + shift).clamp(0, 1), part))
+    return torch.cat(done, -2)
 
 
 def resized(maps, side):
     """maps (N, C, h, w) at side (H, W), larger or smaller: bicubic with antialiasing, as products with its two matrices."""
     if maps.shape[-2:] == tuple(side):
         return maps
-    row, column = (F.interpolate(torch.eye(n, device=maps.device)[None, None], (m, n), mode="bicubic", antialias=True)[0, 0]
-                   for n, m in zip(maps.shape[-2:], side))
+    row, column = (_interpolation(n, m, maps.device) for n, m in zip(maps.shape[-2:], side))
     return row @ maps @ column.mT
+
+
+def _interpolation(n, m, device):
+    """Matrix (m, n) that takes n pixels to m."""
+    return F.interpolate(torch.eye(n, device=device)[None, None], (m, n), mode="bicubic", antialias=True)[0, 0]
+
+
+def load_recommended(device="cpu", folder=RECOMMENDED):
+    """The Corrector whose weights are in the repository, or another one. Raises InputError if missing or damaged."""
+    return checkpoint.load(folder, Corrector, device)
+
+
+def restore_photograph(model, image, steps=1):
+    """Restore one photograph, uint8 (H, W, 3) of any size, at its own resolution: (photograph of the same size, report).
+
+    What lies outside of the field of view is returned as it came, and so is a photograph that needs nothing. The report
+    holds "status" ("restored" | "left alone"), "quality", the estimated PSNR of the photograph in dB, "correction", how much
+    of what the network proposed was done (0 to 1), and "uncertainty", the mean over the field of view of the standard
+    deviation of the result (in 1 / 255). Raises InputError if there is no field of view.
+    """
+    crop, circle, box = crop_fov(image)
+    device = next(model.parameters()).device
+    y, fov = to_tensor(crop).to(device), fov_mask([circle], box.side).to(device)
+    done = model.run(y, fov, steps=steps)
+    changed = bool(done.amount[0] > 0)
+    report = {"status": "restored" if changed else "left alone", "quality": round(done.quality[0].item(), 2),
+              "correction": round(done.amount[0].item(), 3),
+              "uncertainty": round(255 * done.uncertainty[fov].mean().item(), 2)}  # fmt: skip
+    if not changed:
+        return image, report
+    result = Image.fromarray(image)
+    inside = Image.fromarray(fov[0, 0].cpu().numpy().astype(np.uint8) * 255)
+    result.paste(Image.fromarray(to_photograph(done.image)), (box.left, box.top), inside)
+    return np.array(result), report
 
 
 def _turned(x, k):
@@ -212,8 +294,8 @@ def _back(x, k):
 
 
 def randomised(batch, generator):
-    """A training pair from clean images: (y, x, fov, y without its blur and noise); another framing, camera and pigment,
-    then a degradation, or none.
+    """A training pair from clean images: (y, x, fov, sigma of the blur in y (N,)); another framing, camera and pigment, then a
+    degradation, or none.
 
     What changes x before it is degraded is what cannot be known from one image, the camera's brightness, tint and sharpness:
     x keeps it, so that the network does not learn to undo it.
@@ -234,14 +316,12 @@ def randomised(batch, generator):
     params = degrade.sample(len(x), generator, families.cpu(), severity=u().cpu().sqrt())
     params = {name: value.to(x.device) for name, value in params.items()}
     params["blur_sigma"] = torch.where(u() < 0.5, u(low=1.5 / 512, high=4 / 512), params["blur_sigma"])
-    unblurred = degrade.apply(x, params | {"families": params["families"] * torch.tensor([1.0, 1.0, 0.0], device=x.device)}, fov)
-    y = degrade.blur(unblurred, params["severity"] * params["families"][:, 2] * params["blur_sigma"]) * fov
+    y = degrade.apply(x, params, fov)
     # uneven light of other shapes than the family's rings and discs, for one image in seven, and noise
     light = F.interpolate(0.4 * n(3, 3, 3) + n(1, 3, 3), x.shape[-2:], mode="bilinear", align_corners=True)
     light = (0.25 * u(1, 1, 1) * (u(1, 1, 1) < 0.15) * light).exp()
-    y, unblurred = (y * light).clamp(0, 1), (unblurred * light).clamp(0, 1)
-    y = (y + torch.where(u(1, 1, 1) < 0.3, u(1, 1, 1, high=0.012), 0) * n(*x.shape[1:])).clamp(0, 1) * fov
-    return (y * 255).round() / 255, x, fov, unblurred
+    y = (y * light + torch.where(u(1, 1, 1) < 0.3, u(1, 1, 1, high=0.012), 0) * n(*x.shape[1:])).clamp(0, 1) * fov
+    return (y * 255).round() / 255, x, fov, params["severity"] * params["families"][:, 2] * params["blur_sigma"]
 
 
 def _framed(x, fov, u, n):
@@ -266,24 +346,52 @@ SEED = 2026  # of the embedded eyes it is trained on: other eyes than those of a
 REAL = 1 / 3  # share of a training's images that are real photographs, where there are any
 
 
-def make(out, photos="", eyes=3000, epochs=52, batch=16, lr=1e-3, ema=0.998, seed=0, workers=1, fabric=None):
-    """Train a Corrector on clean embedded eyes and the good photographs of a folder; its checkpoint lies in out/corrector.
+def make(out, photos=None, eyes=3000, epochs=52, batch=16, lr=1e-3, ema=0.998, blurred=6000, seed=0, workers=1, fabric=None):
+    """Train a Corrector on clean embedded eyes and the good photographs of a folder; returns the folder of its checkpoint.
 
-    Yields nothing; resumes where it was interrupted. eyes: embedded images drawn, of which those are used that nothing was
-    done to. Raises InputError for a folder without photographs.
+    First the U-Net, in `epochs` passes (resumes where it was interrupted), then the estimate of blur, on as many degraded
+    images as `blurred` says. eyes: embedded images drawn, of which those are used that nothing was done to. Raises InputError
+    for a folder without photographs.
     """
+    out = Path(out)
     source = sources.embedded(eyes, SEED)
     source = sources.joined(source, sources.good(photos)) if photos else source
-    packed = data.pack(source, FINE, Path(out) / "data", workers=workers)
-    rows = {split: packed.references(split) for split in data.SPLITS}
-    drawn = packed.table["name"].str.startswith("embedded-").to_numpy()
-    fit = np.concatenate([rows["train"], rows["test"]])  # its test images are the presets' and other photographs
-    real = fit[~drawn[fit]]
-    if len(real):
-        fit = np.concatenate([fit[drawn[fit]], np.tile(real, round(REAL / (1 - REAL) * drawn[fit].sum() / len(real)))])
-    held = np.concatenate([rows["val"][~drawn[rows["val"]]], rows["val"][drawn[rows["val"]]][:50]])
+    packed = data.pack(source, FINE, out / "data", workers=workers)
+    rows, held, facts = training_rows(packed)
     torch.manual_seed(seed)
     model = Corrector()
-    facts = {"eyes": int(drawn[fit].sum()), "photographs": len(real), "held_out": len(held)}
-    return model, train.run("corrector", model, packed, fit, held, folder=Path(out) / "corrector", epochs=epochs, batch=batch,
-                            lr=lr, ema=ema, seed=seed, fabric=fabric, facts=facts)
+    train.run("corrector", model, packed, rows, held, folder=out / "corrector", epochs=epochs, batch=batch, lr=lr, ema=ema,
+              seed=seed, fabric=fabric, facts=facts)  # fmt: skip
+    return finish(out, model, packed, rows, blurred, seed)
+
+
+def training_rows(packed):
+    """(rows to train on, rows to validate on, facts): embedded eyes, and photographs repeated until they make up REAL."""
+    rows = {split: packed.references(split) for split in data.SPLITS}
+    drawn = packed.table["name"].str.startswith("embedded-").to_numpy()
+    fit = np.concatenate([rows["train"], rows["test"]])  # presets test on other eyes, and 12_evaluation on other photographs
+    eyes, real = fit[drawn[fit]], fit[~drawn[fit]]
+    repeated = np.tile(real, round(REAL / (1 - REAL) * len(eyes) / len(real))) if len(real) else real
+    val = rows["val"]
+    held = np.concatenate([val[~drawn[val]], val[drawn[val]][:50]])
+    facts = {"eyes": len(eyes), "photographs": len(real), "held_out": len(held)}
+    return np.concatenate([eyes, repeated]), held, facts
+
+
+def finish(out, model, packed, rows, blurred, seed):
+    """Train `model.blur` and save the whole as out/restorer; the provenance is that of out/corrector, and what this added."""
+    generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    device = next(model.parameters()).device
+    features, sigmas = [], []
+    while sum(map(len, sigmas)) < blurred:
+        chosen = rng.choice(rows, 16)
+        y, _, fov, sigma = randomised(train.Batch(packed.batch(chosen, device), None, packed.fov(chosen, device)), generator)
+        features.append(model.blur.features(y, fov))
+        sigmas.append(sigma)
+    torch.manual_seed(seed)
+    left = model.blur.fit(torch.cat(features), torch.cat(sigmas), generator)
+    config = read_json(Path(out) / "corrector" / "config.json")
+    facts = {key: config[key] for key in ("epoch", "val_loss")}
+    facts["blur"] = {"images": blurred, "mean deviation of log(512 sigma + 1/2)": left}
+    checkpoint.save(Path(out) / "restorer", model.eval(), config["provenance"], **facts)
+    return Path(out) / "restorer"

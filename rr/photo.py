@@ -159,8 +159,10 @@ def _cut(disc, y, r):
     return float(full) if flat else y - r
 
 
-def crop_fov(image, size, required=True):
+def crop_fov(image, size=None, required=True):
     """Crop a photograph (H, W, 3) to the square round its field of view, black outside of the frame, at size x size.
+
+    size None: the photograph's own pixels.
 
     Returns the crop, uint8 (size, size, 3); the Fov in fractions of the crop; the Box in pixels of the photograph.
     Without a field of view: InputError if `required`, otherwise the whole frame as a square and a Fov of NaN.
@@ -178,6 +180,7 @@ def crop_fov(image, size, required=True):
         x0, y0 = box.left / box.side, box.top / box.side
         fov = Fov(*map(float, (x - x0, y - y0, r, top - y0, bottom - y0)))
     square = Image.fromarray(image).crop((box.left, box.top, box.left + box.side, box.top + box.side))
+    size = size or box.side
     return np.array(square.resize((size, size), Image.LANCZOS, reducing_gap=3)), fov, box
 
 

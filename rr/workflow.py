@@ -35,6 +35,7 @@ WRITTEN = {  # what else must be there, beside a job's result, for the jobs that
     "09_fusion": ["tables/09_fusion.csv"], "10_what_matters": ["tables/10_what_matters.csv"],
     "11_summary": ["tables/11_summary.csv"], "12_evaluation": ["tables/12_evaluation.csv"],
 }  # fmt: skip
+RECOMMENDED = ("00_start_here", EVALUATION)  # use the weights in the repository
 OWNER = "RR_OWNER"  # environment: process without which a job of this machine ends
 GPUS = "RR_GPUS"  # environment: ids of the GPUs that the jobs of this machine share, "0,1"
 
@@ -78,7 +79,7 @@ def jobs(seeds=1, study="all", data="", labels=""):
         evaluated = dict.fromkeys([*studies.EVALUATED.values(), *studies.STUDIES["backbones"]])
         needs = ["01_data", "02_readability", *(_restoration(each, seed) for each in evaluated for seed in range(seeds))]
         every[EVALUATION] = Job(EVALUATION, {"seeds": seeds}, needs)
-        every["00_start_here"] = Job("00_start_here", {}, [_restoration(studies.RETINAREGEN, 0)])
+        every["00_start_here"] = Job("00_start_here", {}, [])
     return every
 
 
@@ -110,6 +111,8 @@ def tracked(stem, row):
     names = {node.attr for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
              if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "P"}
     values = {name: value for name, value in asdict(row).items() if name in names - {"name", "seed"}}
+    if stem in RECOMMENDED:
+        values["recommended"] = io.read_json(Path(__file__).parent / "recommended" / "config.json")["sha256"]
     return {"code": io.code(path, *(["paper"] if stem == SUMMARY else [])), **values}
 
 
