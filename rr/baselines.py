@@ -118,32 +118,48 @@ def wiener(y, fov, params):
 def deconvolved(y, fov, sigma):
     """Wiener's deconvolution of a Gaussian blur of sigma (N,), in widths; 0 leaves an image as it is.
 
-    In the frequency domain, with H(f) = exp(-2 (pi sigma f)^2) and K = NOISE_TO_SIGNAL,
+    The blur has mixed the surround, of unknown level a, into the rim: `surround` finds a, `unmixed` takes it out, what is left
+    is continued over the surround, so that no jump rings all over the image, and `sharpened`.
+    """
+    z = continued(unmixed(y, fov, sigma, surround(y, fov, sigma)), fov)
+    return sharpened(z, sigma).clamp(0, 1) * fov
 
-        x_hat = F^-1[ F[z] (1 + K) H / (H^2 + K) ],
 
-    so that constant areas and unblurred images stay as they are. z is y without its rim, a jump that would ring all over
-    the image. The blur has mixed the surround, of unknown level a, into the rim: y = B z + (1 - B) a, B = blur(fov). Where
-    B is nearly 1, y = z; continued from there, z gives a by least squares over the rim, and a gives z at the rim. Then z
-    is continued over the surround and mirrored at the frame.
+def surround(y, fov, sigma):
+    """Level a (N, 3, 1, 1) of the surround in y = B z + (1 - B) a, B = blur(fov).
+
+    Where B is nearly 1, y = z; continued from there, z gives a by least squares over the rim.
     """
     B = blur(fov.to(y), sigma).clamp_min(0.01)
-    mixed = (1 - B) * fov
-    a = 0
+    mixed, a = (1 - B) * fov, 0
     for _ in range(2):  # the second time without the little of a that is in y where B is nearly 1
-        excess = (mixed * (y - B * _continued((y - (1 - B) * a) / B, fov & (B > RIM)))).sum(dim=(2, 3), keepdim=True)
-        a = (excess / (mixed**2).sum(dim=(2, 3), keepdim=True).clamp_min(1e-9)).clamp(0, 1)  # (N, 3, 1, 1)
-    z = _continued((y - (1 - B) * a) / B, fov)
+        excess = (mixed * (y - B * continued((y - (1 - B) * a) / B, fov & (B > RIM)))).sum(dim=(2, 3), keepdim=True)
+        a = (excess / (mixed**2).sum(dim=(2, 3), keepdim=True).clamp_min(1e-9)).clamp(0, 1)
+    return a
 
-    *_, height, width = y.shape
+
+def unmixed(y, fov, sigma, a):
+    """z = (y - (1 - B) a) / B inside the field of view, see `surround`."""
+    B = blur(fov.to(y), sigma).clamp_min(0.01)
+    return torch.where(fov, (y - (1 - B) * a) / B, y)
+
+
+def sharpened(z, sigma):
+    """Wiener's filter in the frequency domain, with H(f) = exp(-2 (pi sigma f)^2) and K = NOISE_TO_SIGNAL,
+
+        F^-1[ F[z] (1 + K) H / (H^2 + K) ],
+
+    so that constant areas and unblurred images stay as they are; z is mirrored at the frame.
+    """
+    *_, height, width = z.shape
     margin = min(width // 4, height - 1)  # more than the reach of the widest blur
     z = torch.nn.functional.pad(z, (margin,) * 4, mode="reflect")
-    fy = torch.fft.fftfreq(z.shape[-2], device=y.device)[:, None] * width  # cycles per width
-    fx = torch.fft.rfftfreq(z.shape[-1], device=y.device) * width
+    fy = torch.fft.fftfreq(z.shape[-2], device=z.device)[:, None] * width  # cycles per width
+    fx = torch.fft.rfftfreq(z.shape[-1], device=z.device) * width
     H = torch.exp(-2 * (torch.pi * sigma[:, None, None, None]) ** 2 * (fx**2 + fy**2))
     K = NOISE_TO_SIGNAL
-    x_hat = torch.fft.irfft2(torch.fft.rfft2(z) * (1 + K) * H / (H**2 + K), s=z.shape[-2:])
-    return x_hat[..., margin : margin + height, margin : margin + width].clamp(0, 1) * fov
+    sharp = torch.fft.irfft2(torch.fft.rfft2(z) * (1 + K) * H / (H**2 + K), s=z.shape[-2:])
+    return sharp[..., margin : margin + height, margin : margin + width]
 
 
 def low_pass(x: Tensor, fov: Tensor, sigma: float) -> Tensor:
@@ -156,7 +172,7 @@ def low_pass(x: Tensor, fov: Tensor, sigma: float) -> Tensor:
     return blur(x * inside, sigmas) / blur(inside, sigmas).clamp_min(1e-6)
 
 
-def _continued(y, inside):
+def continued(y, inside):
     """y, continued smoothly beyond the mask `inside`: by the finest low-pass that still sees something of it."""
     sigma, z, gap = FILL_SIGMA, y * inside, ~inside
     while gap.any() and sigma <= 1:

@@ -1,9 +1,10 @@
 """The recommended restorer: a bridge whose network looks at 128 pixels and corrects a photograph at its own resolution.
 
-    x_hat = d + g (A d + b),   d = x + up(W_sigma x - x)
+    x_hat = d + g (A d + b),   d = z + up(W_sigma z - z)
 
+    z        x without the surround that blur has mixed into its rim
     W_sigma  Wiener's deconvolution at 256 pixels, of a Gaussian blur whose sigma, one per image, a small network estimates from
-             how much detail there is at each scale; for sigma = 0 the identity
+             how much detail there is at each scale; for sigma = 0 the identity, and z is x
     A, b     (3 x 3, 3) per place of a 32 x 32 grid, from a U-Net: mixing of colours and offset, which undo brightness,
              contrast, saturation, haloes, dark holes and spots
     g        in (0, 1), per image, from its estimated quality: how much to correct; near 0 for a good photograph
@@ -23,7 +24,7 @@ from PIL import Image
 from torch import nn
 
 from rr import checkpoint, data, degrade, sources, train
-from rr.baselines import deconvolved
+from rr.baselines import continued, sharpened, surround, unmixed
 from rr.bridge import between, walk
 from rr.io import read_json
 from rr.photo import crop_fov, fov_mask, to_photograph, to_tensor
@@ -41,8 +42,9 @@ class Decision(NamedTuple):
     """How to correct N images, see Corrector."""
 
     affine: torch.Tensor   # (N, 12, GRID, GRID): g A and g b
-    detail: torch.Tensor   # (N, 3, FINE, FINE): what the deconvolution adds
     sigma: torch.Tensor    # (N,): estimated blur, in widths
+    level: torch.Tensor    # (N, 3, 1, 1): of the surround that it has mixed into the rim
+    detail: torch.Tensor   # (N, 3, FINE, FINE): what the deconvolution adds
     gate: torch.Tensor     # (N,): g
     quality: torch.Tensor  # (N,): estimated PSNR of x, dB
     spread: torch.Tensor   # (N, 1, SIZE, SIZE): standard deviation of the result over the eight orientations
@@ -178,17 +180,27 @@ class Corrector(nn.Module):
         def predict(x_t, t):
             decision = self.decide(x_t, fov, t, generator)
             said.append(decision)
-            return corrected(x_t + resized(decision.detail, y.shape[-2:]), fov, decision.affine)
+            if (decision.sigma > 0).any():
+                x_t = unmixed(x_t, fov, decision.sigma, decision.level) + resized(decision.detail, y.shape[-2:]) * fov
+            return corrected(x_t, fov, decision.affine)
 
         *_, (_, x, _) = walk(predict, y * fov, steps)
         first = said[0]
         return Restored(x * fov, first.quality, first.sigma, first.gate, resized(first.spread, y.shape[-2:]).clamp_min(0) * fov)
 
     def decide(self, x, fov, t, generator=None):
-        """The fields for x (N, 3, H, H) of any resolution at step t (a number): a Decision."""
+        """What to do with x (N, 3, H, H) of any resolution at step t (a number): a Decision.
+
+        In fewer than FINE pixels blur cannot be told from the pixels' own: then sigma is 0.
+        """
         fine, inside = resized(x, (FINE, FINE)), resized(fov.to(x), (FINE, FINE)) > 0.5
-        sigma = self.blur(fine, inside)
-        detail = deconvolved(fine, inside, sigma) - fine * inside
+        sigma = self.blur(fine, inside) * (x.shape[-1] >= FINE)
+        level, detail = x.new_zeros(len(x), 3, 1, 1), torch.zeros_like(fine)
+        if (sigma > 0).any():
+            level = surround(fine, inside, sigma)
+            z = continued(unmixed(fine, inside, sigma, level), inside)
+            covered = degrade.blur(inside.to(x), sigma)  # 1/2 at the rim: what is not known well there would ring
+            detail = (sharpened(z, sigma) - z) * (2 * covered - 1).clamp(0, 1) ** 2
         small, inside = resized(x, (SIZE, SIZE)), resized(fov.to(x), (SIZE, SIZE)) > 0.5
         turns = range(8)
         if generator is not None:
@@ -199,7 +211,7 @@ class Corrector(nn.Module):
         affines = torch.stack([_back(affine, k) for (affine, *_), k in zip(every, turns)])
         _, gate, quality, _ = (sum(part) / len(every) for part in zip(*every))
         spread = torch.stack([corrected(small, inside, affine) for affine in affines]).std(0, correction=0).mean(1, keepdim=True)
-        return Decision(affines.mean(0), detail, sigma, gate, quality, spread)
+        return Decision(affines.mean(0), sigma, level, detail, gate, quality, spread)
 
     def loss(self, batch, generator):
         """{"loss", "rmse", "quality", "error"} on pairs that `randomised` makes of clean images of FINE px, at SIZE px.
