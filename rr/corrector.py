@@ -14,6 +14,7 @@ a vessel that the camera did not see cannot appear, and detail finer than the ne
 fractions of the image width. The bridge's equations are those of rr.bridge; one step is plain regression.
 """
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +71,8 @@ class Blur(nn.Module):
         n = 2 * len(SIGMAS) + 1
         self.head = nn.Sequential(nn.BatchNorm1d(n, affine=False), nn.Linear(n, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                                   nn.Linear(64, 1))  # fmt: skip
+        nn.init.zeros_(self.head[-1].weight)  # the start: no blur
+        nn.init.constant_(self.head[-1].bias, math.log(0.5))
         at = torch.arange(FINE)
         kernels = torch.stack([torch.exp(-((at[:, None] - at) ** 2) / (2 * s**2)) for s in SIGMAS])
         kernels[kernels < 1e-8] = 0  # denormal numbers would make the products several times slower

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from rr import __main__ as cli
-from rr import io, notebook
+from rr import notebook
 from rr.io import InputError
 
 NOTEBOOKS = sorted(notebook.NOTEBOOKS.glob("[0-9]*.py"))
@@ -24,7 +24,7 @@ def test_help_is_fast_and_shows_the_commands(rr):
     started = time.monotonic()
     shown = rr("--help")
     assert time.monotonic() - started < 3 and shown.returncode == 0
-    assert all(command in shown.stdout for command in ("reproduce", "run", "report", "restore", "doctor"))
+    assert all(command in shown.stdout for command in ("reproduce", "run", "restore", "train", "report", "doctor"))
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,13 @@ def test_doctor(rr, tmp_path):
 
 
 @pytest.fixture
+def some(tmp_path):
+    """A folder that looks like a run of the paper's method."""
+    (tmp_path / "some" / "denoiser").mkdir(parents=True)
+    return tmp_path / "some"
+
+
+@pytest.fixture
 def command(monkeypatch, capsys):
     """command("restore", ...) in this process, with a restorer that turns photographs into their negative."""
     from rr import restorer
@@ -123,29 +130,46 @@ def photos(tmp_path):
     return folder
 
 
-def test_restore_goes_on_after_bad_photographs(command, photos, tmp_path):
+def test_restore_goes_on_after_bad_photographs(command, photos, some, tmp_path):
     out = tmp_path / "out"
-    code, said = command("restore", photos, "--out", out, "--checkpoint", "some", "--seed", 3)
+    code, said = command("restore", photos, "--out", out, "--checkpoint", some, "--seed", 3)
     assert code == 1 and len(said.splitlines()) == 2
     assert "broken.png: not a readable image" in said and "dark.png: no field of view" in said
     assert sorted(path.name for path in out.iterdir()) == ["a.png", "d.png", "restore.json"]
     assert (np.array(Image.open(out / "a.png")) == 255 - np.array(Image.open(photos / "a.png"))).all()
     report = json.loads((out / "restore.json").read_text())
     assert report["a.png"] == {
-        "input": str(photos / "a.png"), "checkpoint": "some", "seed": 3, "status": "restored", "passed": True,
+        "input": str(photos / "a.png"), "checkpoint": str(some), "seed": 3, "status": "restored", "passed": True,
         "before": {"disc": 0.1}, "after": {"disc": 0.9},
     }  # fmt: skip
     assert report["broken.png"]["status"] == "failed" and "not a readable image" in report["broken.png"]["error"]
 
 
-def test_restore_keeps_what_an_earlier_call_reported(command, photos, tmp_path):
+def test_restore_by_the_weights_in_the_repository(command, photos, tmp_path, capsys):
+    """The default needs nothing that was made before: the bundled photograph, degraded, comes back at its size."""
+    skimage_data = pytest.importorskip("skimage.data")
+    folder = tmp_path / "eyes"
+    folder.mkdir()
+    Image.fromarray(skimage_data.retina()).resize((400, 400)).save(folder / "eye.png")
+    out = tmp_path / "out"
+    assert command("restore", folder, photos / "dark.png", "--out", out)[0] == 1  # dark.png has no field of view
+    report = json.loads((out / "restore.json").read_text())
+    assert report["dark.png"]["status"] == "failed" and "no field of view" in report["dark.png"]["error"]
+    facts = report["eye.png"]
+    assert facts["status"] in ("restored", "left alone") and facts["quality"] > 15 and 0 <= facts["correction"] <= 1
+    assert Image.open(out / "eye.png").size == (400, 400)
+    code, said = command("restore", folder, "--out", tmp_path / "other", "--checkpoint", tmp_path / "nothing")
+    assert code == 2 and "no checkpoint there" in only_line(said)
+
+
+def test_restore_keeps_what_an_earlier_call_reported(command, photos, some, tmp_path):
     for name in ("a.png", "d.JPG"):
-        assert command("restore", photos / name, "--out", tmp_path / "out", "--checkpoint", "some") == (0, "")
+        assert command("restore", photos / name, "--out", tmp_path / "out", "--checkpoint", some) == (0, "")
     assert set(json.loads((tmp_path / "out" / "restore.json").read_text())) == {"a.png", "d.png"}
 
 
-def test_restore_refuses_before_any_work(command, photos, tmp_path, monkeypatch):
-    out, some = tmp_path / "out", ("--checkpoint", "some")
+def test_restore_refuses_before_any_work(command, photos, some, tmp_path):
+    out, some = tmp_path / "out", ("--checkpoint", some)
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.jpg").write_bytes((photos / "d.JPG").read_bytes())
     before = (photos / "a.png").read_bytes()
@@ -158,21 +182,18 @@ def test_restore_refuses_before_any_work(command, photos, tmp_path, monkeypatch)
     ]:
         code, said = command("restore", *words)
         assert code == 2 and message in only_line(said)
-    monkeypatch.setattr(io, "ROOT", tmp_path)
-    code, said = command("restore", photos / "a.png", "--out", out)
-    assert code == 2 and "run `make reproduce` first or give --checkpoint" in only_line(said)
     assert not out.exists() and (photos / "a.png").read_bytes() == before
 
 
-def test_restore_on_a_full_disk_keeps_the_old_file(command, photos, tmp_path, monkeypatch):
+def test_restore_on_a_full_disk_keeps_the_old_file(command, photos, some, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    command("restore", photos / "a.png", "--out", out, "--checkpoint", "some")
+    command("restore", photos / "a.png", "--out", out, "--checkpoint", some)
     before = (out / "a.png").read_bytes()
 
     def full(self, path, *_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    code, said = command("restore", photos / "a.png", "--out", out, "--checkpoint", "some")
+    code, said = command("restore", photos / "a.png", "--out", out, "--checkpoint", some)
     assert code == 1 and "the disk is full" in only_line(said)
     assert (out / "a.png").read_bytes() == before and len(list(out.iterdir())) == 2
