@@ -273,7 +273,9 @@ def curves(table, x, xlabel, ylabel="PSNR / dB", levels=None):
     for label, level in (levels or {}).items():
         axis.axhline(level, ls=":", color="0.4", lw=0.8)
         axis.annotate(label, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
-    ticks = sorted(table[x].unique())
+    ticks = []
+    for place in sorted(table[x].unique()):  # those whose numbers do not run into each other
+        ticks += [place] if not ticks or place >= 1.3 * ticks[-1] else []
     axis.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
