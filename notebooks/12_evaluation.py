@@ -41,6 +41,7 @@ train_photos: str = ""  # folder of photographs that may be known; empty: popula
 
 # %%
 import time
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -78,7 +79,7 @@ known = (
     else baselines.population((packed.batch([i]) * packed.fov([i]), packed.fov([i])) for i in train_rows)
 )
 strangers = others.x if others else evaluation.resize(packed.batch(train_rows[:100]) * packed.fov(train_rows[:100]), size)
-source = f"photographs of {photos}" if photos else f"{packed.manifest['recipe']['source']['kind']} data"
+source = f"photographs ({Path(photos).name})" if photos else f"{packed.manifest['recipe']['source']['kind']} data"
 Markdown(f"{len(images.names)} images of {size} px, {source}; {len(evaluation.CONDITIONS)} conditions.")
 
 # %% [markdown]

@@ -218,7 +218,6 @@ def _targets(photos, out):
 def train(
     photos: Annotated[Path | None, typer.Option(help="A folder of good photographs to train on, beside embedded eyes.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the training; its end is the checkpoint OUT/restorer.")] = Path("training"),
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 52,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ):
@@ -227,7 +226,7 @@ def train(
         raise InputError(f"--photos {photos}: no such folder")
     from rr import corrector, train
 
-    print(_short(corrector.make(out, photos, epochs=epochs, seed=seed, fabric=train.fabric(device))))
+    print(_short(corrector.make(out, photos, seed=seed, fabric=train.fabric(device))))
 
 
 # --------------------------------------------------------------------------------------------------------- report

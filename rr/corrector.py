@@ -36,7 +36,9 @@ SIZE, GRID, FINE = 128, 32, 256  # px: what the U-Net sees, its output, where bl
 SIGMAS = (0.6, 1.0, 1.6, 2.6, 4.2, 7.0)  # of the scales at which detail is measured, px of FINE
 SHARP = 0.5 / 512  # an estimated sigma below this is no blur
 ROWS = 256  # of a large photograph that are corrected at once
-LEAVE = 38  # dB: an image of this estimated quality is corrected by half, see `fields`
+LEARN = 38  # dB: up to about this estimated quality training asks for corrections
+LEAVE = 32  # dB: an image of this estimated quality is corrected by half, one of 36 dB and more not at all; lower than LEARN,
+#             since of a camera that nobody trained on the estimate may be some dB too low
 
 
 class Decision(NamedTuple):
@@ -134,6 +136,8 @@ class Block(nn.Module):
 class Corrector(nn.Module):
     """Square images x (N, 3, H, H) in [0, 1] with fields of view (N, 1, H, H) => corrected images of the same size."""
 
+    wide = False  # whether training draws other cameras than those at hand, see `randomised`
+
     def __init__(self, width=40):
         super().__init__()
         self.arguments = {"width": width}
@@ -150,8 +154,8 @@ class Corrector(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def fields(self, x, fov, t):
-        """x (N, 3, SIZE, SIZE), t (N,) => affine (N, 12, GRID, GRID), g A and g b; gate g (N,); quality (N,): the PSNR of x
-        as estimated, dB; error (N, 1, GRID, GRID): the absolute error of the result as estimated."""
+        """x (N, 3, SIZE, SIZE), t (N,) => affine (N, 12, GRID, GRID), A and b; quality (N,), the PSNR of x as estimated, dB;
+        error (N, 1, GRID, GRID), the absolute error of the result as estimated."""
         t, place = t[:, None], torch.linspace(-1, 1, GRID, device=x.device)
         place = torch.stack(torch.meshgrid(place, place, indexing="ij"))[None].expand(len(x), -1, -1, -1)
         h = torch.cat([2 * F.pixel_unshuffle(x, SIZE // GRID) - 1, F.avg_pool2d(fov.to(x), SIZE // GRID), place], 1)
@@ -160,11 +164,10 @@ class Corrector(nn.Module):
             h = block(F.avg_pool2d(h, 2) if i else h, t)                   # N, c_i, GRID / 2^i
             skips.append(h)
         quality = 30 + 10 * self.quality(h.mean((2, 3)))[:, 0]
-        gate = ((LEAVE - quality.detach()) / 2).sigmoid()
         for i in reversed(range(3)):
             h = F.interpolate(h, scale_factor=2, mode="bilinear", align_corners=False)
             h = self.up[i](torch.cat([skips[i], h], 1), t)
-        return gate[:, None, None, None] * self.affine(h), gate, quality, (self.error(h) - 3).exp()
+        return self.affine(h), quality, (self.error(h) - 3).exp()
 
     @torch.no_grad()
     def restore(self, y, fov, generator=None, steps=1, batch=8):
@@ -211,8 +214,10 @@ class Corrector(nn.Module):
             small = small + 0.01 * torch.randn(small.shape, generator=generator).to(x)
         time = x.new_full((len(x),), float(t))
         every = [self.fields(_turned(small, k).contiguous(), _turned(inside, k).contiguous(), time) for k in turns]
-        affines = torch.stack([_back(affine, k) for (affine, *_), k in zip(every, turns)])
-        _, gate, quality, _ = (sum(part) / len(every) for part in zip(*every))
+        quality = sum(quality for _, quality, _ in every) / len(every)
+        gate = (LEAVE - quality).sigmoid()
+        gate = torch.where(gate < 0.02, 0, gate)  # left alone
+        affines = torch.stack([_back(affine, k) for (affine, *_), k in zip(every, turns)]) * gate[:, None, None, None]
         spread = torch.stack([corrected(small, inside, affine) for affine in affines]).std(0, correction=0).mean(1, keepdim=True)
         return Decision(affines.mean(0), sigma, level, detail, gate, quality, spread)
 
@@ -224,12 +229,13 @@ class Corrector(nn.Module):
         "quality" (dB) and "error" (natural logarithm): how far off these estimates are. Blur has its own training, see `make`.
         """
         small = batch._replace(x=F.avg_pool2d(batch.x, 2), fov=F.avg_pool2d(batch.fov.float(), 2) == 1)
-        y, x, fov, _ = randomised(small, generator)
+        y, x, fov, _ = randomised(small, generator, self.wide)
         t = torch.rand(len(x), generator=generator).to(x.device)
         t = torch.where(t < 0.3, t / 0.3, 1.0)
         x_t = between(x, y, t[:, None, None, None])
-        affine, _, quality, error = self.fields(x_t, fov, t)
-        x_hat = corrected(x_t, fov, affine)
+        affine, quality, error = self.fields(x_t, fov, t)
+        learned = ((LEARN - quality.detach()) / 2).sigmoid()  # images that are as good as the reference teach nothing
+        x_hat = corrected(x_t, fov, learned[:, None, None, None] * affine)
         rmse = distance(x_hat, x).mean()
         guess = (quality + 20 * distance(x_t, x).log10()).abs().mean()
         left = F.avg_pool2d((x_hat - x).detach().abs().mean(1, keepdim=True), SIZE // GRID)
@@ -275,18 +281,22 @@ def restore_photograph(model, image, steps=1):
     """Restore one photograph, uint8 (H, W, 3) of any size, at its own resolution: (photograph of the same size, report).
 
     What lies outside of the field of view is returned as it came, and so is a photograph that needs nothing. The report
-    holds "status" ("restored" | "left alone"), "quality", the estimated PSNR of the photograph in dB, "correction", how much
-    of what the network proposed was done (0 to 1), and "uncertainty", the mean over the field of view of the standard
-    deviation of the result (in 1 / 255). Raises InputError if there is no field of view.
+    holds "status" ("restored" | "left alone"); "quality", the estimated PSNR of the photograph in dB; "correction", how much
+    of what the network proposed was done (0 to 1); "blur", the estimated sigma in 1/512 of the width; "uncertainty", the mean
+    over the field of view of the standard deviation of the result (in 1/255). Raises InputError if there is none.
     """
     crop, circle, box = crop_fov(image)
     device = next(model.parameters()).device
     y, fov = to_tensor(crop).to(device), fov_mask([circle], box.side).to(device)
     done = model.run(y, fov, steps=steps)
-    changed = bool(done.amount[0] > 0)
-    report = {"status": "restored" if changed else "left alone", "quality": round(done.quality[0].item(), 2),
-              "correction": round(done.amount[0].item(), 3),
-              "uncertainty": round(255 * done.uncertainty[fov].mean().item(), 2)}  # fmt: skip
+    changed = bool(done.amount[0] > 0 or done.sigma[0] > 0)
+    report = {
+        "status": "restored" if changed else "left alone",
+        "quality": round(done.quality[0].item(), 2),
+        "correction": round(done.amount[0].item(), 3),
+        "blur": round(512 * done.sigma[0].item(), 2),
+        "uncertainty": round(255 * done.uncertainty[fov].mean().item(), 2),
+    }
     if not changed:
         return image, report
     result = Image.fromarray(image)
@@ -308,12 +318,12 @@ def _back(x, k):
 # --------------------------------------------------------------------------------------------------------- training
 
 
-def randomised(batch, generator):
+def randomised(batch, generator, wide=False):
     """A training pair from clean images: (y, x, fov, sigma of the blur in y (N,)); another framing, camera and pigment, then a
     degradation, or none.
 
     What changes x before it is degraded is what cannot be known from one image, the camera's brightness, tint and sharpness:
-    x keeps it, so that the network does not learn to undo it.
+    x keeps it, so that the network does not learn to undo it. wide: up to 2.2 times as far, and with shading of its own.
     """
     def u(*shape, low=0.0, high=1.0):
         return (low + (high - low) * torch.rand(len(batch.x), *shape, generator=generator)).to(batch.x.device)
@@ -321,10 +331,16 @@ def randomised(batch, generator):
     def n(*shape):
         return torch.randn(len(batch.x), *shape, generator=generator).to(batch.x.device)
 
+    def smooth(side):
+        return F.interpolate(0.4 * n(3, 3, 3) + n(1, 3, 3), side, mode="bilinear", align_corners=True)
+
     x, fov = _framed(batch.x, batch.fov, u, n)
-    x = x.clamp_min(1e-4) ** (0.12 * n(1, 1, 1)).exp() * (0.1 * n(1, 1, 1) + 0.06 * n(3, 1, 1)).exp()
+    k = u(1, 1, 1, low=0.3, high=2.2) if wide else 1.0
+    x = x.clamp_min(1e-4) ** (0.12 * k * n(1, 1, 1)).exp() * (0.1 * k * n(1, 1, 1) + 0.06 * k * n(3, 1, 1)).exp()
+    if wide:
+        x = x * (0.06 * k * smooth(x.shape[-2:])).exp()
     grey = x.mean(1, keepdim=True)
-    x = (grey + (1 + 0.15 * n(1, 1, 1)) * (x - grey)).clamp(0, 1)
+    x = (grey + (1 + 0.15 * k * n(1, 1, 1)) * (x - grey)).clamp(0, 1)
     x = degrade.blur(x, torch.where(u() < 0.3, u(high=1 / 256), 0)) * fov
 
     families = (u(3) < 0.6).float() * (u(1) > 0.12)
@@ -333,8 +349,7 @@ def randomised(batch, generator):
     params["blur_sigma"] = torch.where(u() < 0.5, u(low=1.5 / 512, high=4 / 512), params["blur_sigma"])
     y = degrade.apply(x, params, fov)
     # uneven light of other shapes than the family's rings and discs, for one image in seven, and noise
-    light = F.interpolate(0.4 * n(3, 3, 3) + n(1, 3, 3), x.shape[-2:], mode="bilinear", align_corners=True)
-    light = (0.25 * u(1, 1, 1) * (u(1, 1, 1) < 0.15) * light).exp()
+    light = (0.25 * u(1, 1, 1) * (u(1, 1, 1) < 0.15) * smooth(x.shape[-2:])).exp()
     y = (y * light + torch.where(u(1, 1, 1) < 0.3, u(1, 1, 1, high=0.012), 0) * n(*x.shape[1:])).clamp(0, 1) * fov
     return (y * 255).round() / 255, x, fov, params["severity"] * params["families"][:, 2] * params["blur_sigma"]
 
@@ -358,15 +373,18 @@ def _framed(x, fov, u, n):
 
 
 SEED = 2026  # of the embedded eyes it is trained on: other eyes than those of any preset
+STAGES = ("near", "wide")
 REAL = 1 / 3  # share of a training's images that are real photographs, where there are any
 
 
-def make(out, photos=None, eyes=3000, epochs=52, batch=16, lr=1e-3, ema=0.998, blurred=6000, seed=0, workers=1, fabric=None):
+def make(out, photos=None, eyes=3000, epochs=(35, 20), batch=16, lr=(1e-3, 4e-4), ema=0.998, blurred=6000, seed=0, workers=1,
+         fabric=None):
     """Train a Corrector on clean embedded eyes and the good photographs of a folder; returns the folder of its checkpoint.
 
-    First the U-Net, in `epochs` passes (resumes where it was interrupted), then the estimate of blur, on as many degraded
-    images as `blurred` says. eyes: embedded images drawn, of which those are used that nothing was done to. Raises InputError
-    for a folder without photographs.
+    Three stages, of which the first two resume where they were interrupted: the U-Net with the cameras at hand, the U-Net with
+    other cameras (`wide`), both for `epochs` passes with rates `lr`; then the estimate of blur, on as many degraded images as
+    `blurred` says. eyes: embedded images drawn, of which those are used that nothing was done to. Raises InputError for a folder
+    without photographs.
     """
     out = Path(out)
     source = sources.embedded(eyes, SEED)
@@ -375,8 +393,11 @@ def make(out, photos=None, eyes=3000, epochs=52, batch=16, lr=1e-3, ema=0.998, b
     rows, held, facts = training_rows(packed)
     torch.manual_seed(seed)
     model = Corrector()
-    train.run("corrector", model, packed, rows, held, folder=out / "corrector", epochs=epochs, batch=batch, lr=lr, ema=ema,
-              seed=seed, fabric=fabric, facts=facts)  # fmt: skip
+    for stage in range(2):
+        model.wide = stage == 1
+        train.run(STAGES[stage], model, packed, rows, held, folder=out / STAGES[stage], epochs=epochs[stage], batch=batch,
+                  lr=lr[stage], ema=ema, seed=seed, fabric=fabric, facts=facts)  # fmt: skip
+        facts = facts | {"after": read_json(out / STAGES[stage] / "config.json")["sha256"]}
     return finish(out, model, packed, rows, blurred, seed)
 
 
@@ -394,7 +415,7 @@ def training_rows(packed):
 
 
 def finish(out, model, packed, rows, blurred, seed):
-    """Train `model.blur` and save the whole as out/restorer; the provenance is that of out/corrector, and what this added."""
+    """Train `model.blur` and save the whole as out/restorer; the provenance is that of out/wide, and what this added."""
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     device = next(model.parameters()).device
     features, sigmas = [], []
@@ -405,7 +426,7 @@ def finish(out, model, packed, rows, blurred, seed):
         sigmas.append(sigma)
     torch.manual_seed(seed)
     left = model.blur.fit(torch.cat(features), torch.cat(sigmas), generator)
-    config = read_json(Path(out) / "corrector" / "config.json")
+    config = read_json(Path(out) / STAGES[-1] / "config.json")
     facts = {key: config[key] for key in ("epoch", "val_loss")}
     facts["blur"] = {"images": blurred, "mean deviation of log(512 sigma + 1/2)": left}
     checkpoint.save(Path(out) / "restorer", model.eval(), config["provenance"], **facts)

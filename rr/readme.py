@@ -18,6 +18,7 @@ from rr.paper import CHOICES
 from rr.presets import PRESETS, Preset
 
 README = io.ROOT / "README.md"
+CARD = io.ROOT / "rr" / "recommended" / "README.md"  # of the weights in the repository
 SHOWN = ("smoke", "course", "paper")  # presets; mini is for the tests
 HEADLINE = workflow.name("06_restoration", {**studies.RETINAREGEN._asdict(), "seed": 0})
 PAPER = {  # notebook: what of the paper it makes again
@@ -172,12 +173,46 @@ def speed():
             f"every configuration recomputes data, classifier and extractor, {found['ratio']:.1f} times as long (`.ci/speed`).")
 
 
-PARTS = {"commands": commands, "speed": speed, "presets": presets, "choices": choices, "cost": cost, "numbers": numbers}
+def evaluated(stem):
+    """A table of notebook 12 as it stands in results/smoke/tables, or "not run"."""
+    path = io.results("smoke") / "tables" / f"{stem}.md"
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else "not run"
 
 
-def fill(text):
+def photographs():
+    return evaluated("12_evaluation_photographs")
+
+
+def weights():
+    """How the weights of the recommended restorer came about, from their own provenance."""
+    config = io.read_json(CARD.parent / "config.json")
+    made = config["provenance"]
+    rows = [("commit", f"{made['commit'][:12]}{', with changes' if made['dirty'] else ''}; code {made['code']}"),
+            ("seed", made["seed"]), ("device", f"{made['device']}, {made['threads']} thread(s); {made['machine']}"),
+            ("time", f"{made['seconds'] / 60:.0f} min to the best epoch, {made['epoch'] + 1} of {made['epochs']}"),
+            ("images", f"{made['eyes']} embedded eyes, {made['photographs']} photographs; {made['held_out']} for validation"),
+            ("optimizer", f"{made['optimizer']}, rate {made['lr']}, batches of {made['batch']}, averaging {made['ema']}"),
+            ("blur", "; ".join(f"{name}: {value:.3g}" for name, value in config["blur"].items())),
+            ("versions", ", ".join(f"{name} {made['versions'][name]}" for name in ("torch", "torchvision"))),
+            ("sha256", config["sha256"])]  # fmt: skip
+    return table(("", ""), rows)
+
+
+def metrics():
+    """All methods on photographs that nobody trained on, and on embedded eyes."""
+    tables = ("12_evaluation_photographs", "12_evaluation_photographs_ssim", "12_evaluation_photographs_undegraded",
+              "12_evaluation_photographs_reading", "12_evaluation")  # fmt: skip
+    return "\n\n".join(evaluated(stem) for stem in tables)
+
+
+PARTS = {"commands": commands, "speed": speed, "photographs": photographs, "presets": presets, "choices": choices, "cost": cost,
+         "numbers": numbers}  # fmt: skip
+CARD_PARTS = {"weights": weights, "metrics": metrics}
+
+
+def fill(text, parts=PARTS):
     """`text` with every part made again. Raises InputError if a part's comments are missing."""
-    for name, make in PARTS.items():
+    for name, make in parts.items():
         begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
         if text.count(begin) != 1 or text.count(end) != 1:
             raise io.InputError(f"README.md: needs {begin} and {end}, once each")
@@ -198,6 +233,7 @@ def twin(path):
 
 def main():
     io.write_text(README, fill(README.read_text(encoding="utf-8")))
+    io.write_text(CARD, fill(CARD.read_text(encoding="utf-8"), CARD_PARTS))
     for path in sorted(NOTEBOOKS.glob("[0-9]*.py")):
         text = path.read_text(encoding="utf-8")
         new = re.sub(r"^# \| time \| .*$", time_row(path.stem), text, count=1, flags=re.M)
