@@ -170,7 +170,8 @@ def speed():
                          ("rr_reproduce", "papermill_each_once", "papermill_everything_recomputed"))
     return (f"Preset `{found['preset']}`, all studies, one seed, {facts['machine']}: {ours:.1f} min by `rr reproduce`. Its "
             f"{found['notebooks']} notebooks by plain papermill, one after the other: {once:.1f} min; {again:.1f} min where "
-            f"every configuration recomputes data, classifier and extractor, {found['ratio']:.1f} times as long (`.ci/speed`).")
+            f"every configuration recomputes data, classifier and extractor, {found['ratio']:.1f} times as long (`.ci/speed`, "
+            f"measured at commit {facts['commit'][:7]}, with the notebooks of that day).")
 
 
 def evaluated(stem):
@@ -187,11 +188,14 @@ def weights():
     """How the weights of the recommended restorer came about, from their own provenance."""
     config = io.read_json(CARD.parent / "config.json")
     made = config["provenance"]
-    rows = [("commit", f"{made['commit'][:12]}{', with changes' if made['dirty'] else ''}; code {made['code']}"),
-            ("seed", made["seed"]), ("device", f"{made['device']}, {made['threads']} thread(s); {made['machine']}"),
-            ("time", f"{made['seconds'] / 60:.0f} min to the best epoch, {made['epoch'] + 1} of {made['epochs']}"),
+    rows = []
+    for name, stage in config["stages"].items():
+        where = f"commit {stage['commit'][:12]}{', with changes' if stage['dirty'] else ''}, code {stage['code']}"
+        how = f"{stage['epoch'] + 1} of {stage['epochs']} epochs, learning rate {stage['lr']}, {stage['seconds'] / 60:.0f} min"
+        rows.append((f"U-Net, stage {name}", f"{where}; {how}"))
+    rows += [("seed", made["seed"]), ("device", f"{made['device']}, {made['threads']} thread(s); {made['machine']}"),
             ("images", f"{made['eyes']} embedded eyes, {made['photographs']} photographs; {made['held_out']} for validation"),
-            ("optimizer", f"{made['optimizer']}, rate {made['lr']}, batches of {made['batch']}, averaging {made['ema']}"),
+            ("optimizer", f"{made['optimizer']}, batches of {made['batch']}, weights averaged with decay {made['ema']}"),
             ("blur", "; ".join(f"{name}: {value:.3g}" for name, value in config["blur"].items())),
             ("versions", ", ".join(f"{name} {made['versions'][name]}" for name in ("torch", "torchvision"))),
             ("sha256", config["sha256"])]  # fmt: skip
