@@ -23,7 +23,7 @@
 # | --- | --- |
 # | needs | 02_readability, and 06_restoration with all configurations of all studies |
 # | writes | `tables/11_summary*.csv`, `.md`, `.tex`, figure `11_summary_ladder`, `11_summary.json` |
-# | time | smoke: 1 s on 1 thread(s) of a CPU |
+# | time | not run |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the runs

@@ -30,7 +30,8 @@ from rr import io, notebook
 SERVER = "RR_FORK"  # the environment variable that names a server's socket
 LIBRARIES = (
     "torch", "torchvision.models", "lightning", "lpips", "pandas", "pandera.pandas", "scipy.ndimage", "scipy.sparse.csgraph",
-    "skimage.data", "sklearn.metrics", "matplotlib.pyplot", "seaborn", "PIL.Image", "safetensors.torch", "filelock", "tqdm",
+    "skimage.color", "skimage.data", "skimage.exposure", "skimage.morphology", "sklearn.metrics", "matplotlib.pyplot", "seaborn",
+    "PIL.Image", "safetensors.torch", "filelock", "tqdm",
     "torch.optim.swa_utils", "IPython.display", "ipykernel.kernelapp", "jupytext", "nbformat", "nbclient", "papermill",
 )  # fmt: skip
 # variables that a library or Python reads while it is loaded: the server refuses a job with other values
