@@ -167,7 +167,7 @@ class Corrector(nn.Module):
         for i in reversed(range(3)):
             h = F.interpolate(h, scale_factor=2, mode="bilinear", align_corners=False)
             h = self.up[i](torch.cat([skips[i], h], 1), t)
-        return self.affine(h), quality, (self.error(h) - 3).exp()
+        return self.affine(h).float(), quality.float(), (self.error(h).float() - 3).exp()
 
     @torch.no_grad()
     def restore(self, y, fov, generator=None, steps=1, batch=8):
@@ -248,6 +248,7 @@ def distance(x_hat, x):
     return ((x_hat - x).square().mean((1, 2, 3)) + 1e-5).sqrt()
 
 
+@torch.autocast("cuda", enabled=False)  # in bf16 an image would have eight bits, and lose some of them
 def corrected(d, fov, affine):
     """d + A d + b inside the field of view, d as it was outside; d (N, 3, H, H) of any resolution."""
     row, column = (_interpolation(GRID, side, d.device) for side in d.shape[-2:])
