@@ -7,11 +7,11 @@ import pytest
 import skimage.data
 import torch
 
-from rr import corrector, degrade, metrics
+from rr import corrector, degrade, io, metrics
 from rr.corrector import FINE, GRID, SIGMAS, SIZE, Blur, Corrector, corrected, randomised, resized
 from rr.io import InputError
 from rr.photo import crop_fov, fov_mask, to_photograph, to_tensor
-from rr.train import Batch
+from rr.train import Batch, fabric
 
 torch.set_num_threads(1)
 
@@ -180,3 +180,18 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
 
 def test_sizes_fit():
     assert SIZE % GRID == 0 and FINE == 2 * SIZE
+
+
+def test_the_weights_are_made_by_one_call_that_can_be_repeated(tmp_path, photos):
+    """A training in miniature: embedded eyes and a folder of photographs; both stages and the blur end in one checkpoint."""
+    words = dict(photos=photos, eyes=30, epochs=(1, 1), batch=4, blurred=32, fabric=fabric("cpu"))
+    folder = corrector.make(tmp_path, **words)
+    config = io.read_json(folder / "config.json")
+    assert set(config["stages"]) == {"near", "wide"} and config["provenance"]["photographs"] > 0
+    model = corrector.load_recommended(folder=folder)
+    first = (folder / config["weights"]).read_bytes()
+    assert corrector.make(tmp_path, **words) == folder  # trained stages are found, the blur is fitted again
+    again = io.read_json(folder / "config.json")
+    assert (folder / again["weights"]).read_bytes() == first
+    eye = torch.rand(1, 3, 64, 64, generator=generator())
+    assert model.restore(eye, torch.ones(1, 1, 64, 64, dtype=torch.bool)).shape == eye.shape
