@@ -34,7 +34,7 @@
 #
 # The restorer on this page is not the paper's but the one that chapter 12 recommends: a bridge from the degraded to the clean
 # image (`rr/corrector.py`). Its network looks at the photograph at 128 pixels and says, for every place, how to change
-# brightness and colour; the change is made to the photograph's own pixels. It cannot draw what the camera did not see.
+# brightness and colour; the change is made to the photograph's own pixels, so that nothing is drawn that the camera did not see.
 #
 # | | |
 # | --- | --- |
@@ -53,11 +53,11 @@ severity: float = 0.7  # from 0 to 1: of the degradation laid over the photograp
 # %%
 import time
 
-import numpy as np
 import skimage.data
 import torch
 from IPython.display import Markdown
 from PIL import Image
+from scipy.stats import spearmanr
 
 from rr import corrector, degrade, figures, io, metrics, train
 from rr.photo import crop_fov, fov_mask, read_photograph, to_photograph, to_tensor
@@ -100,7 +100,7 @@ figures.save(
 # %% [markdown]
 # ## At its own resolution
 #
-# A piece of it, pixel by pixel. Detail that blur has taken stays away; what is left is neither smoothed nor invented.
+# A piece of it, pixel by pixel. Much of the detail that blur has taken stays away; what is left is not painted over.
 
 # %%
 side = min(256, box.side)
@@ -115,9 +115,10 @@ figures.save(
 # %% [markdown]
 # ## What was decided
 #
-# The network proposes $\hat x = d + g\,(A d + b)$: $d$ is the photograph with some bands of detail raised, $A$ and $b$ mix and
-# shift the colours of every place, and $g$ follows from how bad the photograph is estimated to be: near 0 for a good one. The
-# decision is taken eight times, for the photograph turned and mirrored; where the eight disagree, the result is uncertain.
+# The networks propose $\hat x = d + g\,(A d + b)$: $d$ is the photograph, deconvolved if it is blurred; $A$ and $b$ mix and
+# shift the colours of every place; $g$ follows from how bad light and colour are estimated to be: 0 for a good photograph. The
+# decision is taken eight times, for the photograph turned and mirrored, and averaged. The network also says how large it
+# expects the error of its result to be, place by place.
 
 # %%
 done = model.run(to_tensor(degraded).to(fabric.device), fov.to(fabric.device))
@@ -125,7 +126,7 @@ change = (done.image.cpu() - y).mean(1)
 unsure, wrong = done.uncertainty[0].cpu(), (done.image.cpu() - x).abs().mean(1)
 maps = {
     "change of brightness": (0.5 + change / 2 / change.abs().max().clamp_min(1e-6)),
-    "uncertainty": unsure / unsure.max().clamp_min(1e-6),
+    "expected error": unsure / unsure.max().clamp_min(1e-6),
     "error": wrong / wrong.max().clamp_min(1e-6),
 }
 figures.save(
@@ -134,7 +135,7 @@ figures.save(
     "00_start_here_decision",
 )
 seen = fov[0, 0].numpy()
-alike = np.corrcoef(unsure[0].numpy()[seen], wrong[0].numpy()[seen])[0, 1] if severity else float("nan")
+alike = spearmanr(unsure[0].numpy()[seen], wrong[0].numpy()[seen]).statistic if severity else float("nan")
 
 # %% [markdown]
 # ## What to make of it
@@ -158,7 +159,7 @@ if severity == 0:
 else:
     verdict = f"Inside the field of view the input stands {before:.1f} dB from the photograph, the result {after:.1f} dB. "
     verdict += "" if after > before else "**The result is further away than the input was.** "
-    verdict += f"The map of uncertainty and the true error correlate by {alike:.2f}. "
+    verdict += f"Expected and true error, rank correlation: {alike:.2f}. "
 Markdown(
     verdict + f"The photograph keeps its {box.side} x {box.side} pixels. One photograph says little: chapter 12 has the numbers "
     "on many, and the model card (`rr/recommended/README.md`) the limits. This is no medical device."

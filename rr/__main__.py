@@ -104,7 +104,7 @@ def run(
         key, equals, text = value.partition("=")
         if not equals:
             raise InputError(f"-p {value}: must be NAME=VALUE")
-        is_path = key.strip() in ("data", "labels", "photo") and Path(text).exists()
+        is_path = key.strip() in ("data", "labels", "photo", "photos", "train_photos") and Path(text).exists()
         given[key.strip()] = str(Path(text).absolute()) if is_path else text  # notebooks run in the project's root
     every = notebook.check(path, given)
     home = io.results(every["preset"], every["out"]) if {"preset", "out"} <= every.keys() else None
@@ -174,7 +174,8 @@ def restore(
 def _judged(facts):
     """What a restorer's report says of one photograph, in a few words."""
     if "before" not in facts:
-        return f"estimated {facts['quality']:.0f} dB from a good photograph, corrected by {facts['correction']:.0%}"
+        return (f"light and colour {facts['quality']:.0f} dB from those of a good photograph, as estimated: corrected by "
+                f"{facts['correction']:.0%}; blur of {facts['blur']:.1f}/512 of the width undone")  # fmt: skip
     from rr.restorer import RetinaRegen
 
     before, after = (sum(p >= RetinaRegen.THRESHOLD for p in facts[when].values()) for when in ("before", "after"))

@@ -3,15 +3,15 @@
     x_hat = d + g (A d + b),   d = z + up(W_sigma z - z)
 
     z        x without the surround that blur has mixed into its rim
-    W_sigma  Wiener's deconvolution at 256 pixels, of a Gaussian blur whose sigma, one per image, a small network estimates from
-             how much detail there is at each scale; for sigma = 0 the identity, and z is x
+    W_sigma  Wiener's deconvolution at 256 pixels, tapered towards the rim, of a Gaussian blur whose sigma, one per image, a small
+             network estimates from how much detail there is at each scale; for sigma = 0 the identity, and z is x
     A, b     (3 x 3, 3) per place of a 32 x 32 grid, from a U-Net: mixing of colours and offset, which undo brightness,
              contrast, saturation, haloes, dark holes and spots
-    g        in (0, 1), per image, from its estimated quality: how much to correct; near 0 for a good photograph
+    g        in (0, 1), per image, from its estimated quality: how much to correct; 0 for a good photograph
 
-The networks decide, they do not paint. Every edge of the result is an edge of the photograph, changed in contrast or colour:
-a vessel that the camera did not see cannot appear, and detail finer than the networks' pixels stays. All lengths are
-fractions of the image width. The bridge's equations are those of rr.bridge; one step is plain regression.
+The networks decide, they do not paint: colours change smoothly over the image, edges are those of the photograph, but where the
+blur is taken for wider than it is they ring. Detail finer than the networks' pixels stays. All lengths are fractions of
+the image width. The bridge's equations are those of rr.bridge; the default, one step, is plain regression.
 """
 
 import math
@@ -49,16 +49,16 @@ class Decision(NamedTuple):
     level: torch.Tensor    # (N, 3, 1, 1): of the surround that it has mixed into the rim
     detail: torch.Tensor   # (N, 3, FINE, FINE): what the deconvolution adds
     gate: torch.Tensor     # (N,): g
-    quality: torch.Tensor  # (N,): estimated PSNR of x, dB
-    spread: torch.Tensor   # (N, 1, SIZE, SIZE): standard deviation of the result over the eight orientations
+    quality: torch.Tensor  # (N,): estimated PSNR of x in dB, as far as light and colour go: it does not see blur
+    error: torch.Tensor    # (N, 1, GRID, GRID): estimated absolute error of the result, of a photograph that is corrected
 
 
 class Restored(NamedTuple):
     image: torch.Tensor        # (N, 3, H, H) in [0, 1]
-    quality: torch.Tensor      # (N,): estimated PSNR of the input, dB
+    quality: torch.Tensor      # (N,): estimated PSNR of the input in dB, as far as light and colour go
     sigma: torch.Tensor        # (N,): estimated blur of the input, in widths; 0: none
     amount: torch.Tensor       # (N,): how much of the colours' correction was done, 0 to 1
-    uncertainty: torch.Tensor  # (N, 1, H, H): see Decision.spread
+    uncertainty: torch.Tensor  # (N, 1, H, H): see Decision.error
 
 
 class Blur(nn.Module):
@@ -192,7 +192,7 @@ class Corrector(nn.Module):
 
         *_, (_, x, _) = walk(predict, y * fov, steps)
         first = said[0]
-        return Restored(x * fov, first.quality, first.sigma, first.gate, resized(first.spread, y.shape[-2:]).clamp_min(0) * fov)
+        return Restored(x * fov, first.quality, first.sigma, first.gate, resized(first.error, y.shape[-2:]).clamp_min(0) * fov)
 
     def decide(self, x, fov, t, generator=None):
         """What to do with x (N, 3, H, H) of any resolution at step t (a number): a Decision.
@@ -218,8 +218,8 @@ class Corrector(nn.Module):
         gate = (LEAVE - quality).sigmoid()
         gate = torch.where(gate < 0.02, 0, gate)  # left alone
         affines = torch.stack([_back(affine, k) for (affine, *_), k in zip(every, turns)]) * gate[:, None, None, None]
-        spread = torch.stack([corrected(small, inside, affine) for affine in affines]).std(0, correction=0).mean(1, keepdim=True)
-        return Decision(affines.mean(0), sigma, level, detail, gate, quality, spread)
+        error = sum(_back(error, k) for (_, _, error), k in zip(every, turns)) / len(every)
+        return Decision(affines.mean(0), sigma, level, detail, gate, quality, error)
 
     def loss(self, batch, generator):
         """{"loss", "rmse", "quality", "error"} on pairs that `randomised` makes of clean images of FINE px, at SIZE px.
@@ -282,9 +282,10 @@ def restore_photograph(model, image, steps=1):
     """Restore one photograph, uint8 (H, W, 3) of any size, at its own resolution: (photograph of the same size, report).
 
     What lies outside of the field of view is returned as it came, and so is a photograph that needs nothing. The report
-    holds "status" ("restored" | "left alone"); "quality", the estimated PSNR of the photograph in dB; "correction", how much
-    of what the network proposed was done (0 to 1); "blur", the estimated sigma in 1/512 of the width; "uncertainty", the mean
-    over the field of view of the standard deviation of the result (in 1/255). Raises InputError if there is none.
+    holds "status" ("restored" | "left alone"); "quality", the estimated PSNR of the photograph's light and colour in dB;
+    "correction", how much of what the network proposed was done (0 to 1); "blur", the estimated sigma in 1/512 of the width;
+    "uncertainty", the estimated absolute error of the result, mean over the field of view (in 1/255). Raises InputError if
+    there is no field of view.
     """
     crop, circle, box = crop_fov(image)
     device = next(model.parameters()).device
@@ -435,6 +436,6 @@ def finish(out, packed, rows, blurred, seed):
     stages = {name: read_json(Path(out) / name / "last" / "config.json")["provenance"] for name in STAGES}
     known = ("commit", "dirty", "code", "epochs", "epoch", "lr", "seconds")
     facts = {"stages": {name: {key: made[key] for key in known} for name, made in stages.items()}}
-    facts["blur"] = {"images": blurred, "mean deviation of log(512 sigma + 1/2)": left}
+    facts["blur"] = {"images": blurred, "mean deviation of log(512 sigma + 1/2) in training": left}
     checkpoint.save(Path(out) / "restorer", model.eval(), config["provenance"], **facts)
     return Path(out) / "restorer"

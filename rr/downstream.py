@@ -4,8 +4,8 @@ Defines the instruments `vessels` (ridge filter), `disc` (locator), `read` (all 
 `dice`, `cldice`, `precision_recall`, `displacement`, `colour_shift`, `sharpness`, and `measure`, the table of all of them
 between clean and restored images. `reliability` says how good the instruments themselves are, on eyes that are known
 exactly: on whole, undegraded eyes of 80, 128 and 256 px the vessel map has a Dice of about 0.6, 0.7 and 0.7 with the exact
-mask, and the disc is found within about 1 % of the width. No number of this module can be better than that, hence every
-comparison is between two images seen by the same instrument, and not with the truth.
+mask, and the disc is found within about 1 % of the width. So every comparison is between two images seen by the same
+instrument, not with the truth; how good the instrument is on photographs is not known.
 
 Images (N, 3, H, W) in [0, 1], fov (N, 1, H, W) bool; lengths in image widths; a vector (N,) per measure, float64, NaN
 where it has no value.

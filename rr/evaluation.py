@@ -28,6 +28,7 @@ from rr.io import InputError
 from rr.photo import fov_mask, to_tensor
 from rr.presets import choose
 from rr.readability import readable
+from rr.restorer import RetinaRegen
 
 REFERENCE = "do nothing"  # what every method is compared with
 KEYS = ["image", "family", "severity", "method", "seed"]  # columns that say whose a row is; the others are scores
@@ -165,17 +166,29 @@ def know_nothing(others, seed=0):
     }
 
 
-def trained(model, seed=0):
+def trained(model, seed=0, steps=None):
     """A trained restorer (a module with `.restore`) as a method, its seed bound: deterministic, results on the CPU.
 
-    seed: None for a model that needs no generator.
+    seed: None for a model that needs no generator; steps: None for the model's own number.
     """
+    words = {} if steps is None else {"steps": steps}
     device = next(model.parameters()).device
 
     def method(y, fov, params):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            return model.restore(y.to(device), fov.to(device), generator).float().cpu()
+            return model.restore(y.to(device), fov.to(device), generator, **words).float().cpu()
+
+    return method
+
+
+def screened(classifier, model, seed=0):
+    """The paper's whole method (2.1): what the classifier calls readable, or no fundus, is left alone."""
+    regen = RetinaRegen(classifier, model)
+
+    def method(y, fov, params):
+        device = next(model.parameters()).device
+        return regen(y.to(device), fov.to(device), seed).image.float().cpu()
 
     return method
 

@@ -196,7 +196,7 @@ def weights():
     rows += [("seed", made["seed"]), ("device", f"{made['device']}, {made['threads']} thread(s); {made['machine']}"),
             ("images", f"{made['eyes']} embedded eyes, {made['photographs']} photographs; {made['held_out']} for validation"),
             ("optimizer", f"{made['optimizer']}, batches of {made['batch']}, weights averaged with decay {made['ema']}"),
-            ("blur", "; ".join(f"{name}: {value:.3g}" for name, value in config["blur"].items())),
+            ("blur", "; ".join(f"{name}: {value:.4g}" for name, value in config["blur"].items())),
             ("versions", ", ".join(f"{name} {made['versions'][name]}" for name in ("torch", "torchvision"))),
             ("sha256", config["sha256"])]  # fmt: skip
     return table(("", ""), rows)
