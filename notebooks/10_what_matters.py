@@ -25,7 +25,7 @@
 # | | |
 # | --- | --- |
 # | needs | 06_restoration with all configurations of the study `matters` (rr/studies.py), 01_data, 03_features |
-# | writes | `tables/10_what_matters.csv`, `.md`, `.tex`, figures `10_what_matters_*`, `10_what_matters.json` |
+# | writes | `tables/10_what_matters.*`, `10_what_matters_per_image.csv`, figures `10_what_matters_*`, `10_what_matters.json` |
 # | time | not run |
 
 # %% tags=["parameters"]
@@ -41,7 +41,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from rr import checkpoint, comparisons, features, figures, io, matters, metrics, restorer, studies, tables, train, vae
+from rr import checkpoint, comparisons, evaluation, features, figures, io, matters, metrics, restorer, studies, tables, train, vae
 from rr.bridge import samples
 from rr.data import Packed
 from rr.diffusion import Diffusion
@@ -85,6 +85,12 @@ factorial = comparisons.study({"do nothing": nothing, "population mean": mean_ey
                               | {", ".join(key): each for key, each in cells.items()}, "do nothing")  # fmt: skip
 bars = figures.bars(factorial, shown, rungs=tables.RUNGS, seeds=None)
 figures.save(bars, pictures, "10_what_matters_factorial")
+per_image = pd.concat(
+    table[list(shown)].rename_axis("image").reset_index().assign(**dict(zip(studies.FACTORS, key)), seed=seed)
+    for key, group in cells.items()
+    for seed, table in enumerate(group)
+)
+io.write_table(home / "10_what_matters_per_image.csv", per_image[["image", *studies.FACTORS, "seed", *shown]])
 
 # %% [markdown]
 # Main effects (a level against another, averaged over all other factors), and the way from the paper's worst corner to its best,
@@ -270,18 +276,20 @@ figures.save(figures.bars(both, shown, rungs=["do nothing, judged paired"]), pic
 means = {name: {method: sum(table["psnr"].mean() for table in group) / len(group) for method, group in each.items()}
          for name, each in judged.items()}  # fmt: skip
 sentences.append(
-    answers.better(5, "literal training better than doing nothing", judged["paired"]["trained literal"], nothing)
+    answers.better(5, "literal training better than doing nothing", judged["paired"]["trained literal"], nothing, pairs=3)
     + " "
     + answers.better(
         5,
         "paired training better than literal, judged paired",
         *(judged["paired"][f"trained {name}"] for name in restorer.PROTOCOLS),
+        pairs=3,
     )
     + " "
     + answers.better(
         5,
         "paired training better than literal, judged literal",
         *(judged["literal"][f"trained {name}"] for name in restorer.PROTOCOLS),
+        pairs=3,
     )
     + f" The same weights (trained paired) have {means['paired']['trained paired']:.2f} dB by one question and "
     f"{means['literal']['trained paired']:.2f} by the other, on other images: numbers of two protocols share no table."
@@ -422,19 +430,16 @@ images |= {f"error of their mean (to {wrong[picks].max():.2f})": figures.coloure
 figures.save(figures.grid(images | {"reference": x[picks]}, side=1.2), pictures, "10_what_matters_eyes")
 
 # %%
-inside = fov[:, 0]
-ranks = [pd.Series(spread[i, 0][inside[i]]).corr(pd.Series(wrong[i, 0][inside[i]]), method="spearman") for i in range(len(x))]
-agree = tables.bootstrap(ranks)
+agree = tables.bootstrap(evaluation.certain_of(spread, drawn[0][0].cpu(), x, fov))
+questions = {
+    "y concatenated better than without": ("y concatenated", "U-Net, v, pure noise"),
+    "one-step U-Net better than doing nothing": ("one-step U-Net", "do nothing"),
+    "one-step U-Net better than RetinaRegen": ("one-step U-Net", "RetinaRegen"),
+    "bridge better than one-step U-Net": ("bridge", "one-step U-Net"),
+    "mean of eight samples of the bridge better than one": ("bridge, mean of 8", "bridge"),
+}
 sentences.append(
-    answers.better(0, "y concatenated better than without", beyond["y concatenated"], beyond["U-Net, v, pure noise"])
-    + " "
-    + answers.better(0, "one-step U-Net better than doing nothing", beyond["one-step U-Net"], nothing)
-    + " "
-    + answers.better(0, "one-step U-Net better than RetinaRegen", beyond["one-step U-Net"], beyond["RetinaRegen"])
-    + " "
-    + answers.better(0, "bridge better than one-step U-Net", beyond["bridge"], beyond["one-step U-Net"])
-    + " "
-    + answers.better(0, "mean of eight samples of the bridge better than one", beyond["bridge, mean of 8"], beyond["bridge"])
+    " ".join(answers.better(0, claim, beyond[a], beyond[b], pairs=len(questions)) for claim, (a, b) in questions.items())
     + f" Rank correlation of the pixels' spread and error within an image: {agree[0]:.2f} [{agree[1]:.2f}, {agree[2]:.2f}]."
 )
 Markdown(sentences[-1])
@@ -479,9 +484,18 @@ numbers = {
     "uncertainty": agree,
 }
 sources = tables.sources({str(each): runs for each, runs in every.items()})
-io.write_result(home / "10_what_matters.json", numbers, started=started, device=where, preset=P, data=packed.hash, runs=sources)
+io.write_result(
+    home / "10_what_matters.json",
+    numbers,
+    files=("10_what_matters_per_image.csv",),
+    started=started,
+    device=where,
+    preset=P,
+    data=packed.hash,
+    runs=sources,
+)
 Markdown(
     "\n".join(f"* **{head}**: {sentence}" for head, sentence in zip(heads, sentences, strict=True))
     + f"\n\n{len(x)} test images of embedded data, preset {preset}, {P.factorial_epochs} epochs per cell of the factorial. "
-    + comparisons.certainty(seeds, 1)
+    + comparisons.certainty(seeds, len(questions))
 )

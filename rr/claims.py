@@ -1,7 +1,7 @@
 """One verdict per claim of the paper, by a stated rule; the smoke numbers of C1 to C5 were known when the rules were written.
 
     C1  RetinaRegen restores well                       better than doing nothing and than the population mean, PSNR and SSIM
-    C2  the VAE is far ahead of four other backbones    better than each as trained, and with the same objective, PSNR and SSIM
+    C2  the VAE is far ahead of four other backbones    better than each as trained, and at the same objective, epochs and start
     C3  ResNet34 is the best extractor (MobileNet in LPIPS)         every pair in the paper's order, over seeds
     C4  bilinear-static is the best fusion, then the paper's order  every pair in the paper's order, over seeds
     C5  the readability classifier is good              every label: ROC area above 1/2, accuracy above the majority class
@@ -21,11 +21,14 @@ import pandas as pd
 
 from rr import paper
 from rr.comparisons import METRICS, SAME, compare, verdict
+from rr.io import InputError
+from rr.studies import FACTORS
 from rr.tables import RUNGS, SHOWN, interval
 
 SUPPORTED, NOT_SUPPORTED, NOT_TESTABLE = "supported", "not supported", "not testable here"
 SEEDS = 3  # trainings per row, at least, where rows differ by little (C3, C4)
 JUDGED = ("psnr", "ssim")  # of C1 and C2: no restorer is made for LPIPS
+START = FACTORS["start"][0]  # the noised input, as RetinaRegen's: from pure noise no chain sees the image it should restore
 RELATION = {1: "better than", 0: "not told apart from", -1: "worse than"}
 TRICKS = ("CLAHE", "unsharp", "unsharp, three times")  # of notebook 02: they restore nothing
 
@@ -50,10 +53,9 @@ def c1(scores, ours):
 
 
 def c2(scores, ours, others, alike):
-    """C2: method `ours` against the methods `others` as they were trained, and the pairs `alike`.
+    """C2: method `ours` against the methods `others` as they were trained, and the pairs `alike` (see there).
 
-    alike: {objective: (scores of the VAE, scores of another backbone)}, each [scores per image of each seed], trained alike but
-    for the backbone. Without any, what the backbones predict differs, too, and nobody can say which of both it is.
+    As they were trained, what the backbones predict differs, too, and nobody can say which of both it is: hence the pairs.
     """
     lowest, highest = (f"{score.psnr:.2f}" for score in paper.OTHER_BACKBONES.values())
     facts = "the VAE is far ahead of four other backbones", f"{_score(paper.RETINAREGEN)}; the others {lowest} to {highest} dB"
@@ -62,16 +64,33 @@ def c2(scores, ours, others, alike):
     fair = {(metric, what): compare(*pair, metric, len(alike)) for metric in JUDGED for what, pair in alike.items()}
     nearest = min(others, key=lambda other: trained["psnr", other][0])
     here = f"as trained, PSNR − that of {nearest}, the nearest: {_difference('psnr', trained['psnr', nearest])}"
-    if not alike:
-        because = "confounded: the VAE predicts the image, the others the noise; no run parts the two"
-        return Verdict("C2", *facts, NOT_TESTABLE, here, because)
+    here += f"; against a U-Net, both from the {START} after as many epochs"
     here += "".join(f"; both predict {what}: {_difference('psnr', fair['psnr', what])}" for what in alike)
     failed = [f"{RELATION[each[3]]} {other} in {_head(metric)}" for (metric, other), each in trained.items() if each[3] < 1]
     failed += [f"{RELATION[each[3]]} the other where both predict {what}, in {_head(metric)}"
                for (metric, what), each in fair.items() if each[3] < 1]  # fmt: skip
-    because = "; ".join(failed) or "ahead as trained, and with the same objective"
+    because = "; ".join(failed) or f"ahead as trained, and with the same objective, epochs and start, the {START}"
     word = NOT_SUPPORTED if failed else SUPPORTED
     return Verdict("C2", *facts, word, here, because + _once(*(tables for pair in alike.values() for tables in pair)))
+
+
+def alike(cells, ours):
+    """{objective: (scores of the VAE, of the U-Net)}, each [scores per image of each seed]: trained alike, and started at START.
+
+    cells: table of notebook 10, a row per image and cell of studies.FACTORS: image, backbone, objective, start, seed, JUDGED.
+    ours: scores per image of each seed, to compare with. Raises InputError unless every cell has these images and seeds.
+    """
+    cells = cells[cells.start == START]
+
+    def of(objective, backbone, seed, images):
+        rows = cells[(cells.objective == objective) & (cells.backbone == backbone) & (cells.seed == seed)]
+        if rows.image.tolist() != list(images):
+            raise InputError(f"10_what_matters_per_image.csv: {backbone}, {objective}, {START}, seed {seed}: not the test images "
+                             "of notebook 06; run `rr reproduce` again")  # fmt: skip
+        return rows.set_index("image")[list(JUDGED)]
+
+    return {f"the {objective}": tuple([of(objective, backbone, seed, table.index) for seed, table in enumerate(ours)]
+                                      for backbone in FACTORS["backbone"]) for objective in FACTORS["objective"]}  # fmt: skip
 
 
 def c3(scores, names):

@@ -32,7 +32,7 @@ WRITTEN = {  # what else must be there, beside a job's result, for the jobs that
     "02_readability": ["checkpoints/readability/config.json", "checkpoints/judge/config.json"],
     "03_features": ["config.json", "condition.safetensors"], "06_restoration": ["denoiser/config.json", "classifier/config.json"],
     "07_backbones": ["tables/07_backbones.csv"], "08_extractors": ["tables/08_extractors.csv"],
-    "09_fusion": ["tables/09_fusion.csv"], "10_what_matters": ["tables/10_what_matters.csv"],
+    "09_fusion": ["tables/09_fusion.csv"], "10_what_matters": ["tables/10_what_matters.csv", "10_what_matters_per_image.csv"],
     "11_summary": ["tables/11_summary.csv"], "12_evaluation": ["tables/12_evaluation.csv"],
 }  # fmt: skip
 RECOMMENDED = ("00_start_here", EVALUATION)  # use the weights in the repository
@@ -74,7 +74,8 @@ def jobs(seeds=1, study="all", data="", labels=""):
         needs = [_restoration(configuration, seed) for configuration in studies.STUDIES[each] for seed in range(seeds)]
         every[NOTEBOOKS[each]] = Job(NOTEBOOKS[each], {"seeds": seeds}, needs)
     if study == "all":
-        needs = ["02_readability", *(_restoration(*each) for each in configurations)]
+        summed = [(each, seed) for seed in range(seeds) for each in studies.distinct(studies.VARIES)]
+        needs = ["02_readability", NOTEBOOKS["matters"], *(_restoration(*each) for each in summed)]
         every[SUMMARY] = Job(SUMMARY, {"seeds": seeds}, needs)
         evaluated = dict.fromkeys([*studies.EVALUATED.values(), *studies.STUDIES["backbones"]])
         needs = ["01_data", "02_readability", *(_restoration(each, seed) for each in evaluated for seed in range(seeds))]

@@ -1,6 +1,7 @@
-"""Runs of notebooks 02 and 06 that nobody trained: files as rr.studies and 11 read them, scores from a seeded generator."""
+"""Runs of notebooks 02, 06 and 10 that nobody trained: files as rr.studies and 11 read them, scores from a seeded generator."""
 
 import time
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -48,7 +49,9 @@ def rechecked(n=40, mean=0, **hits):
 
 
 def write(home, seeds=1, n=12, size=8, effects=None, noise=0.1, lpips=True, configurations=None, **changes):
-    """Write a run of every configuration and seed under `home`, and the result of notebook 02.
+    """Write a run of every configuration and seed under `home`, and the results of notebooks 02 and 10.
+
+    Notebook 10's cells have the effect of their backbone if they start at the noised input, and the contrary from pure noise.
 
     effects: {word of a configuration: dB added to its PSNR}, a list for one effect per seed, `inf` for one perfect image.
     noise: standard deviation over seeds in dB, besides TOGETHER. lpips: whether its trunk was there. changes: to the numbers
@@ -86,3 +89,13 @@ def write(home, seeds=1, n=12, size=8, effects=None, noise=0.1, lpips=True, conf
             io.write_result(folder / "result.json", numbers, files=("per_image.csv", "eyes.png"), **facts)
     judged = {"classifier": report(), "fooled": fooled(another=40)}
     io.write_result(home / "02_readability.json", judged, preset={"name": "smoke"}, seed=0, data="0123456789ab")
+    cells = []
+    for backbone, objective, start in product(*studies.FACTORS.values()):
+        effect = (effects or {}).get(backbone, 0) * (1 if start == "noised input" else -1)
+        for seed in range(seeds):
+            rng = np.random.default_rng([len(cells), seed])
+            table = scores(rng, base + effect + rng.normal(0, 0.1, n))[["psnr", "ssim"]].assign(image=images, seed=seed)
+            cells.append(table.assign(**dict(zip(studies.FACTORS, (backbone, objective, start)))))
+    io.write_table(home / "10_what_matters_per_image.csv", pd.concat(cells))
+    facts = {"preset": {"name": "smoke"}, "data": "0123456789ab"}
+    io.write_result(home / "10_what_matters.json", {}, files=("10_what_matters_per_image.csv",), **facts)

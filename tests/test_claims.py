@@ -1,12 +1,15 @@
 """Verdicts: made-up numbers for every claim and every word."""
 
+from itertools import product
+
 import fakes
 import numpy as np
 import pandas as pd
 import pytest
 
-from rr import claims, paper, tables
+from rr import claims, paper, studies, tables
 from rr.claims import NOT_SUPPORTED, NOT_TESTABLE, SUPPORTED
+from rr.io import InputError
 from rr.readability import share
 
 
@@ -38,15 +41,36 @@ def test_c1_has_to_climb_both_rungs():
     assert "one training each" in claims.c1(scores(25, seeds=1), "ours").because and "27.45 dB" in equal.paper
 
 
-def test_c2_is_confounded_until_the_objective_is_the_same():
+def test_c2_wants_the_lead_at_the_same_objective_too():
     found, others = scores(25, unet=12, resnet=11), ["unet", "resnet"]
-    alone = claims.c2(found, "ours", others, {})
-    assert alone.verdict == NOT_TESTABLE and "confounded" in alone.because and "unet, the nearest: +13" in alone.here
     alike = {"the image": (made(25), made(24)), "the noise": (made(13), made(12))}
-    assert claims.c2(found, "ours", others, alike).verdict == SUPPORTED
+    ahead = claims.c2(found, "ours", others, alike)
+    assert ahead.verdict == SUPPORTED and "unet, the nearest: +13" in ahead.here
+    assert "start, the noised input" in ahead.because and "both from the noised input" in ahead.here
     turned = claims.c2(found, "ours", others, alike | {"the image": (made(25), made(26))})
     assert turned.verdict == NOT_SUPPORTED and "worse than the other where both predict the image, in PSNR" in turned.because
     assert claims.c2(found | {"unet": made(25)}, "ours", others, alike).verdict == NOT_SUPPORTED
+
+
+def test_alike_are_the_cells_that_start_at_the_noised_input():
+    ours = [table.set_index(pd.Index([f"eye{i}" for i in range(40)], name="image")) for table in made(25, seeds=2)]
+    psnr = {cell: 20 + place for place, cell in enumerate(product(*studies.FACTORS.values()))}  # another one in every cell
+    cells = pd.concat(
+        table.assign(image=ours[0].index, **dict(zip(studies.FACTORS, cell)), seed=seed)
+        for cell, value in psnr.items() for seed, table in enumerate(made(value, seeds=2))
+    )  # fmt: skip
+    found = claims.alike(cells, ours)
+    assert list(found) == ["the image", "the v", "the noise"]
+    for objective in studies.FACTORS["objective"]:
+        for backbone, group in zip(("vae", "unet"), found[f"the {objective}"], strict=True):
+            expected = made(psnr[backbone, objective, "noised input"], seeds=2)
+            assert [each.psnr.tolist() for each in group] == [each.psnr.tolist() for each in expected]
+            assert all(each.index.equals(ours[0].index) for each in group)
+    with pytest.raises(InputError, match="vae, image, noised input, seed 2: not the test images"):
+        claims.alike(cells, [*ours, ours[0]])
+    with pytest.raises(InputError, match="unet, v, noised input, seed 1"):
+        other = (cells.backbone == "unet") & (cells.objective == "v") & (cells.seed == 1)
+        claims.alike(cells.assign(image=cells.image.where(~other, "eye of another")), ours)
 
 
 # ------------------------------------------------------------------------------------------------------------ C3, C4
