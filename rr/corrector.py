@@ -205,7 +205,7 @@ class Corrector(nn.Module):
         if (sigma > 0).any():
             level = surround(fine, inside, sigma)
             z = continued(unmixed(fine, inside, sigma, level), inside)
-            covered = degrade.blur(inside.to(x), sigma)  # 1/2 at the rim: what is not known well there would ring
+            covered = degrade.blur(inside.to(x), 4 * sigma)  # 1/2 at the rim: what is not known well there would ring
             detail = (sharpened(z, sigma) - z) * (2 * covered - 1).clamp(0, 1) ** 2
         small, inside = resized(x, (SIZE, SIZE)), resized(fov.to(x), (SIZE, SIZE)) > 0.5
         turns = range(8)
