@@ -24,7 +24,7 @@
 # | --- | --- |
 # | needs | 06_restoration with all five backbones |
 # | writes | `tables/07_backbones.csv`, `.md`, `.tex`, figures `07_backbones_*`, `07_backbones.json` |
-# | time | not run |
+# | time | smoke: 2 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the runs

@@ -23,7 +23,7 @@
 # | --- | --- |
 # | needs | 06_restoration with all four fusions |
 # | writes | `tables/09_fusion.csv`, `.md`, `.tex`, figures `09_fusion_*`, `09_fusion.json` |
-# | time | not run |
+# | time | smoke: 2 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the runs

@@ -95,7 +95,7 @@ def name(stem, values):
     if stem == "06_restoration":
         words = {word: values[word] for word in studies.Configuration._fields if word in values}
         return f"{stem}_{studies.Configuration(**words)}_{values['seed']}"
-    return stem
+    return f"{stem}_photographs" if stem == EVALUATION and values.get("photos") else stem  # beside the workflow's own
 
 
 def result(home, job):

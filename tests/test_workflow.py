@@ -252,3 +252,8 @@ def test_gpus_are_those_that_this_process_may_use(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", "")
     started = time.monotonic()
     assert workflow.gpus() == [] and time.monotonic() - started < 1
+
+
+def test_an_evaluation_of_photographs_is_not_the_workflows_own():
+    assert workflow.name("12_evaluation", {"photos": ""}) == "12_evaluation"
+    assert workflow.name("12_evaluation", {"photos": "mine"}) == "12_evaluation_photographs"
