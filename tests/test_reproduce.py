@@ -158,7 +158,7 @@ def test_changed_code_runs_again_what_computes_with_it(changed):
 
 
 def test_prose_runs_nothing_again(changed):
-    assert changed("notebooks/06_restoration.py", "# ## Fusion", "# ## How they are fused") == set()
+    assert changed("notebooks/06_restoration.py", "# ## Training", "# ## How it is trained") == set()
     assert changed("rr/presets.py", "# tests only", "# for tests only") == set()
 
 
