@@ -174,8 +174,10 @@ def restore(
 def _judged(facts):
     """What a restorer's report says of one photograph, in a few words."""
     if "before" not in facts:
-        return (f"light and colour {facts['quality']:.0f} dB from those of a good photograph, as estimated: corrected by "
-                f"{facts['correction']:.0%}; blur of {facts['blur']:.1f}/512 of the width undone")  # fmt: skip
+        if facts["status"] == "left alone":
+            return "nothing found that this restorer can correct, which does not mean that it is good"
+        blur = f", blur of {facts['blur']:.1f}/512 of the width undone" if facts["blur"] else ""
+        return f"light and colour corrected by {facts['correction']:.0%} of what was proposed{blur}"
     from rr.restorer import RetinaRegen
 
     before, after = (sum(p >= RetinaRegen.THRESHOLD for p in facts[when].values()) for when in ("before", "after"))

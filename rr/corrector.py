@@ -290,6 +290,9 @@ def restore_photograph(model, image, steps=1):
     crop, circle, box = crop_fov(image)
     device = next(model.parameters()).device
     y, fov = to_tensor(crop).to(device), fov_mask([circle], box.side).to(device)
+    height, width = image.shape[:2]
+    fov[..., : max(0, -box.top), :] = fov[..., max(0, height - box.top) :, :] = False  # beyond the frame there is no eye
+    fov[..., :, : max(0, -box.left)] = fov[..., :, max(0, width - box.left) :] = False
     done = model.run(y, fov, steps=steps)
     changed = bool(done.amount[0] > 0 or done.sigma[0] > 0)
     report = {
@@ -301,9 +304,12 @@ def restore_photograph(model, image, steps=1):
     }
     if not changed:
         return image, report
+    restored = to_photograph(done.image)
+    if (image == image[..., :1]).all():  # a grey photograph stays one
+        restored = np.repeat(np.round(restored @ np.float32(degrade.LUMA)).astype(np.uint8)[..., None], 3, axis=2)
     result = Image.fromarray(image)
     inside = Image.fromarray(fov[0, 0].cpu().numpy().astype(np.uint8) * 255)
-    result.paste(Image.fromarray(to_photograph(done.image)), (box.left, box.top), inside)
+    result.paste(Image.fromarray(restored), (box.left, box.top), inside)
     return np.array(result), report
 
 

@@ -172,6 +172,19 @@ def test_surround_is_returned_as_it_came(recommended):
     assert restored[~fov[0, 0].numpy()].max() <= 8
 
 
+def test_a_turned_photograph_is_judged_alike_and_a_grey_one_stays_grey(recommended):
+    """An eye that the frame cuts above and below, blurred: turned by a quarter, the frame cuts it left and right."""
+    crop, circle, _ = crop_fov(skimage.data.retina(), 600)
+    fov = fov_mask([circle], 600)
+    y = degrade.apply(to_tensor(crop), degrade.sample(1, generator(2), ("blur", "illumination"), 0.6), fov)
+    image = to_photograph(y)[60:540]
+    one, two = (corrector.restore_photograph(recommended, each) for each in (image, np.rot90(image).copy()))
+    assert one[1]["blur"] > 1 and abs(math.log(two[1]["blur"] / one[1]["blur"])) < math.log(1.25), (one[1], two[1])
+    grey = np.repeat(image[..., 1:2], 3, axis=2)
+    restored, _ = corrector.restore_photograph(recommended, grey)
+    assert (restored == restored[..., :1]).all()
+
+
 def test_no_field_of_view_is_said():
     with pytest.raises(InputError, match="no field of view"):
         corrector.restore_photograph(Corrector().eval(), np.full((200, 300, 3), 128, np.uint8))
