@@ -39,7 +39,7 @@ def folder(path):
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if error.errno in CLOSED:
+        if error.errno in (*CLOSED, errno.ENOENT):
             raise InputError(f"{path}: cannot be made or written to ({error.strerror}); choose another folder") from error
         raise
     return path
