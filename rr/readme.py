@@ -126,7 +126,7 @@ def numbers():
         judges = result(preset, "02_readability")
         if judges:
             parts += [_judge(judge, judges["numbers"][judge]) for judge in ("classifier", "second judge")]
-        stems = (*workflow.NOTEBOOKS.values(), workflow.SUMMARY, workflow.EVALUATION, f"{workflow.EVALUATION}_photographs")
+        stems = (*workflow.NOTEBOOKS.values(), workflow.SUMMARY, workflow.EVALUATION)
         parts += _tables(preset, *stems)
     return "\n\n".join(parts) or "not run"
 
