@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rr.degrade import Params, blur
+from rr.degrade import Params, blur, blur_width
 from rr.io import InputError
 
 Method = Callable[[Tensor, Tensor, Params], Tensor]
@@ -112,7 +112,7 @@ def unsharp(y, fov, params):
 
 def wiener(y, fov, params):
     """`deconvolved` with the sigma that is known from `params`; an aim of the degradation is not heeded."""
-    return deconvolved(y, fov, params["severity"] * params["families"][:, 2] * params["blur_sigma"])
+    return deconvolved(y, fov, blur_width(params))
 
 
 def deconvolved(y, fov, sigma):

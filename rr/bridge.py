@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rr import backbones
-from rr.restorer import paired
+from rr.restorer import Restorer, paired
 from rr.vae import kl
 
 
@@ -37,7 +37,7 @@ def walk(predict, y, steps):
     yield 0.0, x_t, x_t
 
 
-class Bridge(nn.Module):
+class Bridge(Restorer):
     """A bridge from y to x, with any backbone. A U-Net gives the way that is left, x_hat = x_t + t U(x_t, t), which is x_t
     itself at t = 0 and, before any training, everywhere; the VAE gives x_hat."""
 
@@ -92,15 +92,6 @@ class Bridge(nn.Module):
             return self(x_t, torch.full((len(x_t),), t, device=x_t.device)).prediction.float().clamp(0, 1)
 
         yield from walk(predict, y, steps or (1 if self.one_step else self.STEPS))
-
-    def restore(self, y, fov, generator, steps=None, batch=64):
-        """y (N, 3, H, W) in [0, 1], fov (N, 1, H, W) => the restored images; black outside of the field of view."""
-        parts = []
-        for part, mask in zip(y.split(batch), fov.split(batch)):
-            for _, x_0, _ in self.trajectory(part, generator, steps):
-                pass
-            parts.append(x_0 * mask)
-        return torch.cat(parts)
 
 
 def samples(model, y, fov, generator, k, **options):

@@ -21,16 +21,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 
 from rr import checkpoint, data, degrade, sources, train
 from rr.baselines import continued, sharpened, surround, unmixed
 from rr.bridge import between, walk
-from rr.io import read_json
-from rr.photo import crop_fov, fov_mask, to_photograph, to_tensor
-
-RECOMMENDED = Path(__file__).parent / "recommended"  # the weights in the repository, with their model card
+from rr.io import RECOMMENDED, read_json
+from rr.photo import crop_fov, fov_mask, put_back, to_photograph, to_tensor
 
 SIZE, GRID, FINE = 128, 32, 256  # px: what the U-Net sees, its output, where blur is measured and undone
 SIGMAS = (0.6, 1.0, 1.6, 2.6, 4.2, 7.0)  # of the scales at which detail is measured, px of FINE
@@ -75,20 +72,17 @@ class Blur(nn.Module):
                                   nn.Linear(64, 1))  # fmt: skip
         nn.init.zeros_(self.head[-1].weight)  # the start: no blur
         nn.init.constant_(self.head[-1].bias, math.log(0.5))
-        at = torch.arange(FINE)
-        kernels = torch.stack([torch.exp(-((at[:, None] - at) ** 2) / (2 * s**2)) for s in SIGMAS])
-        kernels[kernels < 1e-8] = 0  # denormal numbers would make the products several times slower
-        self.register_buffer("kernels", kernels / kernels.sum(-1, keepdim=True), persistent=False)
 
     @torch.no_grad()
     def features(self, x, fov):
         """(N, 2 K + 1): per scale the logarithm of the detail and the relative fall of light at the rim; the mean green."""
         green, mask = x[:, 1:2], fov.to(x)
-        core = fov & (self.kernels[-1] @ mask @ self.kernels[-1].mT > 0.9)
+        scales = [x.new_full((len(x),), s / FINE) for s in SIGMAS]
+        core = fov & (degrade.blur(mask, scales[-1]) > 0.9)
         rim, inside = fov & ~core, core.sum((1, 2, 3)).clamp_min(1)
         found = []
-        for kernel in self.kernels:
-            blurred, covered = (kernel @ torch.cat([green * mask, mask], 1) @ kernel.mT).split(1, 1)
+        for sigma in scales:
+            blurred, covered = degrade.blur(torch.cat([green * mask, mask], 1), sigma).split(1, 1)
             detail = (green - blurred / covered.clamp_min(1e-3)) * core
             fall = ((green - blurred) * rim).sum((1, 2, 3)) / ((green * rim).sum((1, 2, 3)) + 1e-6)
             found += [((detail**2).sum((1, 2, 3)) / inside + 1e-9).log(), torch.where(rim.sum((1, 2, 3)) > 50, fall, 0)]
@@ -169,7 +163,6 @@ class Corrector(nn.Module):
             h = self.up[i](torch.cat([skips[i], h], 1), t)
         return self.affine(h).float(), quality.float(), (self.error(h).float() - 3).exp()
 
-    @torch.no_grad()
     def restore(self, y, fov, generator=None, steps=1, batch=8):
         """y (N, 3, H, H) in [0, 1], fov (N, 1, H, H) => the restored images, black outside of fov, see `walk`.
 
@@ -278,7 +271,7 @@ def load_recommended(device="cpu", folder=RECOMMENDED):
     return checkpoint.load(folder, Corrector, device)
 
 
-def restore_photograph(model, image, steps=1):
+def restore_photograph(model, image):
     """Restore one photograph, uint8 (H, W, 3) of any size, at its own resolution: (photograph of the same size, report).
 
     What lies outside of the field of view is returned as it came, and so is a photograph that needs nothing. The report
@@ -293,7 +286,7 @@ def restore_photograph(model, image, steps=1):
     height, width = image.shape[:2]
     fov[..., : max(0, -box.top), :] = fov[..., max(0, height - box.top) :, :] = False  # beyond the frame there is no eye
     fov[..., :, : max(0, -box.left)] = fov[..., :, max(0, width - box.left) :] = False
-    done = model.run(y, fov, steps=steps)
+    done = model.run(y, fov)
     changed = bool(done.amount[0] > 0 or done.sigma[0] > 0)
     report = {
         "status": "restored" if changed else "left alone",
@@ -307,10 +300,7 @@ def restore_photograph(model, image, steps=1):
     restored = to_photograph(done.image)
     if (image == image[..., :1]).all():  # a grey photograph stays one
         restored = np.repeat(np.round(restored @ np.float32(degrade.LUMA)).astype(np.uint8)[..., None], 3, axis=2)
-    result = Image.fromarray(image)
-    inside = Image.fromarray(fov[0, 0].cpu().numpy().astype(np.uint8) * 255)
-    result.paste(Image.fromarray(restored), (box.left, box.top), inside)
-    return np.array(result), report
+    return put_back(image, restored, box, fov[0, 0].cpu().numpy()), report
 
 
 def _turned(x, k):
@@ -354,12 +344,13 @@ def randomised(batch, generator, wide=False):
     families = (u(3) < 0.6).float() * (u(1) > 0.12)
     params = degrade.sample(len(x), generator, families.cpu(), severity=u().cpu().sqrt())
     params = {name: value.to(x.device) for name, value in params.items()}
-    params["blur_sigma"] = torch.where(u() < 0.5, u(low=1.5 / 512, high=4 / 512), params["blur_sigma"])
+    mild = u() < 0.5
+    params["blur_sigma"] = torch.where(mild, degrade.mild_blur(params, generator)["blur_sigma"], params["blur_sigma"])
     y = degrade.apply(x, params, fov)
     # uneven light of other shapes than the family's rings and discs, for one image in seven, and noise
     light = (0.25 * u(1, 1, 1) * (u(1, 1, 1) < 0.15) * smooth(x.shape[-2:])).exp()
     y = (y * light + torch.where(u(1, 1, 1) < 0.3, u(1, 1, 1, high=0.012), 0) * n(*x.shape[1:])).clamp(0, 1) * fov
-    return (y * 255).round() / 255, x, fov, params["severity"] * params["families"][:, 2] * params["blur_sigma"]
+    return (y * 255).round() / 255, x, fov, degrade.blur_width(params)
 
 
 def _framed(x, fov, u, n):

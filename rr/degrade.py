@@ -120,6 +120,11 @@ def mild_blur(params: Params, generator: torch.Generator) -> Params:
     return params | {"blur_sigma": sigma.to(params["blur_sigma"].device)}
 
 
+def blur_width(params: Params) -> Tensor:
+    """sigma (N,) of the blur in A, in image widths, at the severity of each image; 0 where blur is not among its families."""
+    return params["severity"] * params["families"][:, 2] * params["blur_sigma"]
+
+
 def apply(x: Tensor, params: Params, fov: Tensor | None = None) -> Tensor:
     """y = A(x), in [0, 1]: x + w (blur(spots(illumination(x))) - x), with w the aim (1 everywhere if not aimed).
 
@@ -134,7 +139,7 @@ def apply(x: Tensor, params: Params, fov: Tensor | None = None) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         y = _illuminate(x.float(), p, amount[:, 0], u, v)
         y = (y + _spots(p, amount[:, 1], u, v)).clamp(0, 1)
-        y = blur(y, amount[:, 2] * p["blur_sigma"])
+        y = blur(y, blur_width(p))
     r = _distance2(u, v, *p["centre"].unbind(1)).sqrt()
     w = (3 - 2 * r / _image(p["radius"])).clamp(0, 1)  # 1 up to the radius, 0 from 1.5 radii on
     w = w * w * (3 - 2 * w)  # smoothstep

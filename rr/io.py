@@ -20,6 +20,7 @@ from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+RECOMMENDED = Path(__file__).parent / "recommended"  # weights of the recommended restorer, with their model card
 ROOT = Path(__file__).resolve().parent.parent
 PART = ".part-"  # in the names of files that are being written
 PACKAGES = ("torch", "torchvision", "lightning", "lpips", "numpy", "pandas", "pillow", "scikit-image", "scikit-learn")

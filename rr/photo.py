@@ -184,6 +184,14 @@ def crop_fov(image, size=None, required=True):
     return np.array(square.resize((size, size), Image.LANCZOS, reducing_gap=3)), fov, box
 
 
+def put_back(image, patch, box, inside):
+    """The photograph (H, W, 3) with a patch (side, side, 3), both uint8, in the Box it was cropped from, where `inside`
+    (side, side), bool, says so."""
+    result = Image.fromarray(image)
+    result.paste(Image.fromarray(patch), (box.left, box.top), Image.fromarray(inside.astype(np.uint8) * 255))
+    return np.array(result)
+
+
 def fov_mask(circle, size):
     """Masks (N, 1, size, size), bool, of fields of view `circle` (N, 5) in fractions x, y, r, top, bottom.
 

@@ -18,7 +18,7 @@ from rr.paper import CHOICES
 from rr.presets import PRESETS, Preset
 
 README = io.ROOT / "README.md"
-CARD = io.ROOT / "rr" / "recommended" / "README.md"  # of the weights in the repository
+CARD = io.RECOMMENDED / "README.md"  # of the weights in the repository
 SHOWN = ("smoke", "course", "paper")  # presets; mini is for the tests
 HEADLINE = workflow.name("06_restoration", {**studies.RETINAREGEN._asdict(), "seed": 0})
 PAPER = {  # notebook: what of the paper it makes again

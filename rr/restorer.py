@@ -16,11 +16,9 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from rr import backbones, checkpoint, degrade
@@ -29,7 +27,7 @@ from rr.features import Extractor
 from rr.fusion import FUSIONS, Fusion
 from rr.io import InputError
 from rr.paper import LABELS
-from rr.photo import crop_fov, fov_mask, to_photograph, to_tensor
+from rr.photo import crop_fov, fov_mask, put_back, to_photograph, to_tensor
 from rr.presets import choose
 from rr.readability import Readability
 from rr.vae import kl
@@ -83,7 +81,23 @@ def test_pairs(data, protocol, region="disc"):
     return rows, degrade.apply(x, parameters, data.fov(rows)), x, table
 
 
-class Denoiser(nn.Module):
+class Restorer(nn.Module):
+    """What walks from y to x in steps: a subclass defines trajectory(y, generator, steps, **options)."""
+
+    def restore(self, y, fov, generator, steps=None, batch=64, **options):
+        """y (N, 3, H, W) in [0, 1], fov (N, 1, H, W) => the restored images; black outside of the field of view.
+
+        steps and options: of `trajectory`.
+        """
+        parts = []
+        for part, mask in zip(y.split(batch), fov.split(batch)):
+            for _, x_0, _ in self.trajectory(part, generator, steps, **options):
+                pass
+            parts.append(x_0 * mask)
+        return torch.cat(parts)
+
+
+class Denoiser(Restorer):
     """Backbone, fusion and schedule round a condition c: one constant for all images, or the features of each image."""
 
     def __init__(
@@ -165,6 +179,7 @@ class Denoiser(nn.Module):
     def trajectory(self, y, generator, steps=None, start=None, state=False):
         """Noise y to t_0 and walk back: yields (t, x_t, x_0_hat), at last (0, x_0, x_0). See Diffusion.reverse.
 
+        steps: None, the paper's chain; k, DDIM in k steps.
         start: share of T in place of the one that was trained; at T the walk begins from pure noise, with nothing of y. state:
         add c to the state x_t before every step, where the network should see the sum and the state stay as it is: the
         reading of 2.4 that breaks the forward process. Raises InputError for a start beyond the trained one, and for a
@@ -182,18 +197,6 @@ class Denoiser(nn.Module):
             lambda x, t: (self.backbone(x, t) if state else self(x, t, y=y, c=c)).prediction.float(),
             x_t, t_0, self.objective, generator, steps, (lambda x: self.fusion(x, c)) if state else None,
         )  # fmt: skip
-
-    def restore(self, y, fov, generator, steps=None, batch=64, **options):
-        """y (N, 3, H, W) in [0, 1], fov (N, 1, H, W) => the restored images; black outside of the field of view.
-
-        steps: None, the paper's chain; k, DDIM in k steps. options: start and state of `trajectory`.
-        """
-        parts = []
-        for part, mask in zip(y.split(batch), fov.split(batch)):
-            for _, x_0, _ in self.trajectory(part, generator, steps, **options):
-                pass
-            parts.append(x_0 * mask)
-        return torch.cat(parts)
 
 
 class Restoration(NamedTuple):
@@ -275,11 +278,8 @@ def restore_photograph(regen, image, seed=0):
     mask = fov_mask([circle], regen.size).float()
     layers = torch.cat([done.image.cpu() * mask, mask], 1)                 # 1, 4, size, size
     layers = F.interpolate(layers, (box.side, box.side), mode="bicubic", align_corners=False)
-    patch = Image.fromarray(to_photograph((layers[:, :3] / layers[:, 3:].clamp(min=0.1)).clamp(0, 1)))
-    inside = Image.fromarray(fov_mask([circle], box.side)[0, 0].numpy().astype(np.uint8) * 255)
-    result = Image.fromarray(image)
-    result.paste(patch, (box.left, box.top), inside)
-    return np.array(result), report
+    patch = to_photograph((layers[:, :3] / layers[:, 3:].clamp(min=0.1)).clamp(0, 1))
+    return put_back(image, patch, box, fov_mask([circle], box.side)[0, 0].numpy()), report
 
 
 def assemble(folder, classifier):

@@ -113,7 +113,7 @@ def tracked(stem, row):
              if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "P"}
     values = {name: value for name, value in asdict(row).items() if name in names - {"name", "seed"}}
     if stem in RECOMMENDED:
-        values["recommended"] = io.read_json(Path(__file__).parent / "recommended" / "config.json")["sha256"]
+        values["recommended"] = io.read_json(io.RECOMMENDED / "config.json")["sha256"]
     return {"code": io.code(path, *(["paper"] if stem == SUMMARY else [])), **values}
 
 
