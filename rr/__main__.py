@@ -1,4 +1,4 @@
-"""The command line: reproduce, run, restore, train, report, doctor.
+"""The command line: reproduce, run, restore, train, data prepare, bench, report, doctor.
 
 Commands import what they need themselves, so that `rr --help` answers at once. Whatever a user gave wrong ends as one
 line `error: ...` on stderr: exit code 2 for a call that cannot be done, 1 for one that was done in part or that failed
@@ -230,6 +230,43 @@ def train(
     from rr import corrector, train
 
     print(_short(corrector.make(out, photos, seed=seed, fabric=train.fabric(device))))
+
+
+# ----------------------------------------------------------------------------------------------------------- data
+
+data = typer.Typer(no_args_is_help=True, help="Data sets: prepare.")
+app.add_typer(data, name="data")
+
+
+@data.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help='A folder of images or of parquet shards, or "embedded".')],
+    out: Annotated[Path, typer.Option(help="Folder of the packed data set.")],
+    labels: Annotated[Path | None, typer.Option(help="The labels of these images, a CSV.")] = None,
+    size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the packed images, px.")] = 224,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split; of the eyes, if they are drawn.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes; the result does not depend on it.")] = 1,
+    n: Annotated[int, typer.Option(min=1, help="How many embedded eyes.")] = 1000,
+):
+    """Turn images and their labels into shards of equal size, once; the same call continues where it was stopped."""
+    from rr import data, sources
+
+    packed = data.pack(sources.source(source, str(labels or ""), n, seed), size, out, seed, workers)
+    print(f"{_short(out)}: {len(packed)} images of {size} px")
+
+
+# ---------------------------------------------------------------------------------------------------------- bench
+
+
+@app.command()
+def bench(
+    device: Annotated[str, typer.Argument(help="cpu or gpu.")] = "cpu",
+    only: Annotated[str | None, typer.Option(help="One row of the table, as T4.")] = None,
+):
+    """Measure ours and what one would use instead, by turns, and write results/bench/<device>.csv."""
+    from rr import bench
+
+    bench.run(device, only)
 
 
 # --------------------------------------------------------------------------------------------------------- report
