@@ -266,7 +266,11 @@ def bench(
     """Measure ours and what one would use instead, by turns, and write results/bench/<device>.csv."""
     from rr import bench
 
-    bench.run(device, only)
+    failed = bench.run(device, only)
+    for row, reason in failed.items():
+        fail(f"{row}: {reason}")
+    if failed:
+        raise typer.Exit(1)
 
 
 # --------------------------------------------------------------------------------------------------------- report
