@@ -27,7 +27,7 @@ from rr.presets import choose
 DEVICES = {"cpu": "rr.bench_cpu", "gpu": "rr.bench_gpu"}  # argument of `rr bench` => module of its rows
 PAIRS = 5
 PEERS = {  # module => its name in the package index
-    "accelerate": "accelerate", "denoising_diffusion_pytorch": "denoising-diffusion-pytorch", "diffusers": "diffusers",
+    "denoising_diffusion_pytorch": "denoising-diffusion-pytorch", "diffusers": "diffusers",
     "lpips": "lpips", "papermill": "papermill", "skimage": "scikit-image", "timm": "timm", "torchmetrics": "torchmetrics",
 }  # fmt: skip
 COLUMNS = ["row", "task", "peer", "unit", "ours", "theirs", "ratio", "low", "high", "target", "met", "gate", "value", "limit",
@@ -103,6 +103,18 @@ def compare(ours, peer, pairs=PAIRS):
     return np.array([[seconds(ours), seconds(peer)] for _ in range(pairs)])
 
 
+def hotspots(call, n=4):
+    """The n operators in which call() spends most of its time, each with its share, in words."""
+    activities = torch.profiler.supported_activities()
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+        _synchronise()
+    column = "self_device_time_total" if torch.cuda.is_initialized() else "self_cpu_time_total"
+    spent = sorted(((getattr(each, column), each.key) for each in profile.key_averages()), reverse=True)
+    total = sum(time for time, _ in spent)
+    return ", ".join(f"{name} {time / total:.0%}" for time, name in spent[:n])
+
+
 def measure(task, pairs=PAIRS):
     """Yield the lines of the table that a Task gives, one per peer: a dict of COLUMNS, without `row` and provenance.
 
@@ -143,20 +155,22 @@ def run(device="cpu", only=None, folder=io.ROOT / "results" / "bench"):
         started = time.time()
         print(f"{name} ...", flush=True)
         with _threads(torch.get_num_threads() if device == "gpu" else 1):  # a Task that uses more says so
+            new = []
             try:
-                new = [line for task in rows[name]() for line in measure(task)]
+                for task in rows[name]():
+                    new += measure(task)
             except NotMeasured as error:
                 failed[name] = str(error)
-                new = [{"task": rows[name].__doc__.splitlines()[0].rstrip("."), "note": f"not measured: {error}"}]
+                new += [{"task": rows[name].__doc__.splitlines()[0].rstrip("."), "note": f"not measured: {error}"}]
             facts = io.provenance(started=started, device=where)
             commit = (facts["commit"] or "")[:9] + ("+" if facts["dirty"] else "")  # +: with changes
             own = {"row": name, "seconds": facts["seconds"], "commit": commit, "written": facts["written"]}
-            lines = [line for line in lines if line["row"] != name] + [line | own for line in new]
+            lines = [line for line in lines if line["row"] in rows and line["row"] != name] + [line | own for line in new]
             lines.sort(key=lambda line: list(rows).index(line["row"]))
             table = pd.DataFrame(lines, columns=COLUMNS)
             io.write_table(path.with_suffix(".csv"), table)
             io.write_result(path, table.to_dict("records"), files=[f"{device}.csv"], device=where, peers=_peers())
-    show(table)
+    show(table[table["row"].isin([only] if only else rows)])
     print(f"{path.with_suffix('.csv')}")
     return failed
 
@@ -196,16 +210,15 @@ def show(table):
         if pd.isna(line.ours):
             shown.add_row(line.row, line.task, "not measured")
             continue
-        reached = (
-            f"{_digits(line.ratio)} >= {line.target:g} " if line.peer else f"{_digits(line.ours)} >= {line.target:g} {line.unit} "
-        )
+        reached = f"{_digits(line.ratio if line.peer else line.ours)} >= {line.target:g} "
         quality = f"{line.gate}: {line.value:.2g} <= {line.limit:.2g} " + ("ok" if line.ok else "NOT OK")
         shown.add_row(line.row, f"{line.task} ({line.unit})", line.peer, _digits(line.ours), _digits(line.theirs),
                       reached + ("met" if line.met else "MISSED"), quality)  # fmt: skip
     console = Console(markup=False, highlight=False)
     console.print(shown)
-    for line in table[table["note"].fillna("") != ""].itertuples():
-        console.print(f"{line.row} {line.task}: {line.note}")
+    for (row, task), notes in table.groupby(["row", "task"], sort=False)["note"]:
+        for note in filter(None, notes.dropna().unique()):
+            console.print(f"{row} {task}: {note}")
 
 
 def _digits(number):

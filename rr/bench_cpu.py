@@ -1,28 +1,423 @@
-"""The rows of `rr bench cpu`: each function prepares one comparison, and yields it as rr.bench.Task."""
+"""The rows of `rr bench cpu`: each function prepares one comparison, and yields it as rr.bench.Task.
+
+One thread each, on both sides. Peers are taken as their documentation shows them, and once more with what it offers for
+speed. Pictures are drawn (rr.synthetic) or come with scikit-image: nothing is downloaded.
+"""
+
+import copy
+import cProfile
+import json
+import os
+import pstats
+import subprocess
+import sys
+from functools import partial
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+import pandas as pd
 import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.flop_counter import FlopCounterMode
 
-from rr import metrics
-from rr.bench import Gate, Task, need
+from rr import backbones, data, degrade, forked, metrics, sources, studies, synthetic, train, weights
+from rr.bench import Gate, NotMeasured, Task, hotspots, need, seconds
+from rr.diffusion import Diffusion
+from rr.paper import LABELS
+from rr.photo import to_photograph, to_tensor
+from rr.readability import Readability
+
+ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}  # of processes started here
+NOTEBOOK = '''# %% tags=["parameters"]
+number: int = 1  # printed
+
+# %%
+import torch, torchvision
+import rr.restorer
+
+print(number, torch.ones(2).sum())
+'''
+
+
+def notebook():
+    """T1: what a run of a notebook that imports torch costs beyond its own work, which here is none."""
+    need("papermill")
+    if sys.platform != "linux":
+        raise NotMeasured("forked kernels need Linux")
+    import jupytext
+    import nbformat
+    import papermill
+
+    with TemporaryDirectory() as folder, forked.server(1) as variables:  # as `rr reproduce` starts it, once for all notebooks
+        script, twin, ours, theirs = (Path(folder) / name for name in ("tiny.py", "tiny.ipynb", "ours.ipynb", "theirs.ipynb"))
+        script.write_text(NOTEBOOK)
+        jupytext.write(jupytext.read(script, fmt="py:percent"), twin)
+
+        def command(*words):
+            subprocess.run([sys.executable, "-m", *map(str, words)], env=os.environ | ONE_THREAD | variables, check=True,
+                           cwd=folder, capture_output=True)  # fmt: skip
+
+        def printed(path):
+            return [output.text for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
+
+        run = partial(command, "rr", "run", script, "--executed", ours)
+        papermill_command = partial(command, "papermill", twin, theirs, "-k", "python3")
+        papermill_warm = partial(papermill.execute_notebook, twin, theirs, kernel_name="python3", progress_bar=False)
+        run(), papermill_command()
+        differ = printed(ours) != printed(theirs) or not printed(ours)
+        peers = {"papermill": papermill_command, "papermill: execute_notebook, warm": papermill_warm}
+        yield Task("a notebook that imports torch", "notebooks", 1, run, 5, Gate("outputs that differ", differ, 0), peers,
+                   note="ours: the command `rr run`, while a server of forks is there, which is not counted",
+                   why=lambda: f"`rr --help`, Python and imports, takes {seconds(partial(command, 'rr', '--help')):.2f} s of it")
+
+
+def packed(size=224, n=256, batch=64, passes=8):
+    """T2: batches of a packed data set, against a DataLoader over the JPEG files it was made from."""
+    with TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{i:04d}.jpg" for i in range(n)]
+        for i, file in enumerate(files):
+            Image.fromarray(synthetic.fundus(0, i % 64, size).image).save(file, quality=95)
+        table = pd.DataFrame({"name": [file.stem for file in files]})
+        source = sources.Source({"kind": "jpeg"}, table, partial(_decoded, files))
+        pack = data.pack(source, size, Path(folder) / "packed")
+        shares = np.arange(n).reshape(-1, batch)
+
+        def ours():
+            for _ in range(passes):
+                for batch in data.batches(pack, shares):
+                    pass
+
+        gate = max(float((batch.x - torch.stack([_with_pil(files[i]) for i in share])).abs().mean())
+                   for batch, share in zip(data.batches(pack, shares), shares))  # fmt: skip
+        peers = {"DataLoader: PIL": partial(_all, _loader(_with_pil, files, batch)),
+                 "DataLoader: torchvision, a batch at once": partial(_all, _loader(_with_torchvision, files, batch))}
+        yield Task(f"float batches of {batch} images of {size} px", "images", passes * n, ours, 15,
+                   Gate("mean difference", gate, 1 / 255), peers, peer_amount=n,
+                   why=lambda: f"where ours spends its time: {hotspots(ours)}")  # fmt: skip
+
+
+def _decoded(files, i, size):
+    return np.asarray(Image.open(files[i]).convert("RGB")), dict.fromkeys(LABELS, 1)
+
+
+def _with_pil(file):
+    from torchvision.transforms.functional import to_tensor
+
+    with Image.open(file) as photo:
+        return to_tensor(photo.convert("RGB"))
+
+
+def _with_torchvision(files):
+    """One call for a list of files, as DataLoader makes it where a Dataset has __getitems__."""
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
+    return torch.stack(decode_jpeg([read_file(str(file)) for file in files], ImageReadMode.RGB)).float().div_(255)
+
+
+def _loader(read, files, batch):
+    class Files(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(files)
+
+        def __getitem__(self, i):
+            return read(files[i])
+
+    class Batches(Files):
+        def __getitems__(self, rows):
+            return read([files[i] for i in rows])
+
+    if read is _with_pil:
+        return torch.utils.data.DataLoader(Files(), batch)
+    return torch.utils.data.DataLoader(Batches(), batch, collate_fn=lambda x: x, pin_memory=False)
+
+
+def _all(batches):
+    for _ in batches:
+        pass
+
+
+def photographs(sides=(1024, 2048, 3000), size=224, n=4):
+    """T3: photographs prepared, from a JPEG file to a square crop; ours must also find the field of view."""
+    from skimage.data import retina
+
+    drawn = {f"{side} px": [_framed(i, side) for i in range(n)] for side in sides}
+    for name, images in {**drawn, "1411 px (retina)": [retina()]}.items():
+        with TemporaryDirectory() as folder:
+            for i, image in enumerate(images):
+                Image.fromarray(image).save(Path(folder) / f"{i}.jpg", quality=92)
+            source = sources.folder(folder)
+            files = [Path(folder) / name for name in source.table["name"]]
+            crops, rows = zip(*(source.image(i, size) for i in range(len(files))))
+            boxes = [(row["box_left"], row["box_top"], row["box_left"] + row["box_side"], row["box_top"] + row["box_side"])
+                     for row in rows]  # fmt: skip
+
+            def theirs(method, **options):
+                resized = []
+                for file, box in zip(files, boxes):
+                    with Image.open(file) as photo:
+                        resized.append(np.asarray(photo.convert("RGB").crop(box).resize((size, size), method, **options), float))
+                return resized
+
+            differences = [np.abs(crop - area).mean() for crop, area in zip(crops, theirs(Image.BOX))]
+            peers = {"PIL: LANCZOS": partial(theirs, Image.LANCZOS),
+                     "PIL: BOX, reducing_gap": partial(theirs, Image.BOX, reducing_gap=2)}
+            yield Task(f"JPEG of {name} to {size} px", "photographs", len(files),
+                       lambda: [source.image(i, size) for i in range(len(files))], 3,
+                       Gate("mean difference from PIL's BOX, of 255", max(differences), 2), peers,
+                       note="the peer is told where the field of view is",
+                       why=lambda: f"where ours spends its time: {functions(lambda: source.image(0, size))}")  # fmt: skip
+
+
+def functions(call, n=4):
+    """The n Python or C functions in which call() spends most of its time, each with its share, in words."""
+    profile = cProfile.Profile()
+    profile.runcall(call)
+    spent = sorted(((own, name) for (_, _, name), (_, _, own, _, _) in pstats.Stats(profile).stats.items()), reverse=True)
+    total = sum(own for own, _ in spent)
+    return ", ".join(f"{name} {own / total:.0%}" for own, name in spent[:n])
+
+
+def _framed(i, side):
+    """An eye, enlarged, in the middle of a black frame (3 side / 4, side, 3), under the noise of a sensor."""
+    height = 3 * side // 4
+    eye = Image.fromarray(synthetic.fundus(0, i, 512).image).resize((height, height), Image.BICUBIC)
+    frame = np.zeros((height, side, 3), np.float32)
+    frame[:, (side - height) // 2 :][:, :height] = eye
+    frame += np.random.default_rng(i).normal(0, 2, frame.shape)
+    return frame.clip(0, 255).astype(np.uint8)
 
 
 def ssim(size=224, n=64):
-    """T4: SSIM of a batch against scikit-image's, image by image, with its Gaussian window."""
+    """T4: SSIM of a batch, against scikit-image's with its Gaussian window, image by image."""
     need("skimage")
     from skimage.metrics import structural_similarity
 
-    x = torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0))
-    y = (x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
-    pairs = list(zip(x.numpy(), y.numpy()))
+    x, y = _pairs(n, size)
+    arrays = list(zip(x.numpy(), y.numpy()))
 
-    def theirs():
-        options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1, "channel_axis": 0}
-        return [structural_similarity(a, b, **options) for a, b in pairs]
+    def theirs(**layout):
+        options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
+        return np.array([structural_similarity(a, b, **options, **layout) for a, b in arrays])
 
-    gate = Gate("largest difference", float(np.abs(metrics.ssim(x, y).numpy() - theirs()).max()), 1e-5)
-    peers = {"scikit-image": theirs}
-    yield Task(f"SSIM, {n} images of {size} px", "images", n, lambda: metrics.ssim(x, y), 5, gate, peers)
+    def by_channel():
+        """Channel by channel, what channel_axis does inside, without its copies."""
+        options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
+        return np.array([np.mean([structural_similarity(*each, **options) for each in zip(a, b)]) for a, b in arrays])
+
+    gate = Gate("largest difference", np.abs(metrics.ssim(x, y).numpy() - theirs(channel_axis=0)).max(), 1e-5)
+    peers = {"scikit-image": partial(theirs, channel_axis=0), "scikit-image: channel by channel": by_channel}
+    ours = partial(metrics.ssim, x, y)
+    yield Task(f"SSIM, {n} images of {size} px", "images", n, ours, 5, gate, peers,
+               why=lambda: f"where ours spends its time: {hotspots(ours)}")  # fmt: skip
 
 
-ROWS = {"T4": ssim}
+def _pairs(n, size):
+    """Eyes (n, 3, size, size) in [0, 1], and the same with noise."""
+    x = torch.cat([to_tensor(synthetic.fundus(0, i % 16, size).image) for i in range(n)])
+    return x, (x + 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+
+
+def lpips(size=224, n=8):
+    """T5: LPIPS of every method of a study against the same references, against the package `lpips`."""
+    need("lpips")
+    import lpips as package
+
+    if weights.available("alexnet") is None:
+        raise NotMeasured("LPIPS: no ImageNet weights of AlexNet here, and a random trunk measures nothing; "
+                          f"{weights.FOLDER}=FOLDER with torchvision's file")  # fmt: skip
+    distance = metrics.load_lpips()
+    model = package.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    tensors, _ = weights.state("alexnet")
+    model.net.load_state_dict({key: tensors[f"features.{key.split('.', 1)[1]}"] for key in model.net.state_dict()})
+    model.requires_grad_(False)
+    fast = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    methods = len(studies.STUDIES["fusion"])
+    x, _ = _pairs(n, size)
+    outputs = [(x + 0.02 * k * torch.randn(x.shape, generator=torch.Generator().manual_seed(k))).clamp(0, 1)
+               for k in range(1, methods + 1)]  # fmt: skip
+
+    def ours():
+        references = x.clone()  # of another study: nothing is known of them yet
+        return torch.stack([distance(references, y) for y in outputs])
+
+    def theirs(model, **layout):
+        with torch.inference_mode():
+            a = x.contiguous(**layout)
+            return torch.stack([model(a, y.contiguous(**layout), normalize=True).flatten() for y in outputs])
+
+    gate = Gate("largest difference", float((ours() - theirs(model)).abs().max()), 1e-5)
+    peers = {"lpips": partial(theirs, model), "lpips: channels_last": partial(theirs, fast, memory_format=torch.channels_last)}
+    yield Task(f"LPIPS, {size} px, {methods} methods", "images", n * methods, ours, 1.9, gate, peers,
+               why=lambda: f"where ours spends its time: {hotspots(ours)}")  # fmt: skip
+
+
+def degradation(sizes=(512, 224), targets=(10, 3)):
+    """T6: the degradation, against the published one's formulation with kernels at full resolution."""
+    raise NotMeasured("tests/cofe_reference.py: not there yet")
+    yield
+
+
+def classifier(sizes=(80, 224), batch=8):
+    """T7: training of InceptionV3, against the fastest 3x3 convolution of this machine, forward and backward."""
+    ceiling, shape = _ceiling(batch)
+    for size in sizes:
+        torch.manual_seed(0)
+        model = Readability().train()
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.98), use_buffers=True)
+        optimizer = train.OPTIMIZERS["rmsprop"](model.parameters(), lr=1e-4)
+        images = data.Batch(torch.rand(batch, 3, size, size), torch.ones(batch, len(LABELS)), None)
+        generator = torch.Generator().manual_seed(0)
+
+        def step():
+            optimizer.zero_grad(set_to_none=True)
+            loss = model.loss(images, generator)["loss"]
+            loss.backward()
+            optimizer.step()
+            averaged.update_parameters(model)
+            return loss.item()
+
+        flops = _flops(step)
+        first = step()
+        note = f"{batch} images, {_parameters(model) / 1e6:.1f} M parameters, {flops / 1e9:.0f} GFLOP a step"
+        gate = Gate("loss on one batch after 10 steps, over the first", [step() for _ in range(10)][-1] / first, 1)
+        yield Task(f"InceptionV3, training step, {size} px", "GFLOP", flops / 1e9, step, 0.55, gate,
+                   {f"3x3 convolution, {shape}": ceiling}, _flops(ceiling) / 1e9, note=note,
+                   why=lambda: f"where its time goes: {hotspots(step)}")  # fmt: skip
+
+
+def _flops(call):
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def _ceiling(batch):
+    """The 3x3 convolution with the most FLOP/s, forward and backward, among usual shapes: (call, its shape in words)."""
+    best = 0.0, None, ""
+    for channels, side in ((64, 112), (64, 56), (128, 56), (128, 28), (256, 28), (192, 35)):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = torch.rand(batch, channels, side, side).to(memory_format=layout).requires_grad_()
+            w = torch.rand(channels, channels, 3, 3).to(memory_format=layout).requires_grad_()
+            g = torch.rand(batch, channels, side, side).to(memory_format=layout)
+
+            def call(x=x, w=w, g=g):
+                return torch.autograd.grad(F.conv2d(x, w, padding=1), (x, w), g)
+
+            call()
+            rate = _flops(call) / min(seconds(call) for _ in range(3))
+            words = f"{channels} channels, {side} px" + (", channels_last" if layout is torch.channels_last else "")
+            best = max(best, (rate, call, words), key=lambda each: each[0])
+    return best[1:]
+
+
+def denoiser(dims=(8, 16), size=64, batch=8, steps=200, n=256):
+    """T8: our U-Net as a noise predictor, against the one of denoising_diffusion_pytorch, with no more parameters."""
+    need("denoising_diffusion_pytorch")
+    from denoising_diffusion_pytorch import Unet
+
+    eyes = 2 * torch.cat([to_tensor(synthetic.fundus(0, i, size).image) for i in range(n)]) - 1  # the peer's range
+    for dim in dims:
+        torch.manual_seed(0)
+        peer, flash = Unet(dim), Unet(dim, flash_attn=True)
+        width = next(width for width in count(8, 4) if _parameters(backbones.UNet(width)) >= _parameters(peer))
+        model = backbones.UNet(width)
+        psnr = {name: _trained(each, eyes, batch // 2, steps) for name, each in {"ours": model, "theirs": peer}.items()}
+        note = "; ".join(f"{name}: {_parameters(each) / 1e6:.2f} M parameters, {_macs(each, size) / 1e9:.2f} GMAC an image, "
+                         f"{psnr[name]:.2f} dB after {steps} steps of {batch // 2} images"
+                         for name, each in {"ours": model, "theirs": peer}.items())  # fmt: skip
+        gate = Gate("validation PSNR of theirs over ours, dB", psnr["theirs"] - psnr["ours"], 0)
+        x, t = eyes[:batch], torch.arange(1, batch + 1)
+        calls = [partial(step, x, t, torch.randn_like(x)) for step in map(_step, (model, peer, flash))]
+        peers = {f"denoising_diffusion_pytorch: Unet({dim})": calls[1], f"Unet({dim}, flash_attn=True)": calls[2]}
+        yield Task(f"U-Net of width {width}, training step, {size} px", "images", batch, calls[0], 3, gate,
+                   peers, note=note, why=lambda: f"where ours spends its time: {hotspots(calls[0])}")  # fmt: skip
+
+
+def _parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def _macs(model, size):
+    with torch.no_grad():
+        return _flops(lambda: model(torch.rand(1, 3, size, size), torch.ones(1, dtype=torch.long))) / 2
+
+
+def _step(model):
+    """A training step with the noise objective: step(x, t, epsilon) => loss."""
+    diffusion = Diffusion(T=100, schedule="cosine")
+    optimizer = train.OPTIMIZERS["adamw"](model.parameters(), lr=1e-3)
+
+    def step(x, t, epsilon):
+        loss = F.mse_loss(_predicted(model, diffusion.add_noise(x, t, epsilon), t), epsilon)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _predicted(model, x_t, t):
+    output = model(x_t, t)
+    return getattr(output, "prediction", output)  # ours returns more than the prediction
+
+
+def _trained(model, eyes, batch, steps):
+    """PSNR in dB of the x_0 that follows from the predicted noise, on the last eighth of the eyes; trained on the others."""
+    step, generator, diffusion = _step(model), torch.Generator().manual_seed(0), Diffusion(T=100, schedule="cosine")
+    training, held = eyes.split([len(eyes) - len(eyes) // 8, len(eyes) // 8])
+
+    def draw(x):
+        return x, torch.randint(1, 101, (len(x),), generator=generator), torch.randn(x.shape, generator=generator)
+
+    for _ in range(steps):
+        step(*draw(training[torch.randint(len(training), (batch,), generator=generator)]))
+    x, t, epsilon = draw(held)
+    x_t = diffusion.add_noise(x, t, epsilon)
+    model.eval()
+    with torch.no_grad():
+        x_0 = diffusion.x_0("noise", _predicted(model, x_t, t), x_t, t).clamp(-1, 1)
+    model.train()
+    return metrics.psnr((x_0 + 1) / 2, (x + 1) / 2).mean().item()
+
+
+def absolute(size=224, n=16, side=2000):
+    """T9: embedded images a second, and one photograph restored in a fresh process."""
+    source = sources.embedded(n)
+
+    def draw():
+        return [source.image(i, size)[0] for i in range(n)]
+
+    differ = sum((one != two).any() for one, two in zip(draw(), draw()))
+    yield Task(f"embedded images of {size} px", "images", n, draw, 100, Gate("images that differ when drawn again", differ, 0),
+               why=lambda: f"where its time goes: {functions(draw)}")  # fmt: skip
+
+    with TemporaryDirectory() as folder:
+        photo, out, said = (Path(folder) / name for name in ("photo.jpg", "restored", "said.txt"))
+        clean = to_tensor(_framed(0, side))
+        params = degrade.sample(1, torch.Generator().manual_seed(0), ("illumination", "blur"), 1.0)
+        Image.fromarray(to_photograph(degrade.apply(clean, params))).save(photo, quality=92)
+
+        def restore():
+            with open(said, "w") as file:
+                process = subprocess.Popen([sys.executable, "-m", "rr", "restore", photo, "--out", out, "--device", "cpu"],
+                                           env=os.environ | ONE_THREAD, stdout=file, stderr=file)  # fmt: skip
+                _, status, usage = os.wait4(process.pid, 0)  # its own peak, not that of all children
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                raise RuntimeError(f"rr restore: {said.read_text()}")
+            return usage.ru_maxrss / 2**20  # KiB on Linux
+
+        gate = Gate("peak memory, GiB", restore(), 2)
+        status = json.loads((out / "restore.json").read_text())["photo.png"]["status"]
+        yield Task(f"`rr restore`, {side} px, fresh process", "photographs", 1, restore, 1 / 10, gate,
+                   note=f"the photograph was {status}")  # fmt: skip
+
+
+ROWS = {
+    "T1": notebook, "T2": packed, "T3": photographs, "T4": ssim, "T5": lpips, "T6": degradation,
+    "T7": classifier, "T8": denoiser, "T9": absolute,
+}  # fmt: skip
