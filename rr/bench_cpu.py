@@ -32,6 +32,7 @@ from rr.photo import to_photograph, to_tensor
 from rr.readability import Readability
 
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}  # of processes started here
+SHAPES = (64, 112), (64, 56), (128, 56), (128, 28), (256, 28), (192, 35)  # of 3x3 convolutions: channels, side
 NOTEBOOK = '''# %% tags=["parameters"]
 number: int = 1  # printed
 
@@ -144,7 +145,7 @@ def photographs(sides=(1024, 2048, 3000), size=224, n=4):
     """T3: photographs prepared, from a JPEG file to a square crop; ours must also find the field of view."""
     from skimage.data import retina
 
-    drawn = {f"{side} px": [_framed(i, side) for i in range(n)] for side in sides}
+    drawn = {f"{side} px": [_framed(synthetic.fundus(0, i, 512).image, side) for i in range(n)] for side in sides}
     for name, images in {**drawn, "1411 px (retina)": [retina()]}.items():
         with TemporaryDirectory() as folder:
             for i, image in enumerate(images):
@@ -181,13 +182,13 @@ def functions(call, n=4):
     return ", ".join(f"{name} {own / total:.0%}" for own, name in spent[:n])
 
 
-def _framed(i, side):
-    """An eye, enlarged, in the middle of a black frame (3 side / 4, side, 3), under the noise of a sensor."""
+def _framed(eye, side):
+    """An eye (S, S, 3), enlarged, in the middle of a black frame (3 side / 4, side, 3), under the noise of a sensor."""
     height = 3 * side // 4
-    eye = Image.fromarray(synthetic.fundus(0, i, 512).image).resize((height, height), Image.BICUBIC)
+    eye = Image.fromarray(eye).resize((height, height), Image.BICUBIC)
     frame = np.zeros((height, side, 3), np.float32)
     frame[:, (side - height) // 2 :][:, :height] = eye
-    frame += np.random.default_rng(i).normal(0, 2, frame.shape)
+    frame += np.random.default_rng(0).normal(0, 2, frame.shape)
     return frame.clip(0, 255).astype(np.uint8)
 
 
@@ -296,9 +297,9 @@ def _flops(call):
 
 
 def _ceiling(batch):
-    """The 3x3 convolution with the most FLOP/s, forward and backward, among usual shapes: (call, its shape in words)."""
+    """The 3x3 convolution with the most FLOP/s, forward and backward, among SHAPES: (call, its shape in words)."""
     best = 0.0, None, ""
-    for channels, side in ((64, 112), (64, 56), (128, 56), (128, 28), (256, 28), (192, 35)):
+    for channels, side in SHAPES:
         for layout in (torch.contiguous_format, torch.channels_last):
             x = torch.rand(batch, channels, side, side).to(memory_format=layout).requires_grad_()
             w = torch.rand(channels, channels, 3, 3).to(memory_format=layout).requires_grad_()
@@ -366,17 +367,19 @@ def _predicted(model, x_t, t):
 
 
 def _trained(model, eyes, batch, steps):
-    """PSNR in dB of the x_0 that follows from the predicted noise, on the last eighth of the eyes; trained on the others."""
-    step, generator, diffusion = _step(model), torch.Generator().manual_seed(0), Diffusion(T=100, schedule="cosine")
-    training, held = eyes.split([len(eyes) - len(eyes) // 8, len(eyes) // 8])
+    """PSNR in dB of the x_0 that follows from the predicted noise, after training.
 
-    def draw(x):
-        return x, torch.randint(1, 101, (len(x),), generator=generator), torch.randn(x.shape, generator=generator)
-
+    Mean over the last eighth of the eyes, which it was not trained on, at steps t from 1 to T; the same noise for every model.
+    """
+    step, diffusion = _step(model), Diffusion(T=100, schedule="cosine")
+    training, x = eyes.split([len(eyes) - len(eyes) // 8, len(eyes) // 8])
+    generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
-        step(*draw(training[torch.randint(len(training), (batch,), generator=generator)]))
-    x, t, epsilon = draw(held)
-    x_t = diffusion.add_noise(x, t, epsilon)
+        here = torch.randint(len(training), (batch,), generator=generator)
+        t = torch.randint(1, 101, (batch,), generator=generator)
+        step(training[here], t, torch.randn(training[here].shape, generator=generator))
+    t = torch.linspace(1, 100, len(x)).round().long()
+    x_t = diffusion.add_noise(x, t, torch.randn(x.shape, generator=torch.Generator().manual_seed(1)))
     model.eval()
     with torch.no_grad():
         x_0 = diffusion.x_0("noise", _predicted(model, x_t, t), x_t, t).clamp(-1, 1)
@@ -397,9 +400,10 @@ def absolute(size=224, n=16, side=2000):
 
     with TemporaryDirectory() as folder:
         photo, out, said = (Path(folder) / name for name in ("photo.jpg", "restored", "said.txt"))
-        clean = to_tensor(_framed(0, side))
-        params = degrade.sample(1, torch.Generator().manual_seed(0), ("illumination", "blur"), 1.0)
-        Image.fromarray(to_photograph(degrade.apply(clean, params))).save(photo, quality=92)
+        eye = synthetic.fundus(0, 0, 512)
+        params = degrade.sample(1, torch.Generator().manual_seed(0), severity=1.0)
+        degraded = degrade.apply(to_tensor(eye.image), params, torch.from_numpy(eye.fov)[None, None])
+        Image.fromarray(_framed(to_photograph(degraded), side)).save(photo, quality=92)
 
         def restore():
             with open(said, "w") as file:
