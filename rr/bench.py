@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from threadpoolctl import threadpool_limits
 
 from rr import io
 from rr.io import InputError
@@ -177,12 +176,11 @@ def run(device="cpu", only=None, folder=io.ROOT / "results" / "bench"):
 
 @contextmanager
 def _threads(n):
-    """Within the block torch, and the libraries below NumPy and SciPy, compute with n threads."""
+    """Within the block torch computes with n threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
-        with threadpool_limits(n):
-            yield
+        yield
     finally:
         torch.set_num_threads(before)
 
