@@ -1,15 +1,18 @@
 """Packed data sets: one memory-mapped folder, split 64/16/20 with near-duplicates kept together.
 
-Defines `dhash` and `near_duplicates`, `split`, `pack` (one pass over a source, whole or absent) and `Packed`.
+Defines `dhash` and `near_duplicates`, `split`, `pack` (one pass over a source, whole or absent), `Packed`, and
+`batches`, through which training reads it.
 """
 
 import hashlib
 import multiprocessing
+import warnings
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,6 +21,7 @@ from PIL import Image
 from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from torch import Tensor
 
 from rr.io import InputError, code, folder, read_json, sha256, sweep, write_json, write_table, writing
 from rr.paper import LABELS
@@ -28,6 +32,7 @@ SPLITS = {"train": 0.64, "val": 0.16, "test": 0.20}  # paper 2.2
 NEAR_BITS = 15  # of 256: the same photograph resized or compressed again differs in <= 12, two eyes in >= 60
 SKIPPED = 0.01  # share of unusable images that a pack leaves out (at least one); beyond it stops
 FORMAT = 1  # of the packed folder
+UNIT = 1 / 255  # of a pixel; multiplied: a GPU divides by a number in just this way, and a CPU is faster
 
 
 def dhash(image):
@@ -227,6 +232,10 @@ class Packed:
             raise InputError(f"{path}: images.npy or table.csv is not what the manifest says{again}")
         if size not in (None, self.size):
             raise InputError(f"{path}: images of {self.size} px, not of {size}; make them again with 01_data and this preset")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, that one must not write to it
+            self._all = torch.from_numpy(self.images)
+        self.resident = {}  # device: all images, uint8 (N, 3, S, S), or None if they do not fit; see `batches`
         self.table = pd.read_csv(path / "table.csv", keep_default_na=True, dtype={"name": str})
         self.labels = self._columns(LABELS)
         self.circles = self._columns([f"fov_{key}" for key in Fov._fields])
@@ -280,9 +289,21 @@ class Packed:
         parts = [self.batch(rows[i : i + size]).sum(0, keepdim=True) for i in range(0, len(rows), size)]
         return sum(parts) / len(rows)
 
-    def batch(self, rows, device="cpu"):
-        """Images of `rows` as float32 (B, 3, S, S) in [0, 1] on `device`."""
-        return torch.from_numpy(self.images[np.asarray(rows)]).to(device).float() / 255
+    def pixels(self, rows, out=None):
+        """Images of `rows` as uint8 (B, 3, S, S), in the first B of `out` where given."""
+        out = torch.empty(len(rows), 3, self.size, self.size, dtype=torch.uint8) if out is None else out[: len(rows)]
+        for image, pixels in zip(out, self._views(rows)):
+            image.copy_(pixels)
+        return out
+
+    def batch(self, rows, device="cpu", out=None):
+        """Images of `rows` as float32 (B, 3, S, S) in [0, 1] on `device`; on the CPU in the first B of `out` where given."""
+        if torch.device(device).type != "cpu":
+            return self.pixels(rows).to(device) * UNIT
+        out = torch.empty(len(rows), 3, self.size, self.size) if out is None else out[: len(rows)]
+        for image, pixels in zip(out, self._views(rows)):  # one by one: converted and scaled while it is in the cache
+            image.copy_(pixels).mul_(UNIT)
+        return out
 
     def fov(self, rows, device="cpu"):
         """Field-of-view masks of `rows`, bool (B, 1, S, S); the whole frame where there is none."""
@@ -292,5 +313,97 @@ class Packed:
         """Optic discs of `rows` as (B, 3): x, y, r in fractions of the width, NaN where unknown."""
         return self.discs[rows]
 
+    def _views(self, rows):
+        """Yield the image of each row, uint8 (3, S, S), where it lies in the file: to read from, not to write to."""
+        for row in np.asarray(rows):
+            yield self._all[row]
+
     def _columns(self, columns):
         return torch.tensor(self.table[list(columns)].to_numpy(np.float32))
+
+
+class Batch(NamedTuple):
+    """x (B, 3, H, W) in [0, 1], labels (B, 4) of 0/1 (NaN: unknown), fov (B, 1, H, W) bool."""
+
+    x: Tensor
+    labels: Tensor
+    fov: Tensor
+
+
+def batches(data, shares, device="cpu"):
+    """Yield the Batch, on `device`, of each share (array of rows of the Packed `data`) of an iterable `shares`.
+
+    On a CPU, x lies in a buffer that is used again: a batch is valid until the next one is asked for. On a GPU, pixels are
+    uint8 until they are there. At the first call for a GPU it is decided once for this `data`: if all images fit into half
+    of its free memory they are copied there and stay; otherwise a thread reads one share ahead and copies it at the side.
+    """
+    device = torch.device(device)
+    if device.type == "cpu":
+        return _buffered(data, shares)
+    if device not in data.resident:
+        fits = len(data) * 3 * data.size**2 < torch.cuda.mem_get_info(device)[0] / 2
+        data.resident[device] = _resident(data, device) if fits else None
+    pixels = data.resident[device]
+    return _streamed(data, shares, device) if pixels is None else _kept(data, shares, pixels)
+
+
+def _buffered(data, shares):
+    x = torch.empty(0)
+    for rows in shares:
+        if len(x) < len(rows):
+            x = torch.empty(len(rows), 3, data.size, data.size)
+        yield Batch(data.batch(rows, out=x), data.labels[rows], data.fov(rows))
+
+
+def _resident(data, device, step=1024):
+    """All images, uint8 (N, 3, S, S), on `device`."""
+    pixels = torch.empty(len(data), 3, data.size, data.size, dtype=torch.uint8, device=device)
+    for start in range(0, len(data), step):
+        pixels[start : start + step] = data.pixels(range(start, min(start + step, len(data)))).to(device)
+    return pixels
+
+
+def _kept(data, shares, pixels):
+    device = pixels.device
+    for rows in shares:
+        x = pixels.index_select(0, torch.as_tensor(rows).to(device, non_blocking=True)) * UNIT
+        yield Batch(x, data.labels[rows].to(device, non_blocking=True), data.fov(rows, device))
+
+
+def _streamed(data, shares, device):
+    """As `batches`: while one batch is worked on, a thread gathers the next into one of two buffers and sends it off.
+
+    An exception of the thread is raised here; closing the generator ends the thread.
+    """
+    on_gpu = device.type == "cuda"
+    buffers, sent = [torch.empty(0, dtype=torch.uint8)] * 2, [None] * 2
+    side = torch.cuda.Stream(device) if on_gpu else None
+
+    def read(k, rows):
+        if sent[k] is not None:
+            sent[k].synchronize()  # what left this buffer two shares ago has arrived
+        if len(buffers[k]) < len(rows):
+            buffers[k] = torch.empty(len(rows), 3, data.size, data.size, dtype=torch.uint8, pin_memory=on_gpu)
+        pixels = data.pixels(rows, buffers[k])
+        if on_gpu:
+            with torch.cuda.stream(side):
+                pixels = pixels.to(device, non_blocking=True)
+                sent[k] = side.record_event()
+        return rows, pixels, sent[k]
+
+    def batch(rows, pixels, arrived):
+        if on_gpu:
+            here = torch.cuda.current_stream(device)
+            here.wait_event(arrived)
+            pixels.record_stream(here)  # its memory is not given away before this stream has read it
+        return Batch(pixels * UNIT, data.labels[rows].to(device, non_blocking=True), data.fov(rows, device))
+
+    with ThreadPoolExecutor(1) as reader:
+        ahead = None
+        for k, rows in enumerate(shares):
+            following = reader.submit(read, k % 2, rows)
+            if ahead is not None:
+                yield batch(*ahead.result())
+            ahead = following
+        if ahead is not None:
+            yield batch(*ahead.result())

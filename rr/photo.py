@@ -195,13 +195,18 @@ def put_back(image, patch, box, inside):
 def fov_mask(circle, size):
     """Masks (N, 1, size, size), bool, of fields of view `circle` (N, 5) in fractions x, y, r, top, bottom.
 
-    NaN, an image without field of view, gives the whole frame.
+    NaN, an image without field of view, gives the whole frame. Pixels belong to it by their centres.
     """
-    x, y, r, top, bottom = torch.as_tensor(circle, dtype=torch.float32)[:, :, None, None, None].unbind(1)
-    at = (torch.arange(size, device=x.device) + 0.5) / size
-    column, row = at[None, :], at[:, None]
-    inside = ((column - x) ** 2 + (row - y) ** 2 <= r**2) & (row >= top) & (row <= bottom)
-    return inside | x.isnan()
+    x, y, r, top, bottom = torch.as_tensor(circle).double()[..., None].unbind(1)  # (N, 1)
+    row = (torch.arange(size, device=x.device) + 0.5) / size
+    half = (r**2 - (row - y) ** 2).sqrt()  # (N, size): of the chord in each row; NaN above and below the circle
+    first = ((x - half) * size - 0.5).ceil().where((half >= 0) & (row >= top) & (row <= bottom), size).clamp(0, size)
+    end = ((x + half) * size + 0.5).floor().where(first < size, size).clamp(0, size)
+    first = first.where(~x.isnan(), 0)
+    # Each row is a run of columns, the difference of two triangles' rows: several times faster than size^2 distances.
+    below = torch.ones(size + 1, size, dtype=torch.bool, device=x.device).tril(-1)  # below[k]: columns < k
+    one, two = (below.index_select(0, each.long().flatten()) for each in (first, end))
+    return (one ^ two).view(-1, 1, size, size)
 
 
 def to_tensor(image):

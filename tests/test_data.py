@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pandas as pd
@@ -91,7 +92,7 @@ def test_pack_does_not_depend_on_workers(tmp_path):
     assert np.array_equal(one.images[7].transpose(1, 2, 0), image)
     x = one.batch([7, 3])
     assert x.shape == (2, 3, 32, 32) and x.dtype == torch.float32
-    assert torch.equal(x[0], torch.from_numpy(image).permute(2, 0, 1).float() / 255)
+    assert torch.allclose(x[0], torch.from_numpy(image).permute(2, 0, 1).float() / 255, rtol=0, atol=1e-7)
 
 
 def test_pack_is_reused_or_remade(tmp_path):
@@ -152,3 +153,57 @@ def test_damaged_packs_are_refused(tmp_path):
         data.Packed(tmp_path, verify=True)
     (tmp_path / "images.npy").write_bytes(images)
     assert len(data.Packed(tmp_path, verify=True)) == 4
+
+
+# ---- batches
+
+
+@pytest.fixture(scope="module")
+def eyes(tmp_path_factory):
+    return data.pack(sources.embedded(30, seed=3), 32, tmp_path_factory.mktemp("eyes"))
+
+
+SHARES = [np.array([3, 1, 29]), np.array([0, 0]), np.array([5, 17, 28, 4, 2]), np.array([7])]
+
+
+def streamed(pack, shares):
+    return data._streamed(pack, shares, torch.device("cpu"))
+
+
+def kept(pack, shares):
+    return data._kept(pack, shares, data._resident(pack, torch.device("cpu"), step=7))
+
+
+@pytest.mark.parametrize("way", [data.batches, streamed, kept])
+def test_batches_equal_the_images_and_what_is_known_of_them(eyes, way):
+    count = 0
+    for rows, batch in zip(SHARES, way(eyes, iter(SHARES)), strict=True):
+        count += 1
+        assert torch.equal(batch.x, eyes.batch(rows)) and batch.x.dtype == torch.float32
+        assert torch.allclose(batch.x, eyes.pixels(rows).double().div(255).float(), rtol=0, atol=1e-7) and batch.x.max() <= 1
+        assert torch.equal(batch.labels, eyes.labels[rows]) and torch.equal(batch.fov, eyes.fov(rows))
+    assert count == len(SHARES)
+    assert list(way(eyes, [])) == []
+
+
+def test_white_is_one_exactly():
+    assert torch.full((1,), 255, dtype=torch.uint8).float().mul_(data.UNIT).item() == 1
+
+
+def test_on_a_cpu_the_buffer_is_used_again(eyes):
+    places = {batch.x.data_ptr() for batch in data.batches(eyes, [SHARES[2], SHARES[0], SHARES[2]])}
+    assert len(places) == 1
+
+
+def test_the_reading_thread_ends_and_its_errors_arrive(eyes):
+    before = threading.active_count()
+    stream = streamed(eyes, SHARES)
+    next(stream)
+    assert threading.active_count() == before + 1
+    stream.close()
+    assert threading.active_count() == before
+    stream = streamed(eyes, [SHARES[0], np.array([30])])
+    assert len(next(stream).x) == 3
+    with pytest.raises(IndexError):
+        next(stream)
+    assert threading.active_count() == before
