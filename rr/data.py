@@ -305,9 +305,9 @@ class Packed:
             image.copy_(pixels).mul_(UNIT)
         return out
 
-    def fov(self, rows, device="cpu"):
-        """Field-of-view masks of `rows`, bool (B, 1, S, S); the whole frame where there is none."""
-        return fov_mask(self.circles[rows].to(device), self.size)
+    def fov(self, rows, device="cpu", out=None):
+        """Field-of-view masks of `rows`, bool (B, 1, S, S); the whole frame where there is none. out: as in `batch`."""
+        return fov_mask(self.circles[rows].to(device), self.size, out if out is None else out[: len(rows)])
 
     def disc(self, rows):
         """Optic discs of `rows` as (B, 3): x, y, r in fractions of the width, NaN where unknown."""
@@ -333,7 +333,7 @@ class Batch(NamedTuple):
 def batches(data, shares, device="cpu"):
     """Yield the Batch, on `device`, of each share (array of rows of the Packed `data`) of an iterable `shares`.
 
-    On a CPU, x lies in a buffer that is used again: a batch is valid until the next one is asked for. On a GPU, pixels are
+    On a CPU, x and fov lie in buffers that are used again: a batch is valid until the next one is asked for. On a GPU, pixels are
     uint8 until they are there. At the first call for a GPU it is decided once for this `data`: if all images fit into half
     of its free memory they are copied there and stay; otherwise a thread reads one share ahead and copies it at the side.
     """
@@ -348,11 +348,11 @@ def batches(data, shares, device="cpu"):
 
 
 def _buffered(data, shares):
-    x = torch.empty(0)
+    x = fov = torch.empty(0)
     for rows in shares:
         if len(x) < len(rows):
-            x = torch.empty(len(rows), 3, data.size, data.size)
-        yield Batch(data.batch(rows, out=x), data.labels[rows], data.fov(rows))
+            x, fov = (torch.empty(len(rows), n, data.size, data.size, dtype=dtype) for n, dtype in ((3, None), (1, torch.bool)))
+        yield Batch(data.batch(rows, out=x), data.labels[rows], data.fov(rows, out=fov))
 
 
 def _resident(data, device, step=1024):

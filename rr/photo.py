@@ -192,10 +192,10 @@ def put_back(image, patch, box, inside):
     return np.array(result)
 
 
-def fov_mask(circle, size):
+def fov_mask(circle, size, out=None):
     """Masks (N, 1, size, size), bool, of fields of view `circle` (N, 5) in fractions x, y, r, top, bottom.
 
-    NaN, an image without field of view, gives the whole frame. Pixels belong to it by their centres.
+    NaN, an image without field of view, gives the whole frame. Pixels belong to it by their centres. out: where they go.
     """
     x, y, r, top, bottom = torch.as_tensor(circle).double()[..., None].unbind(1)  # (N, 1)
     row = (torch.arange(size, device=x.device) + 0.5) / size
@@ -205,8 +205,11 @@ def fov_mask(circle, size):
     first = first.where(~x.isnan(), 0)
     # Each row is a run of columns, the difference of two triangles' rows: several times faster than size^2 distances.
     below = torch.ones(size + 1, size, dtype=torch.bool, device=x.device).tril(-1)  # below[k]: columns < k
-    one, two = (below.index_select(0, each.long().flatten()) for each in (first, end))
-    return (one ^ two).view(-1, 1, size, size)
+    if out is None:
+        out = torch.empty(len(x), 1, size, size, dtype=torch.bool, device=x.device)
+    torch.index_select(below, 0, end.long().flatten(), out=out.view(-1, size))
+    out.view(-1, size).bitwise_xor_(below.index_select(0, first.long().flatten()))
+    return out
 
 
 def to_tensor(image):
