@@ -229,6 +229,21 @@ def test_t5_takes_no_random_trunk_for_lpips(monkeypatch):
         next(bench_cpu.lpips())
 
 
+@pytest.mark.parametrize("changed, same", [("", True), (" + 0.02", False)])
+def test_t6_is_the_reference_formulation(changed, same, tmp_path, monkeypatch):
+    stand_in = tmp_path / "reference.py"
+    stand_in.write_text(f"from rr import degrade\n\n\ndef apply(x, params, fov):\n    return degrade.apply(x, params, fov){changed}\n")
+    monkeypatch.setattr(bench_cpu, "REFERENCE", stand_in)
+    large, small = tasks(bench_cpu.degradation, sizes=(64, 32), n=2)
+    assert large.gate.ok == small.gate.ok == same and (large.target, small.target) == (10, 3)
+
+
+def test_t6_says_where_the_reference_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_cpu, "REFERENCE", tmp_path / "cofe_reference.py")
+    with pytest.raises(NotMeasured, match="^cofe_reference.py: is in the project's tests"):
+        next(bench_cpu.degradation())
+
+
 def test_t7_counts_the_work_of_both_sides(monkeypatch):
     monkeypatch.setattr(bench_cpu, "Readability", lambda: honest("resnet18"))
     monkeypatch.setattr(bench_cpu, "SHAPES", [(8, 8)])
