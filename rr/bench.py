@@ -6,6 +6,7 @@ rr.bench_cpu and rr.bench_gpu: ROWS = {name: function}. A row's function is a ge
 which are measured while it waits, and tidies up. Peers come from the package index, the optional extra `bench`.
 """
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -104,6 +105,7 @@ def compare(ours, peer, pairs=PAIRS):
 
 def hotspots(call, n=4):
     """The n operators in which call() spends most of its time, each with its share, in words."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # without a GPU it would complain on stderr
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_initialized():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -146,11 +148,12 @@ def run(device="cpu", only=None, folder=io.ROOT / "results" / "bench"):
     time of its own measurement. Returns {row: why it could not be measured}. Raises InputError for an unknown device or
     row, and where "gpu" finds none.
     """
-    rows = import_module(choose("device", device, DEVICES)).ROWS
-    if only is not None:
-        choose("row", only, rows)
+    module = choose("device", device, DEVICES)
     if device == "gpu" and not torch.cuda.is_available():
         raise InputError("rr bench gpu: torch sees no GPU here; use rr bench cpu")
+    rows = import_module(module).ROWS
+    if only is not None:
+        choose("row", only, rows)
     path = io.folder(folder) / f"{device}.json"
     lines = io.read_result(path)["numbers"] if path.exists() else []
     where, failed = "cuda" if device == "gpu" else "cpu", {}

@@ -25,11 +25,11 @@ from PIL import Image
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rr import backbones, data, degrade, forked, io, metrics, sources, studies, synthetic, train, weights
+from rr import backbones, corrector, data, degrade, forked, io, metrics, sources, studies, synthetic, train, weights
 from rr.bench import Gate, NotMeasured, Task, hotspots, need, seconds
 from rr.diffusion import Diffusion
 from rr.paper import LABELS
-from rr.photo import to_photograph, to_tensor
+from rr.photo import read_photograph, to_photograph, to_tensor
 from rr.readability import Readability
 
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}  # of processes started here
@@ -431,7 +431,12 @@ def absolute(size=224, n=16, side=2000):
         gate = Gate("peak memory, GiB", restore(), 2)
         status = json.loads((out / "restore.json").read_text())["photo.png"]["status"]
         yield Task(f"`rr restore`, {side} px, fresh process", "photographs", 1, restore, 1 / 10, gate,
-                   note=f"the photograph was {status}")  # fmt: skip
+                   note=f"the photograph was {status}",
+                   why=lambda: f"where its time goes: {functions(partial(_restored, photo))}")  # fmt: skip
+
+
+def _restored(photo):
+    return corrector.restore_photograph(corrector.load_recommended(), read_photograph(photo))
 
 
 ROWS = {

@@ -137,6 +137,12 @@ def test_wrong_arguments_measure_nothing(arguments, said, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_there_is_one_line(tmp_path):
+    with pytest.raises(io.InputError, match="torch sees no GPU here; use rr bench cpu"):
+        bench.run("gpu", folder=tmp_path)
+
+
 def test_one_thread_on_the_cpu_and_as_many_as_before_afterwards(rows, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(bench, "measure", lambda task: seen.append(torch.get_num_threads()) or [])
@@ -232,7 +238,7 @@ def test_t5_takes_no_random_trunk_for_lpips(monkeypatch):
 @pytest.mark.parametrize("changed, same", [("", True), (" + 0.02", False)])
 def test_t6_is_the_reference_formulation(changed, same, tmp_path, monkeypatch):
     stand_in = tmp_path / "reference.py"
-    stand_in.write_text(f"from rr import degrade\n\n\ndef apply(x, params, fov):\n    return degrade.apply(x, params, fov){changed}\n")
+    stand_in.write_text(f"from rr import degrade\ndef apply(x, params, fov): return degrade.apply(x, params, fov){changed}\n")
     monkeypatch.setattr(bench_cpu, "REFERENCE", stand_in)
     large, small = tasks(bench_cpu.degradation, sizes=(64, 32), n=2)
     assert large.gate.ok == small.gate.ok == same and (large.target, small.target) == (10, 3)
@@ -281,6 +287,7 @@ def test_t9_draws_the_same_eyes_again_and_restores_one(monkeypatch):
     assert drawn.gate.ok and len(drawn.ours()) == 2
     restored = next(stage)
     assert 0.1 < restored.gate.value and restored.gate.ok and restored.note == "the photograph was restored"
+    assert "%" in restored.why()
     stage.close()
     count = iter(range(100))
     changing = SimpleNamespace(image=lambda i, size: (np.full((2, 2, 3), next(count), np.uint8), {}))
