@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from rr import backbones
+from rr.diffusion import noise
 from rr.restorer import Restorer, paired
 from rr.vae import kl
 
@@ -62,6 +63,11 @@ class Bridge(Restorer):
             nn.init.zeros_(self.backbone.head.weight)
             nn.init.zeros_(self.backbone.head.bias)
 
+    @property
+    def hot(self):
+        """See UNet.hot."""
+        return self.backbone.hot
+
     def forward(self, x_t, t, generator=None):
         """x_t (N, 3, H, W), t (N,) in [0, 1] => Output with x_hat (N, 3, H, W), not clipped."""
         output = self.backbone(x_t, self.TIMES * t, generator)
@@ -74,8 +80,8 @@ class Bridge(Restorer):
         begins; of a VAE + KL over the number of values. y: the paired protocol."""
         y, x = paired(batch, generator)
         t = torch.rand(len(x), generator=generator)
-        t = torch.where(torch.rand(len(x), generator=generator) < (1.0 if self.one_step else 0.5), torch.ones(()), t).to(x.device)
-        y = y + self.sigma * torch.randn(y.shape, generator=generator).to(y)
+        t = torch.where(torch.rand(len(x), generator=generator) < (1.0 if self.one_step else 0.5), torch.ones(()), t)
+        t, y = t.to(x.device, non_blocking=True), y + self.sigma * noise(y, generator)
         output = self(between(x, y, t[:, None, None, None]), t, generator)
         loss = (output.prediction.float() - x).abs().mean()
         if output.mu is None:
@@ -86,7 +92,7 @@ class Bridge(Restorer):
     @torch.no_grad()
     def trajectory(self, y, generator, steps=None):
         """From y, with its noise, to x in `steps` steps: yields (t, x_t, x_hat), x_hat in [0, 1], see `walk`."""
-        y = y + self.sigma * torch.randn(y.shape, generator=generator).to(y)
+        y = y + self.sigma * noise(y, generator)
 
         def predict(x_t, t):
             return self(x_t, torch.full((len(x_t),), t, device=x_t.device)).prediction.float().clamp(0, 1)

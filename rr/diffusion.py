@@ -31,6 +31,23 @@ SCHEDULES = {"linear": linear, "cosine": cosine}
 OBJECTIVES = ("noise", "image", "v")
 
 
+def noise(like, generator=None):
+    """epsilon ~ N(0, 1) of the shape, device and type of the tensor `like`; generator: a CPU generator, None: torch's own.
+
+    Not drawn on the CPU for another device, where that and the copy take longer than a network's step: there a generator of
+    the device draws it, seeded by one draw of `generator`. So one seed gives one noise on each kind of device, and another
+    on another kind.
+    """
+    if like.device.type == "cpu":
+        return torch.randn(like.shape, generator=generator).to(like)
+    return torch.randn(like.shape, generator=seeded(generator, like.device), device=like.device).to(like)
+
+
+def seeded(generator, device):
+    """A generator of `device`, seeded by one draw of the CPU generator `generator`."""
+    return torch.Generator(device).manual_seed(torch.randint(2**62, (), generator=generator).item())
+
+
 class Diffusion(torch.nn.Module):
     """beta_t, alpha_t = 1 - beta_t and alpha_bar_t = prod(alpha_1..alpha_t) for t = 0..T, as float64 buffers (T+1,)."""
 
@@ -43,9 +60,9 @@ class Diffusion(torch.nn.Module):
         self.register_buffer("alpha_bar", torch.cumprod(1 - beta, 0), persistent=False)
 
     def at(self, values, t):
-        """values[t] shaped (N, 1, 1, 1), float32; t is an int or a tensor (N,)."""
-        t = torch.as_tensor(t, device=values.device).reshape(-1)
-        return values[t].float().view(-1, 1, 1, 1)
+        """values[t] shaped (N, 1, 1, 1), float32; t is an int or a tensor (N,). An int costs a GPU no copy, and so no wait."""
+        t = t if isinstance(t, int) else torch.as_tensor(t, device=values.device)
+        return values[t].float().reshape(-1, 1, 1, 1)
 
     def add_noise(self, x_0, t, epsilon):
         """Forward process (2.4, first equation): x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) epsilon."""
@@ -107,10 +124,10 @@ class Diffusion(torch.nn.Module):
     def reverse(self, denoise, x_t, start, objective, generator=None, steps=None, disturb=None):
         """Walk from x_t at t = start to the image; yields (t, x_t, x_0_hat) per step, at last (0, x_0, x_0).
 
-        denoise(x_t, t) -> prediction, t a tensor (N,). steps None: the paper's chain, every t, fresh noise from
-        `generator` (a CPU generator: the noise does not depend on the device). steps k: deterministic DDIM over k
-        times spaced evenly. x_0_hat is clipped to [0, 1] and the step follows the clipped image. disturb(x_t) -> x_t: a change
-        of the state itself before every step, which the forward process knows nothing of (notebook 10 shows what it does).
+        denoise(x_t, t) -> prediction, t a tensor (N,). steps None: the paper's chain, every t, fresh noise from the CPU
+        generator `generator` (see `noise`). steps k: deterministic DDIM over k times spaced evenly. No step waits for a GPU.
+        x_0_hat is clipped to [0, 1] and the step follows the clipped image. disturb(x_t) -> x_t: a change of the state itself
+        before every step, which the forward process knows nothing of (notebook 10 shows what it does).
         """
         times = list(range(start, 0, -1))
         if steps is not None:
@@ -122,8 +139,7 @@ class Diffusion(torch.nn.Module):
             yield t, x_t, x_0_hat
             epsilon = self.noise_between(x_t, t, x_0_hat)
             if steps is None:
-                z = torch.randn(x_t.shape, generator=generator).to(x_t)
-                x_t = self.ddpm_step(x_t, t, epsilon, z)
+                x_t = self.ddpm_step(x_t, t, epsilon, noise(x_t, generator))
             else:
                 x_t = self.ddim_step(x_t, t, s, epsilon)
         x_0 = x_t.clamp(0, 1)

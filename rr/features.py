@@ -77,6 +77,11 @@ class Extractor(nn.Module):
             self.trunk.load_state_dict(part(donor).state_dict())
         return note
 
+    @property
+    def hot(self):
+        """The parts in which a step spends its time, for torch.compile."""
+        return [self.trunk, self.compress]
+
     def attend(self, x):
         """Features (N, width, h, w) and attention weights (N, heads, h w, h w), rows summing to 1.
 

@@ -71,6 +71,11 @@ class Readability(nn.Module):
     def network(self):
         return self.get_submodule(self.arguments["architecture"])
 
+    @property
+    def hot(self):
+        """The parts in which a step spends its time, for torch.compile."""
+        return [self.network]
+
     def start_from(self, weights, folder=None):
         """Load ImageNet weights ("imagenet") or keep the random start ("none"); returns what was used, one line.
 
@@ -112,7 +117,7 @@ def augment(x, generator, brightness=0.1, contrast=0.1):
 
     brightness: added, up to +-10 % of the range; contrast: factor 0.9 to 1.1 about the image mean. Values stay in [0, 1].
     """
-    flip, b, c = torch.rand(3, len(x), 1, 1, 1, generator=generator).to(x)
+    flip, b, c = torch.rand(3, len(x), 1, 1, 1, generator=generator).to(x, non_blocking=True)
     x = torch.where(flip < 0.5, x.flip(-1), x)
     mean = x.mean((1, 2, 3), keepdim=True)
     return ((x - mean) * (1 + contrast * (2 * c - 1)) + mean + brightness * (2 * b - 1)).clamp(0, 1)

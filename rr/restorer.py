@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rr import backbones, checkpoint, degrade
-from rr.diffusion import OBJECTIVES, Diffusion
+from rr.diffusion import OBJECTIVES, Diffusion, noise
 from rr.features import Extractor
 from rr.fusion import FUSIONS, Fusion
 from rr.io import InputError
@@ -43,7 +43,7 @@ def paired(batch, generator):
     x = batch.x * batch.fov
     families = (torch.rand(len(batch.x), len(degrade.FAMILIES), generator=generator) < 0.7).float()
     parameters = degrade.sample(len(batch.x), generator, families=families)
-    parameters = {name: value.to(batch.x.device) for name, value in parameters.items()}
+    parameters = {name: value.to(batch.x.device, non_blocking=True) for name, value in parameters.items()}
     return degrade.apply(x, parameters, batch.fov), x
 
 
@@ -141,6 +141,11 @@ class Denoiser(Restorer):
             self.extractor.eval()  # frozen, its batch normalisation too
         return self
 
+    @property
+    def hot(self):
+        """The parts in which a step spends its time, for torch.compile."""
+        return self.backbone.hot + (self.extractor.hot if self.extractor else [])
+
     def condition(self, y):
         """c (256, h, w) for all images, or the features (N, 256, h, w) of the images y."""
         return self.extractor(y) if self.extractor else self.c
@@ -161,9 +166,8 @@ class Denoiser(Restorer):
         predicts the image, else the same squared error + KL over the number of values.
         """
         y, x = self.pair(batch, generator)
-        t = torch.randint(1, self.t_0 + 1, (len(x),), generator=generator).to(x.device)
-        epsilon = torch.randn(x.shape, generator=generator).to(x)
-        x_t = self.diffusion.add_noise(y, t, epsilon)
+        t = torch.randint(1, self.t_0 + 1, (len(x),), generator=generator).to(x.device, non_blocking=True)
+        x_t = self.diffusion.add_noise(y, t, noise(x, generator))
         output = self(x_t, t, generator, y)
         if output.mu is not None and self.objective == "image":
             return self.backbone.elbo(output, x)
@@ -190,7 +194,7 @@ class Denoiser(Restorer):
         t_0 = self.t_0 if start is None else max(1, round(start * self.diffusion.T))
         if t_0 > self.t_0:
             raise InputError(f"start {start}: this restorer was trained up to {self.arguments['start']} of T; begin there")
-        epsilon = torch.randn(y.shape, generator=generator).to(y)
+        epsilon = noise(y, generator)
         x_t = epsilon if t_0 == self.diffusion.T else self.diffusion.add_noise(y, t_0, epsilon)
         c = self.condition(y)
         yield from self.diffusion.reverse(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import ContinuousBernoulli
 
+from rr.diffusion import noise
 from rr.io import InputError
 from rr.presets import choose
 
@@ -39,6 +40,18 @@ class TimeEmbedding(nn.Sequential):
         return super().forward(torch.cat([angles.sin(), angles.cos()], 1))
 
 
+class Convolutions(nn.ModuleList):
+    """The encoder's three convolutions, each with its ReLU."""
+
+    def forward(self, x, bias=None):
+        """x (N, channels, H, W), bias (N, width) on the first convolution or None => (N, 2 width, H/8, W/8)."""
+        first, second, third = self
+        h = first(x)                                                       # N, width, H/2, W/2
+        if bias is not None:
+            h = h + bias[:, :, None, None]
+        return F.relu(third(F.relu(second(F.relu(h)))))
+
+
 class VAE(nn.Module):
     """VAE of section 2.5 for images of a fixed size."""
 
@@ -60,7 +73,7 @@ class VAE(nn.Module):
         self.likelihood = likelihood
         self.shape = (2 * width, size // 8, size // 8)
         flat = 2 * width * (size // 8) ** 2
-        self.convolutions = nn.ModuleList([
+        self.convolutions = Convolutions([
             nn.Conv2d(channels, width, 4, stride=2, padding=1),
             nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
             nn.Conv2d(2 * width, 2 * width, 4, stride=2, padding=1),
@@ -77,13 +90,14 @@ class VAE(nn.Module):
             nn.ConvTranspose2d(width, 3, 4, stride=2, padding=1),
         )  # fmt: skip
 
+    @property
+    def hot(self):
+        """The parts in which a step spends its time, for torch.compile; between them small vectors, and noise."""
+        return [self.convolutions, self.transposed]
+
     def encode(self, x, t=None):
         """x (N, channels, H, W), t (N,), None if not timed => mu, log sigma^2, each (N, latent), float32."""
-        first, second, third = self.convolutions
-        h = first(x)                                                       # N, width, H/2, W/2
-        if self.time is not None:
-            h = h + self.time(t)[:, :, None, None]
-        h = F.relu(third(F.relu(second(F.relu(h))))).flatten(1)            # N, 2 width * H/8 * W/8
+        h = self.convolutions(x, None if self.time is None else self.time(t)).flatten(1)  # N, 2 width * H/8 * W/8
         return self.mu(h).float(), self.logvar(h).float().clamp(-20, 10)
 
     def decode_logits(self, z):
@@ -114,9 +128,8 @@ class VAE(nn.Module):
 
 
 def reparameterize(mu, logvar, generator=None):
-    """z = mu + epsilon * sigma (2.5, first equation), epsilon ~ N(0, 1) from a CPU generator."""
-    epsilon = torch.randn(mu.shape, generator=generator).to(mu)
-    return mu + epsilon * torch.exp(logvar / 2)
+    """z = mu + epsilon * sigma (2.5, first equation), epsilon ~ N(0, 1) by a CPU generator, see diffusion.noise."""
+    return mu + noise(mu, generator) * torch.exp(logvar / 2)
 
 
 def bce(x_hat, x):

@@ -1,12 +1,20 @@
-"""Every backbone with every fusion and every extractor's condition: shapes, time, sizes."""
+"""Every backbone with every fusion and every extractor's condition: shapes, time, sizes; every component compiled."""
+
+import copy
+from functools import partial
 
 import pytest
 import torch
 
 from rr.backbones import BACKBONES, backbone
+from rr.bridge import Bridge
+from rr.data import Batch
 from rr.features import EXTRACTORS, Extractor
 from rr.fusion import FUSIONS, Fusion
 from rr.io import InputError
+from rr.readability import ARCHITECTURES, Readability
+from rr.restorer import Denoiser
+from rr.vae import VAE
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +66,48 @@ def test_unknown_names_and_odd_sizes_are_refused_with_the_choices():
     for name in ("unet", "unet++"):
         with pytest.raises(InputError, match="multiples of 8"):
             backbone(name, 36, 8)(torch.rand(1, 3, 36, 36), torch.tensor([1]))
+
+
+# ---------------------------------------------------------------------------------------------------------- compiled
+
+DENOISER = {"size": 80, "width": 8, "latent": 4, "T": 20, "schedule": "cosine", "condition": (8, 1, 1)}
+COMPONENTS = {
+    **{name: (partial(Denoiser, backbone=name, **DENOISER), "eager") for name in BACKBONES},
+    "bridge": (partial(Bridge, 80, width=8), "aot_eager"),  # which also differentiates its graph
+    "vae alone": (partial(VAE, 80, 4, 8, timed=False), "aot_eager"),
+    "image's condition": (partial(Denoiser, **DENOISER | {"condition": (8, 3, 3), "extractor": {"name": "alexnet", "width": 8}}),
+                          "eager"),
+    **{f"extractor {name}": (partial(Extractor, name), "eager") for name in EXTRACTORS},
+    **{f"classifier {name}": (partial(Readability, name), "eager") for name in ARCHITECTURES},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_the_hot_parts_are_one_graph_with_the_same_loss_and_gradients(name):
+    build, backend = COMPONENTS[name]
+    torch.manual_seed(0)
+    model = build()
+    twin, keys = copy.deepcopy(model), list(model.state_dict())
+    images = Batch(torch.rand(2, 3, 80, 80), torch.ones(2, 4), torch.ones(2, 1, 80, 80, dtype=torch.bool))
+    torch.compiler.reset()  # all components count together for the limit at which it gives up
+    for part in model.hot:
+        part.compile(backend=backend, fullgraph=True)
+    assert list(model.state_dict()) == keys == list(copy.deepcopy(model).state_dict())  # checkpoints and the average stay
+
+    def step(model):
+        torch.manual_seed(1)  # of dropout
+        loss = model.loss(images, torch.Generator().manual_seed(2))["loss"]
+        loss.backward()
+        return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    (loss, gradient), (expected, reference) = step(model), step(twin)
+    assert torch.allclose(loss, expected, rtol=1e-6)
+    assert (gradient - reference).norm() <= 1e-5 * reference.norm() and reference.norm() > 0
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_the_hot_parts_hold_the_convolutions(name):
+    model = COMPONENTS[name][0]()
+    hot = {id(m) for part in model.hot for m in part.modules()}
+    elsewhere = [key for key, m in model.named_modules() if isinstance(m, torch.nn.Conv2d) and id(m) not in hot]
+    assert elsewhere in ([], ["fusion.project"])  # a 1x1 convolution of c

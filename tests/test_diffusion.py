@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from rr.diffusion import OBJECTIVES, SCHEDULES, Diffusion
+from rr import diffusion
+from rr.diffusion import OBJECTIVES, SCHEDULES, Diffusion, seeded
 from rr.io import InputError
 
 EVERY = [(name, T) for name in SCHEDULES for T in (20, 200, 1000)]
@@ -147,3 +148,32 @@ def test_the_chain_is_deterministic_in_its_generator():
     ]
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])
+
+
+# ------------------------------------------------------------------------------------------------------------- noise
+
+
+def test_noise_on_the_cpu_is_the_generators_own():
+    x = torch.empty(2, 3, 4, 5, dtype=torch.bfloat16)
+    drawn = diffusion.noise(x, torch.Generator().manual_seed(3))
+    assert drawn.dtype == torch.bfloat16
+    assert torch.equal(drawn, torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(3)).to(x))
+
+
+def test_a_devices_generator_follows_from_one_draw():
+    def draws(generator):
+        return [torch.randn(8, generator=seeded(generator, "cpu")) for _ in range(2)]
+
+    generator, other = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    (first, second), again = draws(generator), draws(other)
+    assert torch.equal(first, again[0]) and torch.equal(second, again[1]) and not torch.equal(first, second)
+    assert torch.equal(generator.get_state(), other.get_state())
+    assert not torch.equal(first, draws(torch.Generator().manual_seed(4))[0])
+
+
+def test_a_walk_asks_no_value_of_the_device():
+    """On the meta device there are none: .item(), a branch on a tensor or a copy to the CPU would fail."""
+    d = Diffusion(20, "cosine").to("meta")
+    x = torch.empty(2, 3, 8, 8, device="meta")
+    states = list(d.reverse(lambda x_t, t: x_t, x, 20, "noise", steps=5))
+    assert [t for t, *_ in states] == [20, 16, 12, 8, 4, 0] and states[-1][1].shape == x.shape
