@@ -1,16 +1,18 @@
-"""Packed data sets: one memory-mapped folder, split 64/16/20 with near-duplicates kept together.
+"""Packed data sets: a folder of memory-mapped shards, split 64/16/20 with near-duplicates kept together.
 
-Defines `dhash` and `near_duplicates`, `split`, `pack` (one pass over a source, whole or absent), `Packed`, and
-`batches`, through which training reads it.
+Defines `dhash` and `near_duplicates`, `split`, `pack` (one pass over a source, shard by shard), `Packed`, and `batches`,
+through which training reads it. Made for a million images: what grows with their number is the table and the hashes.
 """
 
 import hashlib
+import io
 import multiprocessing
+import resource
 import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from functools import partial
-from itertools import combinations
+from functools import lru_cache, partial
+from itertools import combinations, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +33,8 @@ from rr.presets import choose
 SPLITS = {"train": 0.64, "val": 0.16, "test": 0.20}  # paper 2.2
 NEAR_BITS = 15  # of 256: the same photograph resized or compressed again differs in <= 12, two eyes in >= 60
 SKIPPED = 0.01  # share of unusable images that a pack leaves out (at least one); beyond it stops
-FORMAT = 1  # of the packed folder
+SHARD = 4096  # images of a source that become one file; .6 GB at 224 px
+FORMAT = 2  # of the packed folder
 UNIT = 1 / 255  # of a pixel; multiplied: a GPU divides by a number in just this way, and a CPU is faster
 
 
@@ -58,22 +61,37 @@ def near_duplicates(hashes):
     power = 1 << np.arange(16, dtype=np.uint32)
     bands = [part @ power[: part.shape[1]] for part in np.array_split(bits, NEAR_BITS + 2, axis=1)]
     words = np.ascontiguousarray(unique).view(np.uint64)  # (N, 4)
-    links = [np.empty((2, 0), int)]
+    group = np.arange(len(unique))
     for one, two in combinations(bands, 2):  # each below 2^16
-        key = (one << 16) | two
-        order = np.argsort(key)
-        key = key[order]
-        first, step = np.arange(len(order)), 0
-        while len(first):  # compare each hash with the next, the one after, ... as long as the key is equal
-            step += 1
-            first = first[first + step < len(order)]
-            first = first[key[first] == key[first + step]]
-            a, b = order[first], order[first + step]
-            near = np.bitwise_count(words[a] ^ words[b]).sum(1) <= NEAR_BITS
-            links.append(np.stack([a[near], b[near]]))
-    a, b = np.concatenate(links, axis=1)
-    graph = coo_array((np.ones(len(a), bool), (a, b)), shape=(len(unique),) * 2)
-    return connected_components(graph, directed=False)[1][inverse.ravel()]
+        while len(links := _links((one << 16) | two, group, words)):
+            graph = coo_array((np.ones(len(links), bool), (links[:, 0], links[:, 1])), shape=(len(unique),) * 2)
+            group = connected_components(graph, directed=False)[1][group]
+    return group[inverse.ravel()]
+
+
+def _links(key, group, words, most=2**20):
+    """Pairs (M, 2) of groups, not yet linked, that hashes with equal keys link; those found first if they are many.
+
+    Hashes of one key lie side by side, and among them those of one group: each is compared with what comes after its own
+    group. So a thousand dark images, all alike, cost a thousand comparisons and not their square.
+    """
+    both = key.astype(np.uint64) << 32 | group.astype(np.uint64)
+    order = np.argsort(both)
+    key, of, both = key[order], group[order], both[order]
+    ends = np.flatnonzero(np.append(both[1:] != both[:-1], True))
+    first = np.arange(len(order))
+    second = np.repeat(ends + 1, np.diff(ends, prepend=-1))
+    found, count = [np.empty((0, 2), int)], 0
+    while len(first) and count < most:
+        keep = second < len(order)
+        first, second = first[keep], second[keep]
+        keep = key[first] == key[second]
+        first, second = first[keep], second[keep]
+        near = np.bitwise_count(words[order[first]] ^ words[order[second]]).sum(1) <= NEAR_BITS
+        found.append(np.stack([of[first[near]], of[second[near]]], 1))
+        count += near.sum()
+        second = second + 1
+    return np.concatenate(found)
 
 
 def split(labels, groups, seed=0):
@@ -93,11 +111,13 @@ def split(labels, groups, seed=0):
 
 
 def pack(source, size, out, seed=0, workers=1):
-    """Write a source as a packed folder `out` (images.npy, table.csv, manifest.json) and return it as Packed.
+    """Write a source as a packed folder `out` and return it as Packed.
 
-    One pass, image by image, whatever their number. The manifest is written last: a folder without one is no pack. An
-    existing pack of the same recipe, size and seed is returned as it is. Unusable images are skipped and listed, up to
-    SKIPPED of all; then InputError. The content does not depend on `workers` (processes).
+    shard-00000.npy holds the images of the first SHARD rows of the source that could be used, uint8 (n, 3, S, S), and so
+    on; table.csv one line per image; manifest.json, written last, says what there is: a folder without one is no pack. An
+    existing pack of the same recipe, size and seed is returned as it is. A call that was stopped, or killed, goes on after
+    the shards that are complete. Unusable images are skipped and listed, up to SKIPPED of all; then InputError. The content
+    depends neither on that nor on `workers` (processes), the memory not on the number of images but for table and hashes.
     """
     from filelock import FileLock
 
@@ -107,41 +127,81 @@ def pack(source, size, out, seed=0, workers=1):
         if (out / "manifest.json").exists() and read_json(out / "manifest.json").get("recipe") == recipe:
             return Packed(out)
         sweep(out)  # nobody else writes while we hold the lock
-        _write(source, recipe, out, workers)
+        _finish(source, recipe, out, _shards(source, recipe, out, workers))
     return Packed(out)
 
 
-def _write(source, recipe, out, workers):
+def _shards(source, recipe, out, workers):
+    """Write what is missing of the shards; returns of each its name, count, sha256 and what it skipped.
+
+    progress.json lists those that are complete, each with a table of its rows beside it, until the manifest does.
+    """
     from tqdm import tqdm
 
     n, size = len(source), recipe["size"]
     allowed = max(1, int(SKIPPED * n))
-    rows, hashes, skipped = [], [], []
-    with writing(out / "images.npy") as part:
-        with open(part, "wb") as file:
-            _header(file, n, size)
-            made = _made(source, size, workers)
-            for i, done in enumerate(tqdm(made, total=n, desc=f"packing {source.recipe['kind']}", unit="image")):
-                if isinstance(done, str):
-                    skipped.append(done)
-                    if len(skipped) > allowed or len(skipped) == n:
-                        raise InputError(f"{len(skipped)} of the first {i + 1} images are unusable: {skipped[0]}")
-                    continue
-                pixels, hashed, row = done
-                file.write(pixels)
-                hashes.append(hashed)
-                rows.append({"index": i, **row})
-            file.seek(0)
-            _header(file, len(rows), size)  # numpy pads the header so that the count can change in place
-        images_sha256 = sha256(part)
-        (out / "manifest.json").unlink(missing_ok=True)  # the old pack ends here
-    table = pd.DataFrame(rows).set_index("index")
-    table = source.table.loc[table.index].join(table).reset_index(drop=True)
+    done = _complete(out, recipe)
+    start = min(n, len(done) * SHARD)
+    skipped = [reason for shard in done for reason in shard["skipped"]]
+    made = _made(source, size, workers, start)
+    made = iter(tqdm(made, total=n, initial=start, desc=f"packing {source.recipe['kind']}", unit="image"))
+    for first in range(start, n, SHARD):
+        name = f"shard-{len(done):05d}"
+        rows, reasons = [], []
+        with writing(out / f"{name}.npy") as part:
+            with open(part, "wb") as file:
+                _header(file, SHARD, size)
+                for i, image in enumerate(islice(made, min(SHARD, n - first)), first):
+                    if isinstance(image, str):
+                        reasons.append(image)
+                        skipped.append(image)
+                        if len(skipped) > allowed or len(skipped) == n:
+                            raise InputError(f"{len(skipped)} of the first {i + 1} images are unusable: {skipped[0]}")
+                        continue
+                    pixels, hashed, row = image
+                    file.write(pixels)
+                    rows.append({"index": i, "hash": hashed.tobytes().hex(), **row})
+                file.seek(0)
+                _header(file, len(rows), size)  # numpy pads the header so that the count can change in place
+            digest = sha256(part)
+        write_table(out / f"{name}.csv", pd.DataFrame(rows, columns=None if rows else ["index", "hash"]))
+        done.append({"name": name, "count": len(rows), "sha256": digest, "skipped": reasons})
+        write_json(out / "progress.json", {"recipe": recipe, "shards": done})
+    return done
+
+
+def _complete(out, recipe):
+    """The shards that an earlier call of the same recipe completed; all others are removed."""
+    progress = out / "progress.json"
+    known = read_json(progress) if progress.exists() else {}
+    done = known["shards"] if known.get("recipe") == recipe else []
+    whole = [(out / f"{shard['name']}.npy").exists() and (out / f"{shard['name']}.csv").exists() for shard in done]
+    done = done[: [*whole, False].index(False)]
+    if done:
+        print(f"{out}: goes on after {len(done)} shards, {sum(shard['count'] for shard in done)} images")
+    elif known or (out / "manifest.json").exists():
+        print(f"{out}: holds images of another recipe, which are replaced")
+    (out / "manifest.json").unlink(missing_ok=True)  # the old pack ends here
+    if not done:
+        progress.unlink(missing_ok=True)
+    keep = {f"{shard['name']}{suffix}" for shard in done for suffix in (".npy", ".csv")}
+    for path in [*out.glob("shard-*"), *out.glob("images.npy")]:  # the latter: of format 1
+        if path.name not in keep:
+            path.unlink()
+    return done
+
+
+def _finish(source, recipe, out, shards):
+    """Write table and manifest from what lies beside the shards: the same whether they were made at once or not."""
+    read = partial(pd.read_csv, dtype={"hash": str}, float_precision="round_trip")
+    known = pd.concat([read(out / f"{shard['name']}.csv") for shard in shards if shard["count"]]).set_index("index")
+    hashes = np.frombuffer(bytes.fromhex("".join(known.pop("hash"))), np.uint8).reshape(-1, 32)
+    table = source.table.loc[known.index].join(known).reset_index(drop=True)
     for column in (*(f"fov_{key}" for key in Fov._fields), "disc_x", "disc_y", "disc_r", "fovea_x", "fovea_y"):
         if column not in table:
             table[column] = np.nan
     labels = table[list(LABELS)]
-    table["group"] = near_duplicates(np.stack(hashes))
+    table["group"] = near_duplicates(hashes)
     table["split"] = split(labels, table["group"], recipe["seed"])
     write_table(out / "table.csv", table)
     if source.missing:
@@ -152,6 +212,7 @@ def _write(source, recipe, out, workers):
     manifest = {
         "recipe": recipe,
         "count": len(table),
+        "shards": [{key: shard[key] for key in ("name", "count", "sha256")} for shard in shards],
         "prevalence": labels.mean().to_dict(),
         "splits": table["split"].value_counts().to_dict(),
         "near_duplicates": len(table) - table["group"].nunique(),
@@ -159,11 +220,12 @@ def _write(source, recipe, out, workers):
         "source_sizes": dict(sizes.most_common(10)),
         "missing": len(source.missing),
         "missing_first": source.missing[:5],
-        "skipped": skipped,
-        "images_sha256": images_sha256,
+        "skipped": [reason for shard in shards for reason in shard["skipped"]],
         "table_sha256": sha256(out / "table.csv"),
     }
     write_json(out / "manifest.json", manifest)
+    for path in (out / "progress.json", *(out / f"{shard['name']}.csv" for shard in shards)):
+        path.unlink(missing_ok=True)  # all of it is in the table and the manifest
 
 
 def _header(file, n, size):
@@ -171,20 +233,20 @@ def _header(file, n, size):
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _made(source, size, workers):
-    """Yield, in order, (pixels as bytes (3, S, S), hash, row) of every image, or the reason why there is none."""
+def _made(source, size, workers, start):
+    """Yield, in order, (pixels as bytes (3, S, S), hash, row) of every image from `start`, or why there is none."""
     threads = torch.get_num_threads()
     if workers == 1:
         torch.set_num_threads(1)  # sums depend on the number of threads; every way of packing gives the same bytes
         try:
-            yield from (_make(source.image, size, i) for i in range(len(source)))
+            yield from (_make(source.image, size, i) for i in range(start, len(source)))
         finally:
             torch.set_num_threads(threads)
         return
     spawn = multiprocessing.get_context("spawn")  # torch does not survive fork
     with ProcessPoolExecutor(workers, spawn, _start, (source.image, size)) as pool:
-        for start in range(0, len(source), 256 * workers):  # in blocks: a bounded number of results waits
-            yield from pool.map(_next, range(start, min(start + 256 * workers, len(source))), chunksize=16)
+        for first in range(start, len(source), 64 * workers):  # in blocks: a bounded number of results waits
+            yield from pool.map(_next, range(first, min(first + 64 * workers, len(source))), chunksize=4)
 
 
 def _start(image, size):
@@ -206,10 +268,11 @@ def _make(image, size, i):
 
 
 class Packed:
-    """A packed folder: `images` uint8 (N, 3, S, S) memory-mapped, `table`, `manifest`, `labels` (N, 4), `size`, `hash`.
+    """A packed folder: `table`, `manifest`, `labels` (N, 4), `size`, `hash`, and the images of rows (`pixels`, `batch`).
 
-    Opening checks sizes and the table's hash, and with `verify` the hash of all pixels. Raises InputError if the
-    folder is missing, incomplete or damaged, or its images are not of the side `size` that is asked for.
+    Opening reads no image: it checks the sizes of all files and the table's hash, with `verify` also those of all shards.
+    Raises InputError if the folder is missing, incomplete or damaged, or its images are not of the side `size` that is
+    asked for.
     """
 
     def __init__(self, path, size=None, verify=False):
@@ -219,24 +282,27 @@ class Packed:
         self.manifest = read_json(path / "manifest.json")
         again = "; delete the folder and pack it again"
         try:
+            if self.manifest["recipe"]["format"] != FORMAT:
+                raise InputError(f"{path}: packed by another version; run 01_data or `rr data prepare` again")
             self.size = self.manifest["recipe"]["size"]
-            shape = (self.manifest["count"], 3, self.size, self.size)
-            sums = [self.manifest["images_sha256"], self.manifest["table_sha256"]]
-            self.images = np.load(path / "images.npy", mmap_mode="r")
-            intact = self.images.shape == shape and self.images.dtype == np.uint8
-            intact = intact and sha256(path / "table.csv") == sums[1]
-            intact = intact and (not verify or sha256(path / "images.npy") == sums[0])
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            shards = self.manifest["shards"]
+            self._files = [path / f"{shard['name']}.npy" for shard in shards]
+            self._ends = np.cumsum([shard["count"] for shard in shards])
+            sums = [*(shard["sha256"] for shard in shards), self.manifest["table_sha256"]]
+            files = zip(self._files, shards, strict=True)
+            broken = [file.name for file, shard in files if not self._intact(file, shard, verify)]
+            if sha256(path / "table.csv") != sums[-1] or self._ends[-1] != self.manifest["count"]:
+                broken.append("table.csv")
+        except (OSError, KeyError, TypeError, IndexError) as error:
             raise InputError(f"{path}: damaged packed data set ({error!r}){again}") from None
-        if not intact:
-            raise InputError(f"{path}: images.npy or table.csv is not what the manifest says{again}")
+        if broken:
+            raise InputError(f"{path}: {broken[0]} is not what the manifest says{again}")
         if size not in (None, self.size):
             raise InputError(f"{path}: images of {self.size} px, not of {size}; make them again with 01_data and this preset")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, that one must not write to it
-            self._all = torch.from_numpy(self.images)
         self.resident = {}  # device: all images, uint8 (N, 3, S, S), or None if they do not fit; see `batches`
-        self.table = pd.read_csv(path / "table.csv", keep_default_na=True, dtype={"name": str})
+        open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # a memory map keeps its file open
+        self._shard = lru_cache(open_files // 2 if open_files > 0 else None)(self._shard)
+        self.table = pd.read_csv(path / "table.csv", dtype={"name": str})
         self.labels = self._columns(LABELS)
         self.circles = self._columns([f"fov_{key}" for key in Fov._fields])
         self.discs = self._columns(["disc_x", "disc_y", "disc_r"])
@@ -244,6 +310,9 @@ class Packed:
 
     def __len__(self):
         return len(self.table)
+
+    def __reduce__(self):
+        return Packed, (self.path,)  # another process opens it by itself
 
     def rows(self, split=None, readable=None, **labels):
         """Indices, (M,) int64, of the images of a split whose labels are as asked: rows("train", disc=0, fundus=1).
@@ -314,9 +383,22 @@ class Packed:
         return self.discs[rows]
 
     def _views(self, rows):
-        """Yield the image of each row, uint8 (3, S, S), where it lies in the file: to read from, not to write to."""
-        for row in np.asarray(rows):
-            yield self._all[row]
+        """Yield the image of each row, uint8 (3, S, S), where it lies in its file: to read from, not to write to."""
+        rows = np.asarray(rows)
+        shards = np.searchsorted(self._ends, rows, side="right")
+        for shard, row in zip(shards.tolist(), (rows - self._ends[shards]).tolist()):
+            yield self._shard(shard)[row]  # counted from the shard's end: negative
+
+    def _shard(self, k):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, that one must not write to it
+            return torch.from_numpy(np.load(self._files[k], mmap_mode="r"))
+
+    def _intact(self, file, shard, verify):
+        header = io.BytesIO()
+        _header(header, shard["count"], self.size)
+        size = len(header.getvalue()) + shard["count"] * 3 * self.size**2
+        return file.stat().st_size == size and not (verify and sha256(file) != shard["sha256"])
 
     def _columns(self, columns):
         return torch.tensor(self.table[list(columns)].to_numpy(np.float32))

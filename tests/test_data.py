@@ -1,6 +1,10 @@
 """rr.data: near-duplicates, splits, packs that are whole or absent."""
 
+import dataclasses
 import io
+import os
+import pickle
+import resource
 import subprocess
 import sys
 import threading
@@ -15,6 +19,7 @@ from PIL import Image
 
 from rr import data, photo, sources
 from rr.io import ROOT, InputError, sha256
+from rr.paper import LABELS
 
 PHOTOS = sorted((ROOT.parent / "shared" / "photos").glob("*.jpg"))
 
@@ -34,6 +39,20 @@ def test_near_duplicates_equal_brute_force():
     apart = (bits[:, None] != bits[None]).sum(-1)
     assert np.array_equal(groups[:, None] == groups[None], apart <= data.NEAR_BITS)
     assert len(np.unique(groups)) == 400 - sum(i % 21 <= data.NEAR_BITS for i in range(100))
+
+
+def test_near_duplicates_of_many_alike():
+    rng = np.random.default_rng(0)
+    bits = np.zeros((3000, 256), np.uint8)  # nearly black images: few bits at random, all within reach of one another
+    for row in bits[:2900]:
+        row[rng.choice(256, 4, replace=False)] = 1
+    bits[2900:] = rng.integers(0, 2, (100, 256))
+    hashes = np.packbits(bits, axis=1)
+    group = data.near_duplicates(hashes)
+    assert len(np.unique(group[:2900])) == 1 and len(np.unique(group)) == 101
+    assert np.array_equal(group == group[0], np.arange(3000) < 2900)
+    few = data._links(np.zeros(3000, np.uint32), np.arange(3000), hashes.view(np.uint64), most=10)
+    assert len(few) >= 10  # and not all four million
 
 
 def test_hash_survives_a_second_compression_and_separates_eyes():
@@ -87,9 +106,10 @@ def test_pack_does_not_depend_on_workers(tmp_path):
     one = data.pack(sources.embedded(24, seed=2), 32, tmp_path / "one")
     two = data.pack(sources.embedded(24, seed=2), 32, tmp_path / "two", workers=2)
     assert one.manifest == two.manifest and one.hash == two.hash
-    assert sha256(tmp_path / "one" / "images.npy") == one.manifest["images_sha256"]
+    assert [sha256(tmp_path / "one" / f"{shard['name']}.npy") for shard in one.manifest["shards"]] == [
+        shard["sha256"] for shard in two.manifest["shards"]]  # fmt: skip
     image, _ = sources.embedded(24, seed=2).image(7, 32)
-    assert np.array_equal(one.images[7].transpose(1, 2, 0), image)
+    assert np.array_equal(one.pixels([7])[0].permute(1, 2, 0), image)
     x = one.batch([7, 3])
     assert x.shape == (2, 3, 32, 32) and x.dtype == torch.float32
     assert torch.allclose(x[0], torch.from_numpy(image).permute(2, 0, 1).float() / 255, rtol=0, atol=1e-7)
@@ -97,9 +117,9 @@ def test_pack_does_not_depend_on_workers(tmp_path):
 
 def test_pack_is_reused_or_remade(tmp_path):
     first = data.pack(sources.embedded(4), 32, tmp_path)
-    written = (tmp_path / "images.npy").stat().st_mtime_ns
+    written = (tmp_path / "shard-00000.npy").stat().st_mtime_ns
     assert data.pack(sources.embedded(4), 32, tmp_path).hash == first.hash
-    assert (tmp_path / "images.npy").stat().st_mtime_ns == written
+    assert (tmp_path / "shard-00000.npy").stat().st_mtime_ns == written
     assert len(data.pack(sources.embedded(5), 32, tmp_path)) == 5
     assert data.pack(sources.embedded(5), 40, tmp_path).size == 40
 
@@ -117,42 +137,146 @@ def test_rows(tmp_path):
             packed.rows(**bad)
 
 
-def test_killed_pack_leaves_nothing_valid(tmp_path):
+class Killed(Exception):
+    pass
+
+
+def stopping(source, at, stop):
+    """The source, which ends with `stop(i)` when image `at` is asked for."""
+    return dataclasses.replace(source, image=lambda i, size: source.image(i, size) if i < at else stop(i))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(data, "SHARD", 4)
+
+
+def test_a_stopped_pack_goes_on_and_ends_with_the_same_bytes(tmp_path, small_shards, capsys):
+    source = sources.embedded(11, seed=4)
+    whole = data.pack(source, 32, tmp_path / "whole")
+    assert [shard["count"] for shard in whole.manifest["shards"]] == [4, 4, 3]
+    made = []
+
+    def counted(i, size):
+        made.append(i)
+        return source.image(i, size)
+
+    def killed(i):
+        raise Killed
+
+    for at in (9, 9, 6):  # in the third shard; again, before anything new is complete; before that
+        with pytest.raises(Killed):
+            data.pack(stopping(source, at, killed), 32, tmp_path / "cut")
+        with pytest.raises(InputError, match="no complete packed data set"):
+            data.Packed(tmp_path / "cut")
+    cut = data.pack(dataclasses.replace(source, image=counted), 32, tmp_path / "cut")
+    assert made == [8, 9, 10] and "goes on after 2 shards, 8 images" in capsys.readouterr().out
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole") and cut.hash == whole.hash
+    assert torch.equal(cut.pixels([10, 3, 4]), torch.stack([whole.pixels([i])[0] for i in (10, 3, 4)]))
+
+
+def test_shards_of_another_recipe_are_discarded(tmp_path, small_shards, capsys):
+    def killed(i):
+        raise Killed
+
+    with pytest.raises(Killed):
+        data.pack(stopping(sources.embedded(11, seed=4), 9, killed), 32, tmp_path)
+    assert len(list(tmp_path.glob("shard-*.npy"))) == 2
+    packed = data.pack(sources.embedded(3, seed=5), 32, tmp_path)
+    assert "another recipe" in capsys.readouterr().out and len(packed) == 3
+    assert sorted(contents(tmp_path)) == ["manifest.json", "shard-00000.npy", "table.csv"]
+
+
+def test_killed_pack_leaves_whole_shards_only(tmp_path, small_shards):
     code = (
         "import os, sys; from rr import data, sources; source = sources.embedded(9); image = source.image\n"
+        "data.SHARD = 4\n"
         "def stop(i, size):\n    return image(i, size) if i < 5 else os._exit(9)\n"
         "object.__setattr__(source, 'image', stop); data.pack(source, 32, sys.argv[1])"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, check=False)
-    assert done.returncode == 9 and list(tmp_path.glob(".images.part-*")) and not (tmp_path / "images.npy").exists()
+    assert done.returncode == 9 and list(tmp_path.glob(".shard-00001.part-*")) and not (tmp_path / "shard-00001.npy").exists()
     with pytest.raises(InputError, match="no complete packed data set"):
         data.Packed(tmp_path)
-    assert len(data.pack(sources.embedded(9), 32, tmp_path)) == 9  # the next run cleans up
-    assert not list(tmp_path.glob(".images.part-*"))
+    first = (tmp_path / "shard-00000.npy").stat().st_mtime_ns
+    assert len(data.pack(sources.embedded(9), 32, tmp_path)) == 9  # the next call goes on, and cleans up
+    assert (tmp_path / "shard-00000.npy").stat().st_mtime_ns == first and not list(tmp_path.glob(".shard-*"))
 
 
-def test_damaged_packs_are_refused(tmp_path):
-    data.pack(sources.embedded(4), 32, tmp_path)
-    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    images = whole["images.npy"]
+def flat(n, bad=()):
+    """n images of one colour each, their number modulo 256, of which some are bad."""
+
+    def image(i, size):
+        if i in bad:
+            raise InputError(f"image {i}: bad")
+        return np.full((size, size, 3), i % 256, np.uint8), dict.fromkeys(LABELS, 1)
+
+    return dataclasses.replace(sources.embedded(n), image=image)
+
+
+def test_bad_images_over_all_shards(tmp_path, small_shards):
+    packed = data.pack(flat(301, bad=[4, 5, 300]), 8, tmp_path / "few")
+    counts = [shard["count"] for shard in packed.manifest["shards"]]
+    assert counts[1] == 2 and counts[-1] == 0 and sum(counts) == len(packed) == 298
+    assert packed.manifest["skipped"] == [f"image {i}: bad" for i in (4, 5, 300)]
+    assert packed.pixels([4, 297])[:, 0, 0, 0].tolist() == [6, 299 % 256] and packed.table["name"][4] == "embedded-0-000006"
+    with pytest.raises(InputError, match="4 of the first 251 images are unusable: image 4") as error:
+        data.pack(flat(301, bad=[4, 5, 99, 250]), 8, tmp_path / "many")
+    line(error)
+    assert len(list((tmp_path / "many").glob("shard-*.npy"))) == 62  # what was complete is not lost
+    with pytest.raises(InputError, match="2 of the first 2 images"):
+        data.pack(flat(2, bad=[0, 1]), 8, tmp_path / "all")
+
+
+def test_more_shards_than_files_may_be_open(tmp_path, small_shards):
+    data.pack(flat(400), 8, tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 60, limits[1]))
+    try:
+        packed = data.Packed(tmp_path)
+        assert packed.pixels(range(400))[:, 0, 0, 0].tolist() == [i % 256 for i in range(400)]
+        packed = pickle.loads(pickle.dumps(packed))
+        assert packed.pixels([399, 0])[:, 2, 7, 7].tolist() == [143, 0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_rows_that_are_not_there(eyes):
+    for row in (-1, 30):
+        with pytest.raises(IndexError):
+            eyes.pixels([row])
+
+
+def test_damaged_packs_are_refused(tmp_path, small_shards):
+    data.pack(sources.embedded(6), 32, tmp_path)
+    whole = contents(tmp_path)
+    images = whole["shard-00001.npy"]
     flipped = images[:-50] + bytes(255 - b for b in images[-50:])
     for name, content in [
-        ("images.npy", images[:-1000]),
-        ("images.npy", b""),
+        ("shard-00001.npy", images[:-1000]),
+        ("shard-00001.npy", b""),
         ("table.csv", whole["table.csv"][:-9]),
         ("manifest.json", whole["manifest.json"][:40]),
         ("manifest.json", b"{}"),
+        ("manifest.json", whole["manifest.json"].replace(b'"format": 2', b'"format": 1')),
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError) as error:
             data.Packed(tmp_path)
         line(error)
         (tmp_path / name).write_bytes(whole[name])
-    (tmp_path / "images.npy").write_bytes(flipped)
-    with pytest.raises(InputError, match="not what the manifest says"):
+    (tmp_path / "shard-00001.npy").write_bytes(flipped)
+    with pytest.raises(InputError, match="shard-00001.npy is not what the manifest says"):
         data.Packed(tmp_path, verify=True)
-    (tmp_path / "images.npy").write_bytes(images)
-    assert len(data.Packed(tmp_path, verify=True)) == 4
+    (tmp_path / "shard-00001.npy").unlink()
+    with pytest.raises(InputError, match="damaged"):
+        data.Packed(tmp_path)
+    (tmp_path / "shard-00001.npy").write_bytes(images)
+    assert len(data.Packed(tmp_path, verify=True)) == 6
 
 
 # ---- batches
