@@ -60,6 +60,8 @@ HAZE = {  # a clouded lens; depths are optical: depth 1 lets 37 % of the light t
 }
 TINTS = ((251, 249, 246), (141, 238, 238), (177, 195, 147))  # of 255: white, cyan, olive
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601, for contrast and saturation
+REACH = 6.1  # sigmas; beyond it a Gaussian is below 1e-8 of its height
+BLOCK = 32  # rows of a banded matrix that are multiplied at once
 EVERYWHERE = 10.0  # an aim of ten image widths takes in the whole image
 
 # The labelling rule (`readable`), chosen by looking at twelve regions of real photographs at 256 pixels. Where less than
@@ -137,13 +139,12 @@ def apply(x: Tensor, params: Params, fov: Tensor | None = None) -> Tensor:
     u, v = _grid(x)
     amount = p["severity"][:, None] * p["families"]  # (N, 3): illumination, spots, blur
     with torch.autocast(x.device.type, enabled=False):
-        y = _illuminate(x.float(), p, amount[:, 0], u, v)
-        y = (y + _spots(p, amount[:, 1], u, v)).clamp(0, 1)
-        y = blur(y, blur_width(p))
+        y = (_illuminate(x.float(), p, amount[:, 0], u, v) + _spots(p, amount[:, 1], u, v)).clamp(0, 1)
+        y = blur(y, blur_width(p)).clamp(0, 1)
     r = _distance2(u, v, *p["centre"].unbind(1)).sqrt()
     w = (3 - 2 * r / _image(p["radius"])).clamp(0, 1)  # 1 up to the radius, 0 from 1.5 radii on
     w = w * w * (3 - 2 * w)  # smoothstep
-    y = torch.where(_image(amount.amax(dim=1)) > 0, torch.lerp(x, y.clamp(0, 1), w), x)
+    y = torch.lerp(x, y, w * _image(amount.amax(dim=1) > 0))  # exactly x where the weight is 0, y where it is 1
     return y if fov is None else y * fov
 
 
@@ -181,29 +182,35 @@ def haze(x: Tensor, params: Params, fov: Tensor | None = None) -> Tensor:
 
 
 def _illuminate(x, p, s, u, v):
-    """Brightness, contrast, saturation, then halo (added) and hole (taken away), before the clamp to [0, 1]."""
-    brightness, contrast, saturation = (
-        _image(1 + s * (p[name] - 1)) for name in ("brightness", "contrast", "saturation")
-    )
-    luma = x.new_tensor(LUMA).view(1, 3, 1, 1)
-    y = x * brightness
-    y = contrast * y + (1 - contrast) * (y * luma).sum(1, keepdim=True).mean(dim=(2, 3), keepdim=True)
-    y = saturation * y + (1 - saturation) * (y * luma).sum(1, keepdim=True)
+    """Brightness b, contrast c, saturation a, then halo (added) and hole (taken away), before the clamp to [0, 1].
 
-    mean = x.mean(dim=(1, 2, 3), keepdim=True)
+    With l = LUMA, the first three are one affine map of colours, c b (a x + (1 - a) l.x) + (1 - c) b mean(l.x); the means of
+    what follows are then known from those of x.
+    """
+    brightness, contrast, saturation = (1 + s * (p[name] - 1) for name in ("brightness", "contrast", "saturation"))
+    luma = x.new_tensor(LUMA)
+    factor = (contrast * brightness)[:, None, None]
+    saturation = saturation[:, None, None]
+    colours = factor * (saturation * torch.eye(3, device=x.device) + (1 - saturation) * luma)  # (N, 3, 3)
+    means = x.mean(dim=(2, 3))  # (N, 3)
+    offset = (1 - contrast) * brightness * (means @ luma)
+
     # cofe-Net blurs the ring with sigma 2/3 of its width, cut at +-1/2 of it: nearly a box, standard deviation 0.28
     inner, soft = p["halo_inner"], 0.28 * p["halo_width"]
     r2 = _distance2(u, v, p["halo_u"], p["halo_v"])
     ring = _blurred_disc(r2, inner + p["halo_width"], soft) - _blurred_disc(r2, inner, soft)
-    tint = (x.new_tensor(TINTS) / 255)[p["halo_tint"].long().clamp(0, 2)][:, :, None, None]
-    y = y + _image(s) * mean * tint * ring
+    tint = (x.new_tensor(TINTS) / 255)[p["halo_tint"].long().clamp(0, 2)]
+    halo = (s * means.mean(1))[:, None] * tint  # (N, 3)
     # the hole only darkens images that are bright enough: a ramp around cofe-Net's threshold (mean > 0.25), because a
     # step would make the same eye at two sizes differ
-    mean = y.mean(dim=(1, 2, 3), keepdim=True)
-    depth = (0.26 + 0.055 * mean) * ((mean - 0.2) / 0.1).clamp(0, 1)
+    mean = ((colours @ means[..., None])[..., 0] + offset[:, None] + halo * ring.mean(dim=(2, 3))).mean(1)
+    depth = s * (0.26 + 0.055 * mean) * ((mean - 0.2) / 0.1).clamp(0, 1)
     hole_soft = 0.15 * p["hole_soft"] * 2 * p["hole_radius"]  # a Gaussian kernel of k pixels has sigma 0.15 k (OpenCV)
     hole = _blurred_disc(_distance2(u, v, p["hole_u"], p["hole_v"]), p["hole_radius"], hole_soft)
-    return y - _image(s) * depth * hole
+    # (N, 3, 5) x (N, 5, H W): the image and both fields at once
+    mixing = torch.cat([colours, halo[..., None], -depth[:, None, None].expand(-1, 3, 1)], -1)
+    y = torch.baddbmm(offset[:, None, None], mixing, torch.cat([x, ring, hole], 1).flatten(2))
+    return y.view_as(x)
 
 
 def _spots(p, s, u, v):
@@ -227,17 +234,34 @@ def blur(x: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur of x (N, C, H, W) with one sigma (N,) per image, in image widths; sigma 0 changes nothing.
 
     Rows of weights sum to one, so nothing from beyond the border comes in. Two banded matrices per image, K_v x K_u^T:
-    at these sizes faster than grouped convolutions with kernels of 90 pixels.
+    at these sizes faster than grouped convolutions with kernels of 90 pixels. Memory besides the result: N H^2 + N W^2.
     """
-    sigma = (sigma * x.shape[-1]).clamp_min(1e-3)[:, None, None]  # pixels; at 1e-3 the matrix is exactly the identity
+    sigma = (sigma * x.shape[-1]).clamp_min(1e-3)[:, None]  # pixels; at 1e-3 the matrix is exactly the identity
+    height, width = x.shape[-2:]
+    K_u = _gaussians(width, sigma)
+    K_v = K_u if height == width else _gaussians(height, sigma)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere reading sigma would wait for the device
+        reach = (REACH * sigma[:, 0]).ceil().int().tolist()
+        return torch.stack([_banded(*each) for each in zip(x, K_v, K_u, reach)]) if reach else x.clone()
+    return K_v[:, None] @ (x @ K_u[:, None].mT)
 
-    def matrix(length):
-        i = torch.arange(length, device=x.device, dtype=x.dtype)
-        K = torch.exp(-(((i[:, None] - i) / sigma) ** 2) / 2)
-        K = torch.where(K > 1e-8, K, 0)  # denormal numbers would make the product several times slower
-        return (K / K.sum(-1, keepdim=True))[:, None]  # (N, 1, length, length)
 
-    return matrix(x.shape[-2]) @ (x @ matrix(x.shape[-1]).mT)
+def _gaussians(length, sigma):
+    """Matrices (N, length, length) of Gaussian weights, rows summing to one; sigma (N, 1) in pixels."""
+    away = torch.arange(1 - length, length, device=sigma.device, dtype=sigma.dtype)
+    k = torch.exp(-((away / sigma) ** 2) / 2)
+    k = torch.where(k > 1e-8, k, 0)  # denormal numbers would make the products several times slower
+    K = k.unfold(-1, length, 1).flip(-2)  # unfolded, row i holds k from i - (length - 1) on: the last row comes first
+    return K / K.sum(-1, keepdim=True)
+
+
+def _banded(x, K_v, K_u, reach):
+    """K_v x K_u^T of one image (C, H, W), without the products with zeros further than `reach` from the diagonal."""
+    def parts(length):  # rows of K and the columns that they need
+        return [(slice(i, i + BLOCK), slice(max(0, i - reach), i + BLOCK + reach)) for i in range(0, length, BLOCK)]
+
+    x = torch.cat([x[..., near] @ K_u[some, near].mT for some, near in parts(x.shape[-1])], -1)
+    return torch.cat([K_v[some, near] @ x[..., near, :] for some, near in parts(x.shape[-2])], -2)
 
 
 def to_table(params: Params) -> pd.DataFrame:
