@@ -46,7 +46,7 @@ from rr import baselines, figures, io, train
 from rr.data import Packed
 from rr.paper import LABELS
 from rr.presets import preset as choose_preset
-from rr.readability import Readability, augment, curves, passed, readable, reliability, report, share, unweighted
+from rr.readability import Readability, augment, curves, passed, readable, recipe, reliability, report, share, unweighted
 
 started = time.time()
 P = choose_preset(preset, seed=seed, weights=weights or None)
@@ -70,7 +70,7 @@ Code(getsource(Readability.weigh_classes) + "\n" + getsource(Readability.loss), 
 # What the network sees in training: the same image five times, augmented.
 
 # %%
-rows, val = packed.labelled("train"), packed.labelled("val")
+rows = packed.labelled("train")
 one = packed.batch(rows[:1]).expand(5, -1, -1, -1)
 figures.save(
     figures.grid({"augmented": augment(one, torch.Generator().manual_seed(seed))}), pictures, "02_readability_augmentation"
@@ -99,27 +99,12 @@ pd.DataFrame(
 # ## Training
 
 # %%
-torch.manual_seed(seed)
-classifier = Readability()
-start = classifier.start_from(P.weights)
-classifier.weigh_classes(packed.labels[rows])
-folder = home / "checkpoints" / "readability"
-log = train.run(
-    "readability",
-    classifier,
-    packed,
-    rows,
-    val,
-    folder=folder,
-    epochs=P.classifier_epochs,
-    batch=P.batch,
-    lr=P.classifier_lr,
-    ema=P.ema,
-    seed=seed,
-    optimizer="rmsprop",
-    fabric=fabric,
-    facts={"preset": preset, "weights": start},
-)
+Code(getsource(recipe), language="python")
+
+# %%
+plan = recipe(P, packed, home)
+classifier, start = plan["model"], plan["facts"]["weights"]
+log = train.run("readability", data=packed, batch=P.batch, ema=P.ema, fabric=fabric, **plan)
 figures.save(figures.learning(log), pictures, "02_readability_training")
 
 # %% [markdown]
@@ -129,26 +114,9 @@ figures.save(figures.learning(log), pictures, "02_readability_training")
 # in fewer. It sees the same training labels: what is wrong with these is wrong with both.
 
 # %%
-torch.manual_seed(seed + 1)
-judge = Readability("resnet18")
-judge_start = judge.start_from(P.weights)
-judge.weigh_classes(packed.labels[rows])
-judge_log = train.run(
-    "second judge",
-    judge,
-    packed,
-    rows,
-    val,
-    folder=home / "checkpoints" / "judge",
-    epochs=max(1, P.classifier_epochs // 2),
-    batch=P.batch,
-    lr=P.classifier_lr,
-    ema=P.ema,
-    seed=seed + 1,
-    optimizer="rmsprop",
-    fabric=fabric,
-    facts={"preset": preset, "weights": judge_start},
-)
+plan = recipe(P, packed, home, "resnet18")
+judge = plan["model"]
+judge_log = train.run("second judge", data=packed, batch=P.batch, ema=P.ema, fabric=fabric, **plan)
 
 # %% [markdown]
 # ## On the test images

@@ -38,13 +38,13 @@ from IPython.display import Code, Markdown
 
 from rr import figures, io, studies, train
 from rr.data import Packed
-from rr.features import Extractor, save_condition, static_condition
+from rr.features import Extractor, recipe, save_condition, static_condition
 from rr.presets import preset as choose_preset
 
 started = time.time()
 P = choose_preset(preset, seed=seed, weights=weights or None)
 home = io.results(preset, out)
-folder = studies.extractor_folder(home, extractor, seed)
+folder = io.extractor_folder(home, extractor, seed)
 first = (extractor, seed) == (studies.RETINAREGEN.extractor, 0)
 pictures = io.figures(preset, out) if first else folder / "figures"
 packed = Packed(data or home / "data", P.size)
@@ -69,24 +69,9 @@ Code(getsource(Extractor.attend), language="python")
 # readability labels, the one supervision that every image of SynFundus-1M has, and then frozen.
 
 # %%
-torch.manual_seed(seed)
-model = Extractor(extractor, P.attention, P.heads)
-start = model.start_from(P.weights)
-log = train.run(
-    "extractor",
-    model,
-    packed,
-    packed.labelled("train"),
-    packed.labelled("val"),
-    folder=folder,
-    epochs=P.extractor_epochs,
-    batch=P.batch,
-    lr=P.lr / 10,
-    ema=P.ema,
-    seed=seed,
-    fabric=fabric,
-    facts={"preset": preset, "weights": start},
-)
+plan = recipe(P, packed, home, extractor)
+model, folder, start = plan["model"], plan["folder"], plan["facts"]["weights"]
+log = train.run("extractor", data=packed, batch=P.batch, ema=P.ema, fabric=fabric, **plan)
 figures.save(figures.learning(log), pictures, "03_features_training")
 
 # %% [markdown]

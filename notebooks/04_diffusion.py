@@ -41,7 +41,7 @@ from rr.data import Packed
 from rr.diffusion import SCHEDULES, Diffusion
 from rr.metrics import psnr
 from rr.presets import preset as choose_preset
-from rr.restorer import Denoiser
+from rr.restorer import noise_recipe
 
 started = time.time()
 P = choose_preset(preset, seed=seed, schedule=schedule or None)
@@ -113,25 +113,9 @@ oracle
 # $(x, x)$ with $x$ a clean image; that is what `protocol="literal"` means for the loss.)
 
 # %%
-torch.manual_seed(seed)
-model = Denoiser(P.size, "unet", objective="noise", protocol="literal", width=P.width, T=P.T, schedule=P.schedule, start=1.0)
-clean = [packed.references(split) for split in ("train", "val", "test")]
-folder = home / "checkpoints" / "diffusion"
-log = train.run(
-    "diffusion",
-    model,
-    packed,
-    clean[0],
-    clean[1],
-    folder=folder,
-    epochs=P.diffusion_epochs,
-    batch=P.batch,
-    lr=P.lr,
-    ema=P.ema,
-    seed=seed,
-    fabric=fabric,
-    facts={"preset": preset},
-)
+plan = noise_recipe(P, packed, home)
+model, clean = plan["model"], [packed.references(split) for split in ("train", "val", "test")]
+log = train.run("diffusion", data=packed, batch=P.batch, ema=P.ema, fabric=fabric, **plan)
 figures.save(figures.learning(log), pictures, "04_diffusion_training")
 
 # %% [markdown]

@@ -59,8 +59,8 @@ Code(
 )
 
 # %%
-torch.manual_seed(seed)
-model = vae.VAE(P.size, P.latent, P.width, timed=False)
+plan = vae.recipe(P, packed, home)
+model = plan["model"]
 print(model)
 print(
     f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters; "
@@ -87,22 +87,7 @@ print(f"floor of the BCE on the test images: {floor:,.0f} nats per image, {floor
 # ## Training
 
 # %%
-folder = home / "checkpoints" / "vae"
-log = train.run(
-    "VAE",
-    model,
-    packed,
-    clean[0],
-    clean[1],
-    folder=folder,
-    epochs=P.vae_epochs,
-    batch=P.batch,
-    lr=P.lr,
-    ema=P.ema,
-    seed=seed,
-    fabric=fabric,
-    facts={"preset": preset},
-)
+log = train.run("VAE", data=packed, batch=P.batch, ema=P.ema, fabric=fabric, **plan)
 figures.save(figures.learning(log, ("loss", "bce", "kl")), pictures, "05_vae_training")
 
 # %% [markdown]

@@ -45,11 +45,10 @@ from inspect import getsource
 
 import numpy as np
 import pandas as pd
-import torch
 from IPython.display import Code, Markdown
 from PIL import Image
 
-from rr import bridge, checkpoint, features, figures, io, metrics, restorer, studies, tables, train
+from rr import checkpoint, figures, io, metrics, recipes, restorer, studies, tables, train
 from rr.data import Packed
 from rr.paper import LABELS
 from rr.photo import to_photograph
@@ -93,55 +92,15 @@ figures.save(figures.grid({"input y": y[:7], "reference x": x[:7]}), pictures, "
 # with every step.
 
 # %%
-torch.manual_seed(seed)
-trained = studies.extractor_folder(home, extractor, seed)
-if extractor == "off":
-    eye, c = None, torch.zeros(P.attention, 1, 1)
-elif extractor == "random":  # a control: features that nobody trained
-    eye = features.Extractor(width=P.attention, heads=P.heads)
-    c = features.static_condition(eye, packed, packed.references("train"))
-else:
-    eye, c = checkpoint.load(trained, features.Extractor), features.load_condition(trained)
-if condition not in ("mean", "image"):
-    c = features.other(condition, c, eye, packed, seed)
+plan = recipes.restorer_recipe(P, packed, home, **configuration._asdict())
+model = plan["model"]
 Code(getsource(restorer.Denoiser.forward) + "\n" + getsource(restorer.Denoiser.loss), language="python")
 
 # %% [markdown]
 # ## Training
 
 # %%
-torch.manual_seed(seed)
-if method == "diffusion":
-    of = eye.arguments if condition == "image" else None
-    model = restorer.Denoiser(
-        P.size, backbone, fusion, objective, protocol, P.width, P.latent, P.T, P.schedule, start or P.start, c.shape,
-        likelihood, of,
-    )  # fmt: skip
-    model.c.copy_(c)
-    if of:
-        model.extractor.load_state_dict(eye.state_dict())
-else:
-    once = method == "one-step"
-    model = bridge.Bridge(P.size, backbone, P.width, P.latent, one_step=once, sigma=0.0 if once else 0.02)
-train_rows, val_rows = (restorer.training_rows(packed, split, protocol, region) for split in ("train", "val"))
-epochs = P.restorer_epochs if backbone == "vae" else P.unet_epochs
-if start or method != "diffusion":  # compared across backbones, notebook 10: the same for all
-    epochs = P.factorial_epochs
-log = train.run(
-    "restorer",
-    model,
-    packed,
-    train_rows,
-    val_rows,
-    folder=folder / "denoiser",
-    epochs=epochs,
-    batch=P.batch,
-    lr=P.lr,
-    ema=P.ema,
-    seed=seed,
-    fabric=fabric,
-    facts={"preset": preset, "condition": io.digest(c)},
-)
+log = train.run("restorer", data=packed, batch=P.batch, ema=P.ema, fabric=fabric, **plan)
 restorer.assemble(folder, home / "checkpoints" / "readability")
 figures.save(figures.learning(log), pictures, "06_restoration_training")
 
@@ -255,9 +214,9 @@ numbers = {
     "size": P.size,
     "n": len(rows),
     "objective": model.objective,
-    "epochs": epochs,
+    "epochs": plan["epochs"],
     "parameters": sum(parameter.numel() for parameter in model.parameters()),
-    "training_images": len(train_rows),
+    "training_images": len(plan["rows"]),
     "training_seconds": log.attrs["seconds"],
     "scores": means,
     "unreadable_before": int(screened.sum()),
@@ -274,7 +233,7 @@ io.write_result(
     preset=P,
     seed=seed,
     data=packed.hash,
-    models={"condition": io.digest(c)}
+    models={"condition": plan["facts"]["condition"]}
     | {part: io.read_json(folder / part / "config.json")["sha256"][:12] for part in ("classifier", "denoiser")},
     training={key: trained[key] for key in ("commit", "code", "device", "threads", "seconds", "peak_memory_mib")},
 )

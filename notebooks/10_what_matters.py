@@ -133,7 +133,7 @@ Markdown(sentences[-1])
 swaps = {"do nothing": nothing, "c": []}
 moved, outputs = {}, {}
 for seed in range(seeds):
-    model, folder = bench.weights(ours, seed), studies.extractor_folder(home, ours.extractor, seed)
+    model, folder = bench.weights(ours, seed), io.extractor_folder(home, ours.extractor, seed)
     eye = checkpoint.load(folder, features.Extractor, where)
     c = model.c.clone()
     as_is = bench.restored(model, seed)
@@ -365,7 +365,7 @@ Markdown(sentences[-1])
 # shuffled. Pool them, and nothing is left of the place. (Here $c$ keeps its place, as it is pooled over images only.)
 
 # %%
-eye = checkpoint.load(studies.extractor_folder(home, ours.extractor, 0), features.Extractor, where)
+eye = checkpoint.load(io.extractor_folder(home, ours.extractor, 0), features.Extractor, where)
 with torch.no_grad():
     f = eye.compress(eye.trunk((y[:few].to(where) - eye.mean) / eye.std)).flatten(2).transpose(1, 2)  # N, h w, width
     order = torch.randperm(f.shape[1], generator=torch.Generator().manual_seed(0)).to(where)

@@ -100,12 +100,9 @@ def run(
     """Run one notebook with papermill; its parameters are checked before anything starts."""
     path = notebook.find(name)
     given = {}
-    for value in values:
-        key, equals, text = value.partition("=")
-        if not equals:
-            raise InputError(f"-p {value}: must be NAME=VALUE")
-        is_path = key.strip() in ("data", "labels", "photo", "photos", "train_photos") and Path(text).exists()
-        given[key.strip()] = str(Path(text).absolute()) if is_path else text  # notebooks run in the project's root
+    for key, text in map(_assigned, values):
+        is_path = key in ("data", "labels", "photo", "photos", "train_photos") and Path(text).exists()
+        given[key] = str(Path(text).absolute()) if is_path else text  # notebooks run in the project's root
     every = notebook.check(path, given)
     home = io.results(every["preset"], every["out"]) if {"preset", "out"} <= every.keys() else None
     if executed is None:
@@ -116,6 +113,14 @@ def run(
         workflow.mark(home, workflow.name(path.stem, every)).unlink(missing_ok=True)
     with workflow.owned(), workflow.lease(), workflow.reported(executed, mark, path.stem, given):
         forked.execute(path, given, executed)
+
+
+def _assigned(value):
+    """(name, text) of a -p NAME=VALUE."""
+    name, equals, text = value.partition("=")
+    if not equals:
+        raise InputError(f"-p {value}: must be NAME=VALUE")
+    return name.strip(), text
 
 
 # -------------------------------------------------------------------------------------------------------- restore
@@ -219,17 +224,51 @@ def _targets(photos, out):
 
 @app.command()
 def train(
-    photos: Annotated[Path | None, typer.Option(help="A folder of good photographs to train on, beside embedded eyes.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the training; its end is the checkpoint OUT/restorer.")] = Path("training"),
-    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
+    component: Annotated[str, typer.Argument(help="readability, judge, extractor, diffusion, vae, restorer or corrector.")],
+    preset: Preset = "smoke",
+    values: Annotated[list[str], typer.Option("-p", metavar="NAME=VALUE", help="A parameter of its notebook.")] = [],
+    devices: Annotated[int, typer.Option(min=1, help="GPUs of every machine; on a CPU: processes.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines; started by torchrun or srun.")] = 1,
+    strategy: Annotated[str, typer.Option(help="ddp: every device holds the component; fsdp: its share of it.")] = "ddp",
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per step, over all devices; default: the preset's.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-):
-    """Train the recommended restorer, an hour on a CPU; `rr restore --checkpoint OUT/restorer` uses it."""
-    if photos and not photos.is_dir():
-        raise InputError(f"--photos {photos}: no such folder")
-    from rr import corrector, train
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
+    out: Annotated[str | None, typer.Option(help="Folder of the results; default: results, of the corrector training.")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Corrector: a folder of good photographs, beside embedded eyes.")] = None,
+):  # fmt: skip
+    """Train one component, on one device or many, as its notebook would, which then finds it trained.
 
-    print(_short(corrector.make(out, photos, seed=seed, fabric=train.fabric(device))))
+    The data set is the one of 01_data. `corrector` is the recommended restorer: an hour on a CPU, no preset; it ends as
+    OUT/restorer, which `rr restore --checkpoint` uses.
+    """
+    if component == "corrector":
+        if values or batch or preset != "smoke" or strategy != "ddp":
+            raise InputError("corrector: knows no preset, batch, -p or other strategy than ddp; see --photos, --seed, --out")
+        if photos and not photos.is_dir():
+            raise InputError(f"--photos {photos}: no such folder")
+        from rr import corrector, train
+
+        fabric = train.fabric(device, devices, nodes, strategy)
+        fabric.launch()
+        made = corrector.make(out or "training", photos, seed=seed, fabric=fabric)
+        if fabric.is_global_zero:
+            print(_short(made))
+        return
+    if photos:
+        raise InputError(f"--photos: is for the corrector; {component} is trained on the data set of 01_data")
+    from rr import recipes
+
+    choose("component", component, [*recipes.COMPONENTS, "corrector"])
+    given = dict(_assigned(value) for value in values)
+    every = recipes.parameters(component, given | {"preset": preset, "seed": seed, "out": out or "results", "device": device})
+    from rr import train
+
+    fabric = train.fabric(device, devices, nodes, strategy)
+    fabric.launch()
+    plan = recipes.plan(component, every, batch)
+    train.run(component, fabric=fabric, **plan)
+    if fabric.is_global_zero:
+        print(_short(plan["folder"]))
 
 
 # ----------------------------------------------------------------------------------------------------------- data

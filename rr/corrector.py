@@ -26,6 +26,7 @@ from torch import nn
 from rr import checkpoint, data, degrade, sources, train
 from rr.baselines import continued, sharpened, surround, unmixed
 from rr.bridge import between, walk
+from rr.diffusion import noise
 from rr.io import RECOMMENDED, read_json
 from rr.photo import crop_fov, fov_mask, put_back, to_photograph, to_tensor
 
@@ -204,7 +205,7 @@ class Corrector(nn.Module):
         turns = range(8)
         if generator is not None:
             turns = torch.randint(8, (1,), generator=generator).tolist()
-            small = small + 0.01 * torch.randn(small.shape, generator=generator).to(x)
+            small = small + 0.01 * noise(small, generator)
         time = x.new_full((len(x),), float(t))
         every = [self.fields(_turned(small, k).contiguous(), _turned(inside, k).contiguous(), time) for k in turns]
         quality = sum(quality for _, quality, _ in every) / len(every)
@@ -349,7 +350,7 @@ def randomised(batch, generator, wide=False):
     y = degrade.apply(x, params, fov)
     # uneven light of other shapes than the family's rings and discs, for one image in seven, and noise
     light = (0.25 * u(1, 1, 1) * (u(1, 1, 1) < 0.15) * smooth(x.shape[-2:])).exp()
-    y = (y * light + torch.where(u(1, 1, 1) < 0.3, u(1, 1, 1, high=0.012), 0) * n(*x.shape[1:])).clamp(0, 1) * fov
+    y = (y * light + torch.where(u(1, 1, 1) < 0.3, u(1, 1, 1, high=0.012), 0) * noise(x, generator)).clamp(0, 1) * fov
     return (y * 255).round() / 255, x, fov, degrade.blur_width(params)
 
 
@@ -388,7 +389,8 @@ def make(out, photos=None, eyes=3000, epochs=(35, 20), batch=16, lr=(1e-3, 4e-4)
     out = Path(out)
     source = sources.embedded(eyes, SEED)
     source = sources.joined(source, sources.good(photos)) if photos else source
-    packed = data.pack(source, FINE, out / "data", workers=workers)
+    with fabric.rank_zero_first():  # the other processes find it packed
+        packed = data.pack(source, FINE, out / "data", workers=workers)
     rows, held, facts = training_rows(packed)
     torch.manual_seed(seed)
     model = Corrector()
@@ -397,7 +399,10 @@ def make(out, photos=None, eyes=3000, epochs=(35, 20), batch=16, lr=(1e-3, 4e-4)
         train.run(STAGES[stage], model, packed, rows, held, folder=out / STAGES[stage], epochs=epochs[stage], batch=batch,
                   lr=lr[stage], ema=ema, seed=seed, fabric=fabric, facts=facts)  # fmt: skip
         facts = facts | {"after": read_json(out / STAGES[stage] / "config.json")["sha256"]}
-    return finish(out, packed, rows, blurred, seed)
+    if fabric.is_global_zero:
+        finish(out, packed, rows, blurred, seed)
+    fabric.barrier()
+    return out / "restorer"
 
 
 def training_rows(packed):
@@ -424,7 +429,7 @@ def finish(out, packed, rows, blurred, seed):
     features, sigmas = [], []
     while sum(map(len, sigmas)) < blurred:
         chosen = rng.choice(rows, 16)
-        y, _, fov, sigma = randomised(train.Batch(packed.batch(chosen), None, packed.fov(chosen)), generator)
+        y, _, fov, sigma = randomised(data.Batch(packed.batch(chosen), None, packed.fov(chosen)), generator)
         features.append(model.blur.features(y, fov))
         sigmas.append(sigma)
     torch.manual_seed(seed)

@@ -130,22 +130,29 @@ def code(*files):
     files: names of modules ("vae") or paths of scripts and notebooks. Comments, docstrings and layout do not count, nor
     do imports of modules that decide about no number, nor of the presets, whose values are tracked one by one.
     """
-    aside = {"io", "presets", "paper", "notebook"}
-    folder, todo, trees = Path(__file__).parent, [Path(file) for file in files], {}
+    todo, trees = [Path(file) for file in files], {}
     while todo:
         path = todo.pop()
-        path = path if path.suffix else folder / f"{path}.py"
+        path = path if path.suffix else Path(__file__).parent / f"{path}.py"
         if path in trees:
             continue
         tree = trees[path] = ast.parse(path.read_text(encoding="utf-8"))
+        todo += imports(path)
         for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rr":
-                names = [node.module[3:]] if "." in node.module else [alias.name for alias in node.names]
-                todo += [Path(name) for name in names if name not in aside]
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
                 node.body = node.body[1:]
     texts = sorted((path.name, ast.dump(tree)) for path, tree in trees.items())
     return hashlib.sha256(repr(texts).encode()).hexdigest()[:12]
+
+
+def imports(path):
+    """Files of the modules of `rr` that a Python file imports and whose code decides about numbers, see `code`."""
+    aside, found = {"io", "presets", "paper", "notebook"}, []
+    for node in ast.walk(ast.parse(Path(path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rr":
+            names = [node.module[3:]] if "." in node.module else [alias.name for alias in node.names]
+            found += [Path(__file__).parent / f"{name}.py" for name in names if name not in aside]
+    return found
 
 
 def digest(tensor):
@@ -167,6 +174,11 @@ def figures(preset, out="results"):
     """Folder of a preset's figures: figures/<preset> beside the default `results`, else <out>/<preset>/figures."""
     home = results(preset, out)
     return ROOT / "figures" / preset if home == results(preset) else home / "figures"
+
+
+def extractor_folder(home, extractor, seed):
+    """Where a trained extractor and its static condition lie; home: the results of a preset."""
+    return home / "extractors" / f"{extractor}_{seed}"
 
 
 def write_result(path, numbers, *, files=(), **facts):

@@ -262,3 +262,22 @@ def curves(labels, probabilities):
         parts.append(pd.DataFrame({"label": name, "curve": "roc", "x": fpr, "y": tpr}))
         parts.append(pd.DataFrame({"label": name, "curve": "pr", "x": recall, "y": precision}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["label", "curve", "x", "y"])
+
+
+def recipe(P, data, home, architecture="inception"):
+    """What `train.run` needs to train a judge with preset P on `data`: the paper's classifier, or the second judge.
+
+    The second judge starts from other weights, sees the images in another order, and has half of the epochs: it learns in fewer.
+    """
+    second, rows = architecture != "inception", data.labelled("train")
+    seed = P.seed + second
+    torch.manual_seed(seed)
+    model = Readability(architecture)
+    start = model.start_from(P.weights)
+    model.weigh_classes(data.labels[rows])
+    return {
+        "model": model, "rows": rows, "val_rows": data.labelled("val"),
+        "folder": home / "checkpoints" / ("judge" if second else "readability"),
+        "epochs": max(1, P.classifier_epochs // 2) if second else P.classifier_epochs,
+        "lr": P.classifier_lr, "optimizer": "rmsprop", "seed": seed, "facts": {"preset": P.name, "weights": start},
+    }  # fmt: skip

@@ -301,3 +301,14 @@ def _link(source, target):
         Path(target).hardlink_to(source)
     except OSError:
         shutil.copy2(source, target)
+
+
+def noise_recipe(P, data, home):
+    """What `train.run` needs to train the noise model alone with preset P on the clean images of `data`: pairs (x, x), any t."""
+    torch.manual_seed(P.seed)
+    model = Denoiser(P.size, "unet", objective="noise", protocol="literal", width=P.width, T=P.T, schedule=P.schedule, start=1.0)
+    return {
+        "model": model, "rows": data.references("train"), "val_rows": data.references("val"),
+        "folder": home / "checkpoints" / "diffusion", "epochs": P.diffusion_epochs, "lr": P.lr, "seed": P.seed,
+        "facts": {"preset": P.name},
+    }  # fmt: skip

@@ -104,11 +104,6 @@ def folder(home, configuration, seed):
     return home / "runs" / f"{configuration}_{seed}"
 
 
-def extractor_folder(home, extractor, seed):
-    """Where a trained extractor and its static condition lie."""
-    return home / "extractors" / f"{extractor}_{seed}"
-
-
 class Run(NamedTuple):
     """What a run left: numbers and provenance of its result file, scores per image, and its eyes."""
 

@@ -1,25 +1,43 @@
 """One training loop for every component, on Lightning Fabric: a generator that yields every step.
 
-A component is an nn.Module with `arguments` (those of its constructor) and `loss(batch, generator) -> {"loss": ...}`;
-it augments, degrades or noises the batch by itself, with the generator it is given. All randomness of a step comes
-from (seed, step), so a resumed run takes the same steps as an uninterrupted one; on a CPU with the same number of
-threads it ends with the same parameters.
+A component is an nn.Module with `arguments` (those of its constructor) and `loss(batch, generator) -> {"loss": ...}`, a mean
+over the batch; it augments, degrades or noises the batch by itself, with the generator it is given. A step's images are
+divided into slots, one per process and micro-batch, and all randomness of a slot comes from (seed, step, slot): a resumed
+run takes the same steps as an uninterrupted one, and two processes take those of one process with two micro-batches. On a
+CPU with the same number of threads it ends with the same parameters. (Batch normalisation uses the statistics of its slot.)
+
+Several processes share a step's images (DDP), and if asked also parameters, gradients and the optimizer's state (FSDP):
+
+    rr train COMPONENT --devices 8                                                               one machine
+    torchrun --nnodes 2 --nproc-per-node 8 ... -m rr train COMPONENT --devices 8 --nodes 2       torchrun, on each machine
+    srun --nodes 2 --ntasks-per-node 8 rr train COMPONENT --devices 8 --nodes 2                  SLURM
 """
 
+import copy
+import math
 import pickle
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import lightning
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rr import checkpoint
+from rr.data import Batch, batches
 from rr.io import InputError, code, provenance, read_json, sweep, write_table, writing
 from rr.presets import choose
 
@@ -27,28 +45,40 @@ OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,  # the classifier (2.2)
     "adamw": lambda parameters, lr: torch.optim.AdamW(parameters, lr, weight_decay=1e-4, fused=True),  # elsewhere not stated
 }
+STRATEGIES = {
+    "ddp": lambda world: DDPStrategy(gradient_as_bucket_view=True),
+    "fsdp": lambda world: ModelParallelStrategy(_sharded, data_parallel_size=world, tensor_parallel_size=1),
+}
+EVERY = 20  # steps between two looks at a GPU's losses: each look waits for the GPU
+WHOLE = StateDictOptions(full_state_dict=True)  # of sharded tensors: gathered from all processes
 
 
-class Batch(NamedTuple):
-    """x (B, 3, H, W) in [0, 1], labels (B, 4) of 0/1 (NaN: unknown), fov (B, 1, H, W) bool."""
+def fabric(device="auto", devices=1, nodes=1, strategy="ddp"):
+    """Lightning Fabric on `devices` devices of each of `nodes` machines: bf16 autocast on GPUs, float32 on a CPU.
 
-    x: Tensor
-    labels: Tensor
-    fov: Tensor
-
-
-def fabric(device="auto"):
-    """Lightning Fabric on one device: bf16 autocast on a GPU, float32 on a CPU.
-
-    device: "auto" | "cpu" | "cuda". Raises InputError for another name, and for a GPU that is not there.
+    device: "auto" | "cpu" | "cuda". strategy, of several devices: "ddp", every process holds the whole component, or "fsdp"
+    (PyTorch's fully_shard), each a share of it. Several have to be launched: `fabric.launch()`. Raises InputError for other
+    names, and for GPUs that are not there.
     """
     choose("device", device, ("auto", "cpu", "cuda"))
+    shared = choose("strategy", strategy, STRATEGIES)
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device 'cuda': torch sees no GPU here; use cpu or auto")
+    if devices < 1 or nodes < 1:
+        raise InputError(f"{devices} devices on {nodes} nodes: at least one of each")
     on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu and devices > torch.cuda.device_count():
+        raise InputError(f"{devices} devices: torch sees {torch.cuda.device_count()} GPUs here; ask for as many, or for cpu")
     return lightning.Fabric(
-        accelerator="cuda" if on_gpu else "cpu", devices=1, precision="bf16-mixed" if on_gpu else "32-true"
-    )
+        accelerator="cuda" if on_gpu else "cpu", devices=devices, num_nodes=nodes,
+        precision="bf16-mixed" if on_gpu else "32-true", strategy=shared(devices * nodes) if devices * nodes > 1 else "auto",
+    )  # fmt: skip
+
+
+def _sharded(module, mesh):
+    fully_shard(module, mesh=mesh["data_parallel"])
+    register_fsdp_forward_method(module, "loss")
+    return module
 
 
 def train(
@@ -59,82 +89,144 @@ def train(
     *,
     folder,                  # becomes the best checkpoint; folder/last holds the last one and the state to resume
     epochs,
-    batch,                   # images per step, over all ranks
+    batch,                   # images per step at most, over all processes
     lr,
     ema,                     # decay of the averaged weights; these are validated and saved
     seed=0,
     optimizer="adamw",       # a key of OPTIMIZERS
     fabric,                  # Fabric, already launched if it spans several processes
     facts=None,              # what else decides the result (weights used, ...): recorded, and compared at a resume
+    micro=1,                 # micro-batches per step and process; doubled until a step fits into memory
 ):
     """Train `model` in place; yields a dict per step (epoch, step, loss, images_per_s), at an epoch's end with val_loss.
 
+    An epoch sees every row once, in ceil(rows / batch) steps of equal size, give or take one image. On a GPU the component's
+    `hot` modules are compiled, and steps are yielded EVERY few. A step that does not fit into memory is divided into twice
+    as many micro-batches, whose gradients add up to the same mean, and a line says so.
+
     Ends with the averaged weights of the best epoch (lowest val_loss) in `model`. Continues after the last finished
     epoch if `folder` holds the state of a run with the same configuration, else starts afresh. The log lies in
-    folder/history.csv. Raises InputError if there are fewer images than one batch, or the loss is not finite.
+    folder/history.csv. Raises InputError if there are fewer images than one batch, the loss is not finite, or not even
+    single images fit into memory.
     """
     rows, val_rows, folder = np.asarray(rows), np.asarray(val_rows), Path(folder)
     if len(rows) < batch or len(val_rows) == 0:
         raise InputError(f"{len(rows)} training and {len(val_rows)} validation images for batches of {batch}: too few; "
                          "use more images or a smaller batch")
-    if batch % fabric.world_size:
-        raise InputError(f"batch of {batch}: cannot be shared by {fabric.world_size} processes; use a multiple of them")
-    config = {"code": _code(type(model)), "component": type(model).__name__, "arguments": model.arguments,
+    world, rank, device, component = fabric.world_size, fabric.global_rank, fabric.device, type(model)
+    steps = math.ceil(len(rows) / batch)  # per epoch
+    if len(rows) // steps < world:
+        raise InputError(f"batch of {batch}: cannot be shared by {world} processes; use at least one image for each")
+    config = {"code": _code(component), "component": component.__name__, "arguments": model.arguments,
               "epochs": epochs, "batch": batch, "lr": lr, "ema": ema, "seed": seed,
               "optimizer": optimizer, "data": data.hash, "rows": len(rows), **(facts or {})}
     started = time.time()
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
-    averaged = averaged.to(fabric.device)
-    opt = OPTIMIZERS[optimizer](model.parameters(), lr=lr)
-    module, opt = fabric.setup(model, opt)
+    averaged = AveragedModel(model, multi_avg_fn=_average(ema), use_buffers=True)
+    whole = averaged.module.to(device)  # the counter of `averaged` stays on the CPU: it is looked at in every step
+    module = fabric.setup_module(model)
     module.mark_forward_method("loss")
+    if isinstance(next(model.parameters()), DTensor):
+        averaged.module = _sharded(copy.deepcopy(whole), fabric.strategy.device_mesh)
+    if device.type == "cuda":
+        for part in model.hot:
+            part.compile()
+    opt = fabric.setup_optimizers(OPTIMIZERS[optimizer]([p for p in model.parameters() if p.requires_grad], lr=lr))
 
     step, first, best, history, spent = 0, 0, float("inf"), [], 0.0
-    state, log = _resume(folder, config, type(model))
+    state, log = _resume(folder, config, component)
     if state is not None:
-        model.load_state_dict(state["model"])
-        averaged.load_state_dict(state["averaged"])
-        opt.load_state_dict(state["optimizer"])
+        set_model_state_dict(model, state["model"], options=WHOLE)
+        set_model_state_dict(averaged.module, state["averaged"], options=WHOLE)
+        averaged.n_averaged.fill_(state["step"])
+        set_optimizer_state_dict(model, opt.optimizer, state["optimizer"], options=WHOLE)
         step, first, best, spent = (state[key] for key in ("step", "epoch", "best", "seconds"))
         history = log.query("step <= @step").to_dict("records")
 
+    tried = False
     for epoch in range(first, epochs):
         model.train()
-        order = np.random.default_rng([seed, epoch]).permutation(rows)
-        share = batch // fabric.world_size
-        for start in range(0, len(order) - batch + 1, batch):  # a last partial batch is left out: equal weights
-            tick = time.perf_counter()
+        parts = np.array_split(np.random.default_rng([seed, epoch]).permutation(rows), steps)
+        mine = [np.array_split(part, world)[rank] for part in parts]
+        pending, images, tick = [], 0, time.perf_counter()  # since the last look at the losses
+        for part, share in zip(parts, batches(data, mine, device)):
             step += 1
-            generator = _generator(seed, step, fabric.global_rank)
-            here = order[start + fabric.global_rank * share :][:share]
-            parts = module.loss(_batch(data, here, fabric.device), generator)
-            values = {key: value.item() for key, value in parts.items()}
-            if not np.isfinite(values["loss"]):
-                raise InputError(f"loss is {values['loss']} at step {step}; lower the learning rate ({lr}) and run again")
-            opt.zero_grad(set_to_none=True)
-            fabric.backward(parts["loss"])
+            if not tried:
+                micro, tried = _fitting(module, share, len(part), (seed, step), micro, fabric), True
+            losses = _gradients(module, share, len(part), (seed, step), micro, fabric)
             opt.step()
+            opt.zero_grad()
             averaged.update_parameters(model)
-            row = {"epoch": epoch, "step": step, **values, "images_per_s": batch / (time.perf_counter() - tick)}
-            if start + 2 * batch > len(order):  # the epoch's last step
-                row["val_loss"] = validate(averaged.module, data, val_rows, batch, fabric)
-            history.append(row)
-            if "val_loss" not in row:
-                yield row
-        if fabric.is_global_zero:
-            kept = provenance(started=started - spent, device=fabric.device, epoch=epoch, **config)
+            pending.append(torch.stack(list(losses.values())).float())
+            images += len(part)
+            if device.type == "cuda" and len(pending) < EVERY and step % steps:
+                continue
+            found = fabric.all_reduce(torch.stack(pending), reduce_op="mean").tolist()
+            speed = images / (time.perf_counter() - tick)
+            for number, values in enumerate(found, step + 1 - len(found)):
+                row = {"epoch": epoch, "step": number, **dict(zip(losses, values)), "images_per_s": speed}
+                if not np.isfinite(row["loss"]):
+                    raise InputError(f"loss is {row['loss']} at step {number}; lower the learning rate ({lr}) and run again")
+                history.append(row)
+                if number % steps:
+                    yield row
+            pending, images, tick = [], 0, time.perf_counter()
+        if whole is not averaged.module:
+            whole.load_state_dict(get_model_state_dict(averaged.module, options=WHOLE))
+        row["val_loss"] = validate(whole, data, val_rows, batch, fabric)
+        state = {"model": get_model_state_dict(model, options=WHOLE), "averaged": whole.state_dict(),
+                 "optimizer": get_optimizer_state_dict(model, opt.optimizer, options=WHOLE)}  # fmt: skip
+        if rank == 0:
+            kept = provenance(started=started - spent, device=device, epoch=epoch, processes=world, micro_batches=micro, **config)
             if row["val_loss"] <= best:
-                checkpoint.save(folder, averaged.module, kept, epoch=epoch, val_loss=row["val_loss"])
-            best = min(best, row["val_loss"])
+                checkpoint.save(folder, whole, kept, epoch=epoch, val_loss=row["val_loss"])
             write_table(folder / "history.csv", pd.DataFrame(history))
-            checkpoint.save(folder / "last", averaged.module, kept, epoch=epoch, val_loss=row["val_loss"])
-            _save_state(folder, config, model=model.state_dict(), averaged=averaged.state_dict(),
-                        optimizer=opt.state_dict(), step=step, epoch=epoch + 1, best=best,
+            checkpoint.save(folder / "last", whole, kept, epoch=epoch, val_loss=row["val_loss"])
+            _save_state(folder, config, **state, step=step, epoch=epoch + 1, best=min(best, row["val_loss"]),
                         seconds=time.time() - started + spent)
+        best = min(best, row["val_loss"])
         fabric.barrier()
         yield row
-    model.load_state_dict(checkpoint.load(folder, type(model)).state_dict())
+    set_model_state_dict(model, checkpoint.load(folder, component, device).state_dict(), options=WHOLE)
     model.eval()
+
+
+def _gradients(module, share, n, numbers, micro, fabric, trial=False):
+    """Add up the gradients of the mean loss of a step of n images, of which `share` are this process's.
+
+    Returns {name: loss}, which averaged over the processes are the step's losses. In a trial all gradients are zero, and no
+    process waits for those of another, which may have run out of memory.
+    """
+    world, losses = fabric.world_size, {}
+    for k, part in enumerate(zip(*(values.tensor_split(micro) for values in share))):
+        weight = 0.0 if trial else len(part[0]) * world / n  # processes are averaged, wanted is the mean over images
+        last = k == micro - 1 and not trial
+        with fabric.no_backward_sync(module, enabled=world > 1 and not last):
+            with fabric.autocast():  # Fabric's wrapper does so for `forward` alone
+                values = module.loss(Batch(*part), _generator(*numbers, fabric.global_rank * micro + k))
+            fabric.backward(weight * values["loss"])
+        losses = {name: losses.get(name, 0) + weight * value.detach() for name, value in values.items()}
+    return losses
+
+
+def _fitting(module, share, n, numbers, micro, fabric):
+    """How many micro-batches a step needs to fit into every process's memory: tried, and all traces removed."""
+    while True:
+        before = [buffer.clone() for buffer in module.buffers()]
+        try:
+            _gradients(module, share, n, numbers, micro, fabric, trial=True)
+            failed = 0.0
+        except torch.OutOfMemoryError:
+            failed = 1.0
+        module.zero_grad()
+        for buffer, value in zip(module.buffers(), before):
+            buffer.copy_(value)
+        if fabric.all_reduce(torch.tensor(failed, device=fabric.device), reduce_op="sum") == 0:
+            return micro
+        if 2 * micro > n // fabric.world_size:
+            raise InputError("out of memory with single images; train a smaller component or on smaller images")
+        micro *= 2
+        if fabric.is_global_zero:
+            print(f"out of memory: the step's {n} images are taken in {micro} micro-batches per process")
 
 
 def run(title, model, data, rows, val_rows, *, folder, epochs, batch, **options):
@@ -146,7 +238,8 @@ def run(title, model, data, rows, val_rows, *, folder, epochs, batch, **options)
 
     started = time.time()
     steps = train(model, data, rows, val_rows, folder=folder, epochs=epochs, batch=batch, **options)
-    with tqdm(total=epochs * (len(rows) // batch), desc=title, unit="step", mininterval=1) as bar:
+    silent = not options["fabric"].is_global_zero
+    with tqdm(total=epochs * math.ceil(len(rows) / batch), desc=title, unit="step", mininterval=1, disable=silent) as bar:
         for row in steps:
             bar.update(row["step"] - bar.n)
             bar.set_postfix({"epoch": f"{row['epoch'] + 1}/{epochs}", "loss": f"{row['loss']:.4g}",
@@ -159,15 +252,14 @@ def run(title, model, data, rows, val_rows, *, folder, epochs, batch, **options)
 
 @torch.no_grad()
 def validate(model, data, rows, batch, fabric):
-    """Mean loss over `rows` in evaluation mode; the same noise and degradations at every call."""
+    """Mean loss over `rows` in evaluation mode, shared by the processes; the same noise and degradations at every call."""
     model.eval()
-    total = 0.0
-    for number, start in enumerate(range(0, len(rows), batch)):
-        part = rows[start : start + batch]
+    starts = range(fabric.global_rank * batch, len(rows), fabric.world_size * batch)
+    total = torch.zeros((), dtype=torch.float64, device=fabric.device)
+    for start, share in zip(starts, batches(data, [rows[start : start + batch] for start in starts], fabric.device)):
         with fabric.autocast():
-            loss = model.loss(_batch(data, part, fabric.device), _generator(0, number, 0))["loss"]
-        total += loss.item() * len(part)
-    return total / len(rows)
+            total += len(share.x) * model.loss(share, _generator(0, start // batch, 0))["loss"]
+    return fabric.all_reduce(total, reduce_op="sum").item() / len(rows)
 
 
 def history(folder):
@@ -181,8 +273,17 @@ def _code(component):
     return code("train", *([file] if file else []))
 
 
-def _batch(data, rows, device):
-    return Batch(data.batch(rows, device), data.labels[rows].to(device), data.fov(rows, device))
+def _average(decay):
+    """The exponential average of AveragedModel, where some tensors are sharded and others are not."""
+    average = get_ema_multi_avg_fn(decay)
+
+    def both(averaged, current, n):
+        for sharded in (False, True):
+            pairs = [pair for pair in zip(averaged, current) if isinstance(pair[0], DTensor) == sharded]
+            if pairs:
+                average(*map(list, zip(*pairs)), n)
+
+    return both
 
 
 def _generator(*numbers):

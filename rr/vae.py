@@ -182,3 +182,13 @@ LIKELIHOODS = {
     ),
     "normal": Likelihood(lambda logits: logits, lambda output, x: squared(output.prediction, x)),  # noise, v: not in [0, 1]
 }
+
+
+def recipe(P, data, home):
+    """What `train.run` needs to train the VAE alone with preset P on the clean images of `data`."""
+    torch.manual_seed(P.seed)
+    return {
+        "model": VAE(P.size, P.latent, P.width, timed=False),
+        "rows": data.references("train"), "val_rows": data.references("val"),
+        "folder": home / "checkpoints" / "vae", "epochs": P.vae_epochs, "lr": P.lr, "seed": P.seed, "facts": {"preset": P.name},
+    }  # fmt: skip

@@ -107,9 +107,20 @@ def result(home, job):
 
 
 def tracked(stem, row):
-    """What decides about a notebook's numbers: its code and the values of the Preset `row` that it uses (`P.name` in it)."""
+    """What decides about a notebook's numbers: its code and the values of the Preset `row` that it uses.
+
+    They are read off: `P.name` in the notebook, and in the functions of the modules it imports that it calls with P.
+    """
     path = notebook.NOTEBOOKS / f"{stem}.py"
-    names = {node.attr for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    script = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    called = {getattr(node.func, "attr", getattr(node.func, "id", None)) for node in script
+              if isinstance(node, ast.Call) and any(isinstance(given, ast.Name) and given.id == "P" for given in node.args)}
+    nodes = list(script)
+    for module in io.imports(path):
+        for node in ast.parse(module.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.name in called and node.args.args[0].arg == "P":
+                nodes += ast.walk(node)
+    names = {node.attr for node in nodes
              if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "P"}
     values = {name: value for name, value in asdict(row).items() if name in names - {"name", "seed"}}
     if stem in RECOMMENDED:

@@ -1,12 +1,15 @@
 """The loop: resume equals an uninterrupted run, bit by bit; averaged weights; best and last; refusals."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from rr import checkpoint, train
+from rr import checkpoint, data, train
 from rr.io import InputError, read_json
+from rr.paper import LABELS
+from rr.sources import Source
 
 
 class Line(nn.Module):
@@ -22,39 +25,32 @@ class Line(nn.Module):
         return {"loss": ((self.net(x)[:, 0] - batch.labels[:, 0]) ** 2).mean()}
 
 
-class Data:
-    hash = "fake"
-
-    def __init__(self, n=40):
-        generator = torch.Generator().manual_seed(0)
-        self.images, self.labels = torch.rand(n, 3, 4, 4, generator=generator), torch.rand(n, 4, generator=generator)
-        self.seen = []
-
-    def batch(self, rows, device="cpu"):
-        self.seen.append(list(rows))
-        return self.images[np.asarray(rows)]
-
-    def fov(self, rows, device="cpu"):
-        return torch.ones(len(rows), 1, 4, 4, dtype=torch.bool)
+@pytest.fixture(scope="module", autouse=True)
+def packed(tmp_path_factory):
+    """40 images of 4 px with random labels."""
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (40, 4, 4, 3), np.uint8), rng.random((40, 4))
+    table = pd.DataFrame({"name": [f"{i}" for i in range(40)]}).assign(**dict(zip(LABELS, labels.T)))
+    source = Source({"kind": "random"}, table, lambda i, size: (pixels[i], {}))
+    steps.data = data.pack(source, 4, tmp_path_factory.mktemp("packed") / "data")
+    return steps.data
 
 
-def steps(folder, epochs=3, data=None, seed=0, lr=1e-2, **more):
+def steps(folder, epochs=3, seed=0, lr=1e-2, **more):
     torch.manual_seed(0)
     model = Line()
-    data = data or Data()
     return model, train.train(
         model,
-        data,
+        steps.data,
         np.arange(32),
         np.arange(32, 40),
         folder=folder,
         epochs=epochs,
-        batch=8,
         lr=lr,
         ema=0.9,
         seed=seed,
         fabric=train.fabric("cpu"),
-        **more,
+        **{"batch": 8, **more},
     )
 
 
@@ -155,14 +151,30 @@ def test_another_configuration_trains_afresh(tmp_path, capsys):
     assert "another configuration" in capsys.readouterr().out
 
 
-def test_an_epoch_sees_every_image_once_and_the_seed_decides_the_order(tmp_path):
-    orders = []
+@pytest.fixture
+def asked(monkeypatch):
+    """The shares of every pass over the data: training, validation, training, ..."""
+    found, batches = [], train.batches
+
+    def watched(data, shares, device):
+        found.append(list(shares))
+        return batches(data, shares, device)
+
+    monkeypatch.setattr(train, "batches", watched)
+    return found
+
+
+def test_an_epoch_sees_every_image_once_and_the_seed_decides_the_order(tmp_path, asked):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        data = Data()
-        list(steps(tmp_path / name, epochs=1, data=data, seed=seed)[1])
-        orders.append([row for batch in data.seen[:4] for row in batch])
-    assert sorted(orders[0]) == list(range(32))
-    assert orders[0] == orders[1] != orders[2]
+        list(steps(tmp_path / name, epochs=1, seed=seed)[1])
+    first, again, other = (np.concatenate(shares).tolist() for shares in asked[::2])
+    assert sorted(first) == list(range(32)) and first == again != other
+
+
+def test_no_image_is_left_out_where_the_batch_does_not_divide_their_number(tmp_path, asked):
+    list(steps(tmp_path, epochs=1, batch=12)[1])
+    assert sorted(map(len, asked[0])) == [10, 11, 11]  # not 12, 12 and 8: no step counts less, none is larger than asked for
+    assert sorted(np.concatenate(asked[0])) == list(range(32))
 
 
 def test_best_is_the_epoch_of_the_lowest_validation_loss(tmp_path):
@@ -172,7 +184,7 @@ def test_best_is_the_epoch_of_the_lowest_validation_loss(tmp_path):
     assert read_json(tmp_path / "config.json")["val_loss"] == pytest.approx(min(val))
     assert read_json(tmp_path / "last" / "config.json")["val_loss"] == pytest.approx(val[-1])
     facts = read_json(tmp_path / "config.json")["provenance"]
-    assert facts["seed"] == 0 and facts["data"] == "fake" and facts["device"] == "cpu" and facts["seconds"] > 0
+    assert facts["seed"] == 0 and facts["data"] == steps.data.hash and facts["device"] == "cpu" and facts["seconds"] > 0
 
 
 def test_the_saved_weights_are_the_exponential_average(tmp_path):
@@ -195,7 +207,7 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path):
         list(
             train.train(
                 model,
-                Data(),
+                steps.data,
                 np.arange(4),
                 np.arange(2),
                 folder=tmp_path,
@@ -218,4 +230,29 @@ def test_rmsprop_is_the_classifiers_optimizer(tmp_path):
     assert train.OPTIMIZERS["rmsprop"] is torch.optim.RMSprop
     list(steps(tmp_path, epochs=1, optimizer="rmsprop")[1])
     state = torch.load(tmp_path / "last" / "state.pt", weights_only=True)
-    assert "square_avg" in state["optimizer"]["state"][0]
+    assert "square_avg" in state["optimizer"]["state"]["net.0.weight"]
+
+
+def test_a_step_that_does_not_fit_into_memory_is_taken_in_smaller_bites(tmp_path, monkeypatch, capsys):
+    """Same images, same weights of each in the gradient; the trial leaves no trace in batch normalisation."""
+    whole, run = steps(tmp_path / "whole", micro=4)
+    list(run)
+    loss = Line.loss
+
+    def hungry(self, batch, generator):
+        if self.training and len(batch.x) > 2:
+            raise torch.OutOfMemoryError("a test's")
+        return loss(self, batch, generator)
+
+    monkeypatch.setattr(Line, "loss", hungry)
+    small, run = steps(tmp_path / "small")
+    list(run)
+    assert same(whole.state_dict(), small.state_dict())
+    assert read_json(tmp_path / "small" / "config.json")["provenance"]["micro_batches"] == 4
+    assert capsys.readouterr().out.count("out of memory") == 2
+
+
+@pytest.mark.parametrize("devices, strategy, word", [(1, "horovod", "ddp, fsdp"), (0, "ddp", "devices")])
+def test_devices_that_cannot_be_had_are_said_in_one_line(devices, strategy, word):
+    with pytest.raises(InputError, match=word):
+        train.fabric("cpu", devices, strategy=strategy)

@@ -106,7 +106,7 @@ def test_results_lie_where_notebooks_write_them(tmp_path):
     assert workflow.result(tmp_path, "05_vae") == tmp_path / "05_vae.json"
     folder = studies.folder(tmp_path, studies.RETINAREGEN, 1)
     assert workflow.result(tmp_path, f"06_restoration_{studies.RETINAREGEN}_1") == folder / "result.json"
-    assert workflow.result(tmp_path, "03_features_vgg16_0") == studies.extractor_folder(tmp_path, "vgg16", 0) / "result.json"
+    assert workflow.result(tmp_path, "03_features_vgg16_0") == io.extractor_folder(tmp_path, "vgg16", 0) / "result.json"
 
 
 # ------------------------------------------------------------------------------------------------- marks and failures

@@ -1,0 +1,68 @@
+"""Weak scaling of training: the same images per device on more and more devices; ideal is that images/s per device stay.
+
+    for n in 1 2 4 8; do python workflow/weak_scaling.py restorer --devices $n; done                 # one machine
+    srun --nodes 4 --ntasks-per-node 8 --gpus-per-task 1 \\
+        python workflow/weak_scaling.py restorer --nodes 4 --devices 8                               # one point on four machines
+    torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
+        workflow/weak_scaling.py restorer --nodes 4 --devices 8                                      # the same without SLURM
+
+It takes the data set of 01_data with the given preset (`rr run 01_data -p preset=course`), on a file system that all machines
+see, and trains the component from its start for a few dozen steps, the first of which are not counted. Every point is added
+to results/bench/weak_scaling.csv, in place of an earlier one of the same kind; the table is printed with the efficiency,
+images/s per device over that of the fewest devices.
+"""
+
+import statistics
+import tempfile
+from typing import Annotated
+
+import pandas as pd
+import torch
+import typer
+
+from rr import io, recipes, train
+
+TABLE = io.ROOT / "results" / "bench" / "weak_scaling.csv"
+KIND = ["component", "preset", "device", "strategy", "per_device", "nodes", "devices"]  # what makes two points the same
+
+
+def main(
+    component: Annotated[str, typer.Argument(help=" | ".join(recipes.COMPONENTS))],
+    devices: Annotated[int, typer.Option(min=1, help="Devices of every machine.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    preset: Annotated[str, typer.Option(help="Whose data set and sizes.")] = "smoke",
+    strategy: Annotated[str, typer.Option(help="ddp or fsdp.")] = "ddp",
+    per_device: Annotated[int, typer.Option(help="Images per step and device.")] = 8,
+    steps: Annotated[int, typer.Option(min=2, help="Steps that are counted; as many come before them.")] = 40,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    values: Annotated[list[str], typer.Option("-p", help="NAME=VALUE, a parameter of the component's notebook.")] = [],
+):
+    fabric = train.fabric(device, devices, nodes, strategy)
+    fabric.launch()
+    given = dict(value.split("=", 1) for value in values)
+    with tempfile.TemporaryDirectory() as folder:
+        plan = recipes.plan(component, recipes.parameters(component, given | {"preset": preset}), per_device * fabric.world_size)
+        plan |= {"folder": folder, "epochs": 10**6}
+        speeds = []
+        for row in train.train(fabric=fabric, **plan):
+            speeds.append(row["images_per_s"])
+            if len(speeds) == 2 * steps:
+                break
+    if not fabric.is_global_zero:
+        return
+    name = torch.cuda.get_device_name() if fabric.device.type == "cuda" else "CPU process"
+    speed = statistics.median(speeds[steps:])
+    here = {"component": component, "preset": preset, "device": name, "strategy": strategy, "per_device": per_device,
+            "nodes": nodes, "devices": devices, "images_per_s": speed, "per_device_images_per_s": speed / fabric.world_size,
+            "commit": io.provenance()["commit"]}  # fmt: skip
+    rows = pd.DataFrame([here])
+    if TABLE.exists():
+        rows = pd.concat([pd.read_csv(TABLE), rows]).drop_duplicates(KIND, keep="last").sort_values(KIND)
+    io.write_table(TABLE, rows)
+    alike = rows[(rows[KIND[:5]] == pd.Series(here)[KIND[:5]]).all(axis=1)]
+    base = alike["per_device_images_per_s"].iloc[0]
+    print(alike.assign(efficiency=alike["per_device_images_per_s"] / base).to_string(index=False))
+
+
+if __name__ == "__main__":
+    typer.run(main)
