@@ -23,7 +23,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.transforms import functional as tv
 
 from rr import backbones, corrector, data, degrade, forked, io, metrics, sources, studies, synthetic, train, weights
 from rr.bench import Gate, NotMeasured, Task, hotspots, need, seconds
@@ -61,8 +64,8 @@ def notebook():
         jupytext.write(jupytext.read(script, fmt="py:percent"), twin)
 
         def command(*words):
-            subprocess.run([sys.executable, "-m", *map(str, words)], env=os.environ | ONE_THREAD | variables, check=True,
-                           cwd=folder, capture_output=True)  # fmt: skip
+            return subprocess.run([sys.executable, "-m", *map(str, words)], env=os.environ | ONE_THREAD | variables,
+                                  cwd=folder, check=True, capture_output=True, text=True).stderr  # fmt: skip
 
         def printed(path):
             return [output.text for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
@@ -70,7 +73,9 @@ def notebook():
         run = partial(command, "rr", "run", script, "--executed", ours)
         papermill_command = partial(command, "papermill", twin, theirs, "-k", "python3")
         papermill_warm = partial(papermill.execute_notebook, twin, theirs, kernel_name="python3", progress_bar=False)
-        run(), papermill_command()
+        if "without the server" in run():
+            raise NotMeasured("the server of forks takes no job here; `rr run` says why")
+        papermill_command()
         differ = printed(ours) != printed(theirs) or not printed(ours)
         peers = {"papermill": papermill_command, "papermill: execute_notebook, warm": papermill_warm}
         yield Task("a notebook that imports torch", "notebooks", 1, run, 5, Gate("outputs that differ", differ, 0), peers,
@@ -87,15 +92,16 @@ def packed(size=224, n=256, batch=64, passes=8):
         table = pd.DataFrame({"name": [file.stem for file in files]})
         source = sources.Source({"kind": "jpeg"}, table, partial(_decoded, files))
         pack = data.pack(source, size, Path(folder) / "packed")
-        shares = list(np.arange(n).reshape(-1, batch))
+        shares, jpegs = list(np.arange(n).reshape(-1, batch)), Files(files)
 
         def ours():
             _all(data.batches(pack, passes * shares))
 
-        gate = max(float((batch.x - torch.stack([_with_pil(files[i]) for i in share])).abs().mean())
+        gate = max(float((batch.x - torch.stack([jpegs[i] for i in share])).abs().mean())
                    for batch, share in zip(data.batches(pack, shares), shares))  # fmt: skip
-        peers = {"DataLoader: PIL": partial(_all, _loader(_with_pil, files, batch)),
-                 "DataLoader: torchvision, a batch at once": partial(_all, _loader(_with_torchvision, files, batch))}
+        one_by_one = DataLoader(jpegs, batch)
+        at_once = DataLoader(Together(files), batch, collate_fn=lambda images: torch.stack(images).float().div_(255))
+        peers = {"DataLoader: PIL": partial(_all, one_by_one), "DataLoader: torchvision, a batch at once": partial(_all, at_once)}
         yield Task(f"float batches of {batch} images of {size} px", "images", passes * n, ours, 15,
                    Gate("mean difference", gate, 1e-6), peers, peer_amount=n,
                    why=lambda: f"where ours spends its time: {hotspots(ours)}")  # fmt: skip
@@ -105,35 +111,25 @@ def _decoded(files, i, size):
     return np.asarray(Image.open(files[i]).convert("RGB")), dict.fromkeys(LABELS, 1)
 
 
-def _with_pil(file):
-    from torchvision.transforms.functional import to_tensor
+class Files(Dataset):
+    """JPEG files as images in [0, 1], one by one, read by PIL."""
 
-    with Image.open(file) as photo:
-        return to_tensor(photo.convert("RGB"))
+    def __init__(self, files):
+        self.files = files
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, i):
+        with Image.open(self.files[i]) as photo:
+            return tv.to_tensor(photo.convert("RGB"))
 
 
-def _with_torchvision(files):
-    """One call for a list of files, as DataLoader makes it where a Dataset has __getitems__."""
-    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+class Together(Files):
+    """The same files, uint8, those of a batch in one call, read by torchvision."""
 
-    return torch.stack(decode_jpeg([read_file(str(file)) for file in files], ImageReadMode.RGB)).float().div_(255)
-
-
-def _loader(read, files, batch):
-    class Files(torch.utils.data.Dataset):
-        def __len__(self):
-            return len(files)
-
-        def __getitem__(self, i):
-            return read(files[i])
-
-    class Batches(Files):
-        def __getitems__(self, rows):
-            return read([files[i] for i in rows])
-
-    if read is _with_pil:
-        return torch.utils.data.DataLoader(Files(), batch)
-    return torch.utils.data.DataLoader(Batches(), batch, collate_fn=lambda x: x, pin_memory=False)
+    def __getitems__(self, rows):
+        return decode_jpeg([read_file(str(self.files[i])) for i in rows], ImageReadMode.RGB)
 
 
 def _all(batches):
@@ -200,17 +196,17 @@ def ssim(size=224, n=64):
     x, y = _pairs(n, size)
     arrays = list(zip(x.numpy(), y.numpy()))
 
-    def theirs(**layout):
-        options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
-        return np.array([structural_similarity(a, b, **options, **layout) for a, b in arrays])
+    score = partial(structural_similarity, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)
+
+    def by_image():
+        return np.array([score(a, b, channel_axis=0) for a, b in arrays])
 
     def by_channel():
-        """Channel by channel, what channel_axis does inside, without its copies."""
-        options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
-        return np.array([np.mean([structural_similarity(*each, **options) for each in zip(a, b)]) for a, b in arrays])
+        """What channel_axis does inside, without its copies."""
+        return np.array([np.mean([score(*channels) for channels in zip(a, b)]) for a, b in arrays])
 
-    gate = Gate("largest difference", np.abs(metrics.ssim(x, y).numpy() - theirs(channel_axis=0)).max(), 1e-5)
-    peers = {"scikit-image": partial(theirs, channel_axis=0), "scikit-image: channel by channel": by_channel}
+    gate = Gate("largest difference", np.abs(metrics.ssim(x, y).numpy() - by_image()).max(), 1e-5)
+    peers = {"scikit-image": by_image, "scikit-image: channel by channel": by_channel}
     ours = partial(metrics.ssim, x, y)
     yield Task(f"SSIM, {n} images of {size} px", "images", n, ours, 5, gate, peers,
                why=lambda: f"where ours spends its time: {hotspots(ours)}")  # fmt: skip
