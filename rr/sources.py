@@ -1,10 +1,11 @@
-"""Where images come from: procedural eyes, SynFundus-1M, a folder of photographs.
+"""Where images come from: procedural eyes, SynFundus-1M, a folder of photographs or of parquet shards.
 
-Defines the four labels, `source`, `embedded` and `folder` (SynFundus-1M too), which return a `Source` (a table, and one
-image at a time), and `read_labels` (a label CSV, checked).
+Defines the four labels, `source`, `embedded`, `folder` (SynFundus-1M too) and `parquet` (as Hugging Face has them), which
+return a `Source` (a table, and one image at a time), and `read_labels` (a label CSV, checked).
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import torch
 from rr import degrade, synthetic
 from rr.io import InputError, sha256
 from rr.paper import LABELS
-from rr.photo import Fov, crop_fov, fov_mask, read_photograph, to_tensor
+from rr.photo import Fov, fov_mask, read_crop, to_tensor
 
 SYNFUNDUS = {  # SynFundus-1M's column => label
     "is_fundus": "fundus",
@@ -129,43 +130,157 @@ def folder(path, csv=None):
     """The photographs of a folder and its subfolders, with the labels of `csv` where given (otherwise NaN).
 
     Names in the CSV are relative paths or file names, with or without extension. Rows without an image become
-    `missing`. Raises InputError for a missing or empty folder, a bad CSV (see read_labels), names that fit several files.
+    `missing`. A folder of parquet files instead of photographs: see `parquet`. Raises InputError for a missing or empty
+    folder, a bad CSV (see read_labels), names that fit several files.
     """
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such folder")
-    files = sorted(
-        os.path.relpath(os.path.join(where, name), path).replace(os.sep, "/")
-        for where, _, names in os.walk(path)
-        for name in names
-        if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-    )
-    if not files and any(path.rglob("*.parquet")):
-        raise InputError(f"{path}: parquet shards, which have no readability columns; give a folder of images and their CSV")
+    files = _files(path, EXTENSIONS)
+    if not files and (shards := _files(path, ".parquet")):
+        return parquet(path, shards, csv)
     if not files:
-        raise InputError(f"{path}: no images in this folder ({', '.join(EXTENSIONS)})")
-    listing = "".join(f"{name} {os.path.getsize(path / name)}\n" for name in files)
-    recipe = {"kind": "folder", "folder": path.resolve().name, "files": len(files)}
-    recipe["listing_sha256"] = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+        raise InputError(f"{path}: no images in this folder ({', '.join(EXTENSIONS)}, or .parquet)")
+    recipe = _recipe("folder", path, files)
     if csv is None:
         table, missing = pd.DataFrame({"name": files}).assign(**dict.fromkeys(LABELS, np.nan)), []
     else:
-        table, seen = read_labels(csv)
-        recipe |= {"csv": Path(csv).name, "csv_sha256": sha256(csv), **seen}
-        found = _match(table["name"], files, path)
-        missing = table["name"][found.isna()].tolist()
-        if len(missing) == len(table):
-            raise InputError(f"{csv}: none of its {len(table)} images is in {path} (first: {missing[0]})")
-        table = table.assign(name=found)[found.notna()].reset_index(drop=True)
-        recipe["files_without_label"] = len(files) - table["name"].nunique()
-    return Source(recipe, table, partial(_photograph, path, table["name"].tolist()), missing)
+        table, missing, seen = _labelled(csv, files, path)
+        recipe |= seen
+    return Source(recipe, table, partial(_photograph, path, table["name"].array), missing)
+
+
+def _files(path, endings):
+    """Relative paths of the files in a folder and its subfolders whose names end so, sorted."""
+    return sorted(
+        os.path.relpath(os.path.join(where, name), path).replace(os.sep, "/")
+        for where, _, names in os.walk(path)
+        for name in names
+        if name.lower().endswith(endings) and not name.startswith(".")
+    )
+
+
+def _recipe(kind, path, files):
+    listing = "".join(f"{name} {os.path.getsize(path / name)}\n" for name in files)
+    digest = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+    return {"kind": kind, "folder": path.resolve().name, "files": len(files), "listing_sha256": digest}
+
+
+def _labelled(csv, files, path):
+    """Table of the images of `csv` that are among `files`, by the files' names; the names that are not; facts."""
+    table, seen = read_labels(csv)
+    found = _match(table["name"], files, path)
+    missing = table["name"][found.isna()].tolist()
+    if len(missing) == len(table):
+        raise InputError(f"{csv}: none of its {len(table)} images is in {path} (first: {missing[0]})")
+    table = table.assign(name=found)[found.notna()].reset_index(drop=True)
+    without = len(files) - table["name"].nunique()
+    return table, missing, {"csv": Path(csv).name, "csv_sha256": sha256(csv), **seen, "files_without_label": without}
 
 
 def _photograph(path, names, index, size):
-    image = read_photograph(path / names[index])
-    crop, fov, box = crop_fov(image, size, required=False)
+    return _known(*read_crop(path / names[index], size))
+
+
+def _known(crop, fov, box, width, height):
+    """A crop, and what is known of it, as a row of the table."""
     row = {f"fov_{key}": v for key, v in fov._asdict().items()} | {f"box_{key}": v for key, v in box._asdict().items()}
-    return crop, row | {"source_width": image.shape[1], "source_height": image.shape[0]}
+    return crop, row | {"source_width": width, "source_height": height}
+
+
+def parquet(path, shards, csv=None):
+    """The photographs in parquet `shards` (files of folder `path`), each with a column of images: struct {bytes, path}.
+
+    Labels come from `csv`, whose names are the structs' paths, or else from the columns that `read_labels` knows. Raises
+    InputError for shards without one such column of images, and, showing the text that they have, without labels: text
+    is not interpreted.
+    """
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    parts, names, numbered, groups, rows = [], [], [], [], 0
+    for shard in shards:
+        try:
+            file = pq.ParquetFile(path / shard)
+            column = _image_column(path / shard, file.schema_arrow)
+            labels = [name for name in file.schema_arrow.names if name in SYNFUNDUS or name in LABELS]
+            read = file.read(columns=[f"{column}.path", *labels], use_threads=False)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise InputError(f"{path / shard}: not a readable parquet file ({' '.join(str(error).split())[:120]})") from None
+        numbered += [f"{shard}/{i}" for i in range(len(read))]
+        names += [name for chunk in read.column(column).chunks for name in chunk.field("path").to_pylist()]
+        parts.append(read.select(labels).to_pandas())
+        for group in range(file.num_row_groups):
+            groups.append((shard, group, column, rows))
+            rows += file.metadata.row_group(group).num_rows
+    names, every = pd.Series(names, dtype=str), pd.concat(parts, ignore_index=True)
+    recipe, missing, at = _recipe("parquet", path, shards) | {"images": rows}, [], np.arange(rows)
+    if csv is not None:
+        table, missing, seen = _labelled(csv, names.fillna(pd.Series(numbered)), path)
+        at = pd.Series(at, index=names)[table["name"]].to_numpy()  # unique: _match has seen to it
+        order = np.argsort(at)  # as they lie in the shards, which are read from front to back
+        table, at = table.iloc[order].reset_index(drop=True), at[order]
+    elif len(every.columns):
+        unnamed = names.isna() | names.duplicated(keep=False)
+        table, seen = _checked(every.assign(name=names.mask(unnamed, numbered)), path)
+    else:
+        raise InputError(f"{path}: no readability columns ({', '.join(SYNFUNDUS)}) in these parquet files, and no CSV that "
+                         f"labels their images; {_sample(path / shards[0])}")  # fmt: skip
+    return Source(recipe | seen, table, partial(_parquet_image, _Rows(path, groups), table["name"].array, at), missing)
+
+
+def _image_column(path, schema):
+    """Name of the column of fundus photographs: the only one of images, or the only one of them called so."""
+    images = [each.name for each in schema if str(each.type).startswith("struct<") and each.type.get_field_index("bytes") >= 0]
+    named = [name for name in images if "fundus" in name.lower()]
+    if len(images) != 1 and len(named) != 1:
+        raise InputError(f"{path}: {len(images)} columns of images (struct with bytes and path) among {', '.join(schema.names)}; "
+                         "needed is one, or one whose name says fundus")  # fmt: skip
+    return images[0] if len(images) == 1 else named[0]
+
+
+def _sample(path):
+    """What the columns of text in a parquet file say, as far as a line holds it."""
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    text = [each.name for each in file.schema_arrow if str(each.type) in ("string", "large_string")]
+    if not text or not file.metadata.num_rows:
+        return f"{path.name} has no text"
+    first = next(file.iter_batches(1, columns=text)).to_pylist()[0]
+    return f"{path.name} says " + ", ".join(f"{key}: {' '.join(str(value).split())[:160]!r}" for key, value in first.items())
+
+
+class _Rows:
+    """Bytes of the image in a row. Made for rising rows: of a row group, however large, a few images are in memory."""
+
+    def __init__(self, path, groups):
+        self.path, self.groups, self.starts = path, groups, [start for *_, start in groups]
+        self.group, self.first, self.images = None, 0, []
+
+    def __getstate__(self):
+        return {**self.__dict__, "group": None, "first": 0, "images": [], "batches": None}  # each process opens its own
+
+    def __call__(self, row):
+        import pyarrow.parquet as pq
+
+        group = int(np.searchsorted(self.starts, row, side="right")) - 1
+        if group != self.group or row < self.first:
+            shard, number, column, start = self.groups[group]
+            file = pq.ParquetFile(self.path / shard, buffer_size=2**20, pre_buffer=False)
+            self.batches = file.iter_batches(16, row_groups=[number], columns=[f"{column}.bytes"], use_threads=False)
+            self.group, self.first, self.images = group, start, []
+        while row >= self.first + len(self.images):
+            self.first += len(self.images)
+            self.images = next(self.batches).column(0).field("bytes")
+        return self.images[row - self.first].as_py()
+
+
+def _parquet_image(rows, names, at, index, size):
+    content = rows(at[index])
+    if content is None:
+        raise InputError(f"{names[index]}: no bytes in this row; only images that lie in the parquet file itself can be read")
+    return _known(*read_crop(io.BytesIO(content), size, names[index]))
 
 
 def _match(names, files, path):
@@ -190,8 +305,6 @@ def read_labels(csv):
     what was seen. Raises InputError that lists, in one line, every missing column and the first bad rows of each
     column (row 1 follows the header), or names that come twice with different labels.
     """
-    import pandera.pandas as pa
-
     wanted = {**{name: name for name in (*NAMES, *LABELS)}, **SYNFUNDUS}
     try:
         raw = pd.read_csv(
@@ -203,6 +316,13 @@ def read_labels(csv):
         raise InputError(f"{csv}: not a readable CSV ({' '.join(str(error).split())[:120]})") from None
     if raw.empty and not len(raw.columns) and (other := _separator(csv)):
         raise InputError(f"{csv}: its columns are separated by {other!r}; save it with commas")
+    return _checked(raw, csv)
+
+
+def _checked(raw, origin):
+    """What `read_labels` returns, from the columns found in `origin`."""
+    import pandera.pandas as pa
+
     name = next((column for column in NAMES if column in raw), None)
     raw = raw.rename(columns={old: new for old, new in SYNFUNDUS.items() if new not in raw} | {name: "name"})
     table = pd.DataFrame({column: raw[column] for column in ("name", *LABELS) if column in raw})
@@ -216,15 +336,15 @@ def read_labels(csv):
     try:
         pa.DataFrameSchema({"name": pa.Column(nullable=False), **readable}).validate(table, lazy=True)
     except pa.errors.SchemaErrors as error:
-        raise InputError(f"{csv}: {_summary(error.failure_cases, raw)}") from None
+        raise InputError(f"{origin}: {_summary(error.failure_cases, raw)}") from None
     if table.empty:
-        raise InputError(f"{csv}: no rows")
+        raise InputError(f"{origin}: no rows")
     seen = {"rows": len(table), "values_between_0_and_1": int(((table[list(LABELS)] % 1) > 0).any(axis=1).sum())}
     table[list(LABELS)] = (table[list(LABELS)] >= 0.5).astype(float)
     table = table.drop_duplicates(ignore_index=True)
     twice = table["name"][table["name"].duplicated()]
     if len(twice):
-        raise InputError(f"{csv}: {len(twice)} names come twice with different labels (first: {twice.iloc[0]})")
+        raise InputError(f"{origin}: {len(twice)} names come twice with different labels (first: {twice.iloc[0]})")
     return table, seen | {"repeated_rows": seen["rows"] - len(table)}
 
 

@@ -188,5 +188,5 @@ def test_what_notebook_01_names(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         sources.source(str(tmp_path / "absent"), "", 5, 0)
     (tmp_path / "part-0.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match="no readability columns"):
+    with pytest.raises(InputError, match="not a readable parquet file"):
         sources.source(str(tmp_path), "", 5, 0)
