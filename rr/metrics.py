@@ -7,7 +7,9 @@ x and y are (N, 3, H, W) in [0, 1]. Every number belongs to one image; nothing i
 another quantity) and nothing is resized.
 """
 
+import hashlib
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -28,6 +30,8 @@ WINDOW, SIGMA = 11, 1.5  # SSIM's Gaussian window
 PIECE = 16  # means of SSIM's window that one product of matrices gives
 CHUNK = 64  # images scored at once: float64 maps of 64 images of 224 px take 0.8 GiB
 LPIPS_SIDE = 64  # pixels; below that the trunk's last layers see nothing but their own padding
+LPIPS_BATCH = 8  # images in the trunk at once, on a CPU
+KEPT = 2**30  # bytes of reference features that an Lpips keeps: 550 images of 224 px with trunk "alex"
 LPIPS_TRUNKS = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
 DISC_CROP = 3.0  # half-width of the disc crop in disc radii: disc, peripapillary vessels and rim of nerve fibres
 
@@ -60,14 +64,13 @@ def load_lpips(
     weights: str = "none",  # "imagenet": get the trunk, by download if need be; "none": only if it lies here already
     folder: str | Path | None = None,  # of weight files; default: RR_WEIGHTS
     device: str | torch.device = "cpu",
-) -> Callable[[Tensor, Tensor], Tensor] | None:
+) -> "Lpips | None":
     """LPIPS (Zhang et al. 2018) as a function of (x, y) in [0, 1] => (N,), or None where its trunk cannot be had.
 
     The `lpips` package with its own v0.1 heads on the trunk's ImageNet weights: never a random trunk. A run that starts
     its networks from "none" downloads nothing, so it gets None (n/a in the tables) unless the file is on this machine.
-    The function carries its provenance as `.note` and raises InputError for values outside [0, 1] and for images below
-    64 pixels. Raises InputError for an unknown `net`, a trunk that "imagenet" cannot get, a damaged file or one that
-    does not cover every parameter of the trunk.
+    Raises InputError for an unknown `net`, a trunk that "imagenet" cannot get, a damaged file or one that does not cover
+    every parameter of the trunk.
     """
     name = choose("LPIPS trunk", net, LPIPS_TRUNKS)
     choose("weights", weights, pretrained.WEIGHTS)
@@ -84,21 +87,59 @@ def load_lpips(
     loaded = trunk.features.state_dict()
     model.net.load_state_dict({key: loaded[key.split(".", 1)[1]] for key in model.net.state_dict()}, strict=True)
     heads = torch.load(Path(lpips.__file__).parent / f"weights/v0.1/{net}.pth", map_location="cpu", weights_only=True)
-    if not all(torch.equal(model.state_dict()[key], value) for key, value in heads.items()):
+    if not all(torch.equal(model.state_dict()[key], value) and value.min() >= 0 for key, value in heads.items()):
         raise InputError("LPIPS: the package's own heads are not loaded; install lpips again (version 0.1.4)")
-    model = model.to(device).requires_grad_(False)
+    return Lpips(model.to(device, memory_format=torch.channels_last).requires_grad_(False), f"LPIPS v0.1 {net}, trunk {note}")
+
+
+class Lpips:
+    """LPIPS of images x, y (N, 3, H, W) in [0, 1] => (N,), float64, on the CPU: sum over layers l and channels c of
+    w_lc (f_lc(x) - f_lc(y))^2, mean over places, with f the trunk's features, normalised at every place.
+
+    Which is |g(x) - g(y)|^2 for g = sqrt(w / places) f. On a CPU the g of references x are kept, so that a second method scored
+    against the same images costs half; the oldest go when they take more than KEPT bytes. `.note`: its provenance. Raises
+    InputError for values outside [0, 1] and for images below 64 pixels.
+    """
+
+    def __init__(self, model, note):
+        self.model, self.note, self.device = model, note, next(model.parameters()).device
+        self.known = OrderedDict()  # (shape, digest of the pixels) => g (D,)
 
     @torch.no_grad()
-    def distance(x: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, x, y):
         if min(x.shape[-2:]) < LPIPS_SIDE:
             raise InputError(f"LPIPS: images of {x.shape[-1]}x{x.shape[-2]} pixels; it needs at least {LPIPS_SIDE}")
         for image in (x, y):
             if not (image.amin() >= 0 and image.amax() <= 1):
                 raise InputError(f"LPIPS: values from {image.amin():.3g} to {image.amax():.3g}; give images in [0, 1]")
-        return model(x.to(device, torch.float32), y.to(device, torch.float32), normalize=True).flatten().double().cpu()
+        x, y = x.to(self.device, torch.float32), y.to(self.device, torch.float32)
+        step, references = (LPIPS_BATCH, self._kept) if self.device.type == "cpu" else (len(x), self.features)
+        parts = [references(a).sub_(self.features(b)).square_().sum(1) for a, b in zip(x.split(step), y.split(step))]
+        return torch.cat(parts).double().cpu()
 
-    distance.note = f"LPIPS v0.1 {net}, trunk {note}"
-    return distance
+    @torch.autocast("cuda", enabled=False)
+    def features(self, x):
+        """g (N, D) of images (N, 3, H, W)."""
+        maps = self.model.net(self.model.scaling_layer(2 * x.contiguous(memory_format=torch.channels_last) - 1))
+        parts = []
+        for f, head in zip(maps, self.model.lins):
+            places = f.shape[-1] * f.shape[-2]
+            length = f.square().sum(1, keepdim=True).sqrt() + 1e-10  # the package's
+            g = f / length * (head.model[-1].weight / places).sqrt()
+            parts.append(g.permute(0, 2, 3, 1).flatten(1))
+        return torch.cat(parts, 1)
+
+    def _kept(self, x):
+        keys = [(image.shape, hashlib.sha1(image.numpy(), usedforsecurity=False).digest()) for image in x.contiguous()]
+        new = [i for i, key in enumerate(keys) if key not in self.known]
+        if new:
+            self.known |= {keys[i]: g.clone() for i, g in zip(new, self.features(x[new]))}
+        found = torch.stack([self.known[key] for key in keys])
+        for key in keys:
+            self.known.move_to_end(key)
+        while len(self.known) > 1 and sum(g.nbytes for g in self.known.values()) > KEPT:
+            self.known.popitem(last=False)
+        return found
 
 
 def score(

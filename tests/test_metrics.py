@@ -107,8 +107,38 @@ def test_lpips_gives_its_published_values(net, far, near):
     reference, p0, p1 = (example(name) for name in ("ex_ref", "ex_p0", "ex_p1"))
     batch = distance(reference.expand(2, -1, -1, -1), torch.cat([p0, p1]))
     assert [round(value, 3) for value in batch.tolist()] == [far, near]
-    assert distance(reference, reference).item() == 0
+    assert distance(reference, reference).item() < 1e-12
     assert "sha256" in distance.note and net in distance.note
+
+
+@TRUNK
+@pytest.mark.parametrize("net", ["alex", "squeeze"])
+def test_lpips_equals_its_package_whether_the_reference_is_known_or_not(net):
+    import lpips
+
+    distance = metrics.load_lpips(net, folder=SHARED)
+    package = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    package.load_state_dict(distance.model.state_dict())
+    x = torch.rand(5, 3, 80, 72, generator=torch.Generator().manual_seed(0))
+    for scale in (0.9, 0.5):  # at the second, all references are known
+        with torch.no_grad():
+            wanted = package(x, scale * x, normalize=True).flatten()
+        assert (distance(x, scale * x) - wanted).abs().max() < 1e-6
+    assert len(distance.known) == 5
+    x[2] = x[3]  # in place: the same memory, another image
+    assert distance(x, x.clone()).max() < 1e-9
+
+
+@TRUNK
+def test_lpips_knows_the_last_references_within_its_memory(monkeypatch):
+    distance = metrics.load_lpips(folder=SHARED)
+    x = torch.rand(6, 3, 64, 64)
+    distance(x[:1], x[:1])
+    each = next(iter(distance.known.values())).nbytes
+    monkeypatch.setattr(metrics, "KEPT", 3 * each)
+    first = distance(x, x.flip(0))
+    assert len(distance.known) == 3 and all(g._base is None for g in distance.known.values())  # no view keeps a batch alive
+    assert torch.allclose(distance(x.flip(0), x), first.flip(0), atol=1e-7)
 
 
 @TRUNK
