@@ -1,0 +1,345 @@
+"""The rows of `rr bench gpu`: each function prepares one comparison, and yields it as rr.bench.Task.
+
+Training is measured as rr.train does it: on a GPU bf16 autocast and the `hot` parts compiled, with optimizer and average of the
+weights. Compiled without CUDA graphs: a step of these sizes takes longer than its launches, and a graph's outputs are
+overwritten by its next replay, which gradients that add up over micro-batches do not survive.
+
+Its yardstick is S, images a second of a chip that does nothing but what a step must do, at the rates of this device:
+
+    1 / S = 6 MAC / (rate of a bf16 matrix product, FLOP/s) + 28 B * O / (bandwidth of a copy, read and written)
+
+MAC: multiplications of one image's forward pass, 2 FLOP each, and twice as many backward. O: values that its convolutions
+return; each is written, normalised and read again, forward and backward, in bf16: 14 times 2 B. The yardstick is a call like a
+peer's: it does just this product and this copy, by turns with the step. Every size is an argument: a CPU can do small ones.
+"""
+
+import warnings
+from functools import partial
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rr import checkpoint, data, degrade, metrics, sources, synthetic, train, weights
+from rr.bench import Gate, NotMeasured, Task, hotspots, need, seconds
+from rr.diffusion import Diffusion, noise
+from rr.features import Extractor
+from rr.paper import LABELS
+from rr.photo import to_tensor
+from rr.readability import Readability
+from rr.restorer import Denoiser
+from rr.vae import VAE
+
+GIB = 2**30
+SIDE = 8192  # of the matrix product's square factor: as fast as products get
+SHARES = {"resnet34": 0.60, "vgg16": 0.65, "resnet50": 0.55, "resnext50": 0.50, "mobilenet": 0.45}  # of S, per extractor
+
+
+def training(component, device, optimizer="adamw", lr=1e-4, fast=True):
+    """step(batch) => loss, as a tensor: a training step of the component, which is moved to `device`.
+
+    fast: as rr.train takes it, else without its compiler.
+    """
+    component.train()
+    averaged = AveragedModel(component, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
+    averaged.module.to(device)  # not its counter, which is looked at in every step
+    component.to(device)
+    if fast:
+        compiled(component, device)
+    opt, generator = train.OPTIMIZERS[optimizer](component.parameters(), lr=lr), torch.Generator().manual_seed(0)
+
+    def step(batch):
+        with precision(device):
+            loss = component.loss(batch, generator)["loss"]
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        averaged.update_parameters(component)
+        return loss.detach()
+
+    return step
+
+
+def compiled(component, device):
+    """Have the component's hot parts compiled, on a GPU."""
+    if device == "cuda":
+        torch.compiler.reset()  # it gives up after some graphs, and counts those of the rows before
+        for part in component.hot:
+            part.compile(dynamic=False)
+
+
+def precision(device):
+    """As rr.train.fabric: bf16 autocast on a GPU, float32 on a CPU."""
+    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+
+
+def repeated(step, images, steps):
+    """A call of so many steps on the same images: a GPU is given the next one before it has finished the last."""
+    return lambda: [step(images) for _ in range(steps)]
+
+
+def pictures(n, size, device, start=0, different=16):
+    """A Batch of n clean eyes, repeated after `different` ones; a fourth of them is said to be unreadable."""
+    eyes = [synthetic.fundus(0, start + i, size) for i in range(min(n, different))]
+    x = torch.cat([to_tensor(eye.image) for eye in eyes])
+    fov = torch.stack([torch.from_numpy(eye.fov)[None] for eye in eyes])
+    labels = (torch.arange(len(eyes)) % 4 > 0).float()[:, None].expand(-1, len(LABELS))
+    copies = torch.arange(n) % len(eyes)
+    return data.Batch(*(part[copies].to(device) for part in (x, labels, fov)))
+
+
+def work(component, size):
+    """(MAC, O) of one image of this size: what its loss computes forward, on the CPU, and what its convolutions return."""
+    returned, batch = [], pictures(1, size, "cpu")
+    hooks = [module.register_forward_hook(lambda module, args, output: returned.append(output.numel()))
+             for module in component.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]  # fmt: skip
+    component.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        component.loss(batch, torch.Generator().manual_seed(0))
+    for hook in hooks:
+        hook.remove()
+    return counter.get_total_flops() / 2, sum(returned)
+
+
+def yardstick(mac, outputs, images, device, side=SIDE):
+    """(call, its rates in words): the product and the copy of a training step on so many images, see above."""
+    rows, half = 8 * max(1, round(6 * mac * images / (2 * side**2) / 8)), round(14 * outputs * images)
+    a, b = (torch.rand(n, side, device=device).bfloat16() for n in (rows, side))
+    product = a @ b
+    source = torch.randint(256, (min(half, GIB),), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def multiply():
+        torch.mm(a, b, out=product)
+
+    def copy():
+        for start in range(0, half, len(source)):
+            n = min(len(source), half - start)
+            target[:n].copy_(source[:n])
+
+    def call():
+        multiply()
+        copy()
+
+    call()
+    flops, bandwidth = 2 * rows * side**2 / seconds(multiply), 2 * half / seconds(copy)
+    return call, (f"{mac / 1e9:.2f} GMAC and {outputs / 1e6:.1f} M convolution outputs an image; "
+                  f"measured {flops / 1e12:.0f} TFLOP/s, {bandwidth / 1e12:.2f} TB/s")  # fmt: skip
+
+
+def share(name, component, size, batch, target, steps, device, side, **options):
+    """(Task, step, images): a component's training against S; the gate: that it learns."""
+    mac, outputs = work(component, size)
+    step, images = training(component, device, **options), pictures(batch, size, device)
+    losses = [step(images).item() for _ in range(20)]
+    call, words = yardstick(mac, outputs, batch * steps, device, side)
+    ours = repeated(step, images, steps)
+    gate = Gate("loss of steps 16 to 20 over that of 1 to 5", np.mean(losses[-5:]) / np.mean(losses[:5]), 1)
+    task = Task(f"{name}, training, {size} px, batch {batch}", "images", batch * steps, ours, target, gate,
+                {"yardstick S": call}, note=words, why=lambda: f"where its time goes: {hotspots(partial(step, images), 3)}")
+    return task, step, images  # fmt: skip
+
+
+def classifier(size=224, batch=256, steps=10, device="cuda", side=SIDE):
+    """G1: training of InceptionV3, against S, and against the plain loop: bf16 autocast, nothing else."""
+    options = {"optimizer": "rmsprop"}
+    torch.manual_seed(0)
+    task, step, images = share("InceptionV3", Readability(), size, batch, 0.50, steps, device, side, **options)
+    yield task
+    torch.manual_seed(0)
+    plain = training(Readability().to(memory_format=torch.contiguous_format), device, fast=False, **options)
+    yield Task(task.name, "images", task.amount, task.ours, 2, task.gate, {"plain loop: NCHW": repeated(plain, images, steps)},
+               why=task.why)  # fmt: skip
+
+
+def extractors(size=224, batch=128, steps=10, device="cuda", side=SIDE, names=tuple(SHARES)):
+    """G2: training of the extractors, against S."""
+    for name in names:
+        torch.manual_seed(0)
+        yield share(f"{name} and attention", Extractor(name), size, batch, SHARES[name], steps, device, side)[0]
+
+
+def stored(size=224, batch=256, n=4096, device="cuda", workers=8):
+    """G3: an epoch of G1's training from the stored set, against the same steps on images that lie on the device."""
+    with TemporaryDirectory() as folder:
+        pack = data.pack(sources.embedded(n), size, Path(folder) / "packed", workers=workers)
+        shares = np.random.default_rng(0).permutation(n // batch * batch).reshape(-1, batch)
+        torch.manual_seed(0)
+        step = training(Readability(), device, "rmsprop")
+        images = data.Batch(*(part.clone() for part in next(data.batches(pack, shares, device))))
+
+        def ours():
+            for each in data.batches(pack, shares, device):
+                step(each)
+
+        wrong = max((each.x.cpu() - pack.batch(rows)).abs().max().item()
+                    for rows, each in zip(shares[:4], data.batches(pack, shares[:4], device)))  # fmt: skip
+        yield Task(f"InceptionV3, an epoch of {shares.size} images of {size} px", "images", shares.size, ours, 0.97,
+                   Gate("largest difference of an image", wrong, 1e-6), {"resident batch": repeated(step, images, len(shares))},
+                   why=lambda: f"where its time goes: {hotspots(ours, 3)}")  # fmt: skip
+
+
+class Noise(nn.Module):
+    """A peer's network as our noise model: the same loss as Denoiser's with the objective "noise" and pairs (x, x)."""
+
+    def __init__(self, network, T=1000):
+        super().__init__()
+        self.network, self.diffusion = network, Diffusion(T)
+
+    def loss(self, batch, generator):
+        t = torch.randint(1, self.diffusion.T + 1, (len(batch.x),), generator=generator).to(batch.x.device, non_blocking=True)
+        epsilon = noise(batch.x, generator)
+        output = self.network(self.diffusion.add_noise(batch.x, t, epsilon), t)
+        return {"loss": F.mse_loss(getattr(output, "sample", output).float(), epsilon)}  # diffusers returns more than that
+
+
+def noise_model(size, width, T=1000):
+    """What `rr train diffusion` trains, of this width."""
+    return Denoiser(size, "unet", objective="noise", protocol="literal", width=width, T=T, start=1.0)
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def _ddpm(size, dim):
+    from denoising_diffusion_pytorch import Unet
+
+    return Unet(dim)
+
+
+def _diffusers(size, dim):
+    from diffusers import UNet2DModel
+
+    down, up = ["DownBlock2D"] * 6, ["UpBlock2D"] * 6
+    down[4], up[1] = "AttnDownBlock2D", "AttnUpBlock2D"  # as in its documentation's training example
+    return UNet2DModel(size, 3, 3, layers_per_block=2, block_out_channels=[dim * k for k in (1, 1, 2, 2, 4, 4)],
+                       norm_num_groups=min(32, dim), down_block_types=down, up_block_types=up)  # fmt: skip
+
+
+NETWORKS = {"denoising_diffusion_pytorch": _ddpm, "diffusers": _diffusers}  # module => its U-Net
+
+
+def diffusion(size=128, batch=32, dim=64, steps=5, device="cuda", side=SIDE, vae=(512, 32, 128)):
+    """G4: training of the noise model's U-Net, against S and against peers with no more parameters; the VAE, against S."""
+    images, width, latent = vae
+    torch.manual_seed(0)
+    yield share("VAE", VAE(size, latent, width, timed=False), size, images, 0.40, steps, device, side, lr=1e-3)[0]
+
+    peers, missing = {}, None
+    for module, build in NETWORKS.items():
+        try:
+            need(module)
+            peers[f"{module}, bf16"] = build(size, dim)
+        except NotMeasured as error:  # said in the end: the others go on
+            missing = error
+    least = max(map(parameters, peers.values()), default=2e7)
+    width = next(width for width in count(8, 8) if parameters(noise_model(size, width)) >= least)
+    task, step, eyes = share(f"U-Net of width {width}", noise_model(size, width), size, batch, 0.40, steps, device, side)
+    yield task
+    sizes = {"ours": parameters(noise_model(size, width)), **{name: parameters(peer) for name, peer in peers.items()}}
+    for name, peer in peers.items():
+        calls = {name: repeated(training(Noise(peer), device, fast=False), eyes, steps)}
+        note = ", ".join(f"{each}: {sizes[each] / 1e6:.1f} M parameters" for each in ("ours", name))
+        yield Task(task.name, "images", task.amount, task.ours, 2.5, task.gate, calls, note=note, why=task.why)
+    if missing:
+        raise missing
+
+
+def restoration(size=64, n=64, width=32, T=1000, calls=15, drawn=1024, updates=6000, batch=64, folder=None, device="cuda"):
+    """G5: restoration in few DDIM steps, against the whole chain with the same weights.
+
+    folder: of a Denoiser's checkpoint, trained from pure noise (start=1) at this size; without it a small one is trained here.
+    """
+    if folder is None:
+        torch.manual_seed(0)
+        model = Denoiser(size, "unet", "concat", "v", width=width, T=T, schedule="cosine", start=1.0, condition=(1, 1, 1))
+        step, eyes = training(model, device, lr=5e-4), pictures(drawn, size, device, different=drawn)
+        for rows in torch.randint(drawn, (updates, batch), generator=torch.Generator().manual_seed(0)).to(device):
+            step(data.Batch(*(part[rows] for part in eyes)))
+    else:
+        model = checkpoint.load(folder, Denoiser, device)
+        compiled(model, device)
+    model.eval()
+    test = pictures(n, size, device, start=drawn, different=n)
+    x = test.x * test.fov
+    params = degrade.sample(n, torch.Generator().manual_seed(1), severity=0.7)
+    y = degrade.apply(x, {name: value.to(device) for name, value in params.items()}, test.fov)
+    distance = metrics.load_lpips(device=device)
+
+    def restored(steps):
+        with precision(device):
+            return model.restore(y, test.fov, torch.Generator().manual_seed(2), steps, batch=n)
+
+    def scores(steps):
+        image = restored(steps)
+        return metrics.psnr(x, image).mean().item(), distance(x, image).mean().item() if distance else 0.0
+
+    ours, chain = scores(calls), scores(None)
+    lost = max((chain[0] - ours[0]) / 0.1, (ours[1] - chain[1]) / 0.01)
+    nothing = metrics.psnr(x, y).mean()
+    note = f"{calls} network calls; {ours[0]:.2f} dB, the chain {chain[0]:.2f} dB, doing nothing {nothing:.2f} dB; LPIPS "
+    note += f"{ours[1]:.3f}, the chain {chain[1]:.3f}" if distance else "not measured: no weights of its trunk here"
+    yield Task(f"restoration of {n} images of {size} px", "images", n, partial(restored, calls), 60,
+               Gate("loss of PSNR over .1 dB, of LPIPS over .01", lost, 1), {f"chain of {T} steps": partial(restored, None)},
+               note=note, why=lambda: f"where its time goes: {hotspots(partial(restored, calls), 3)}")  # fmt: skip
+
+
+def scoring(size=224, n=256, batch=64, width=64, device="cuda"):
+    """G6: degradation, against a training step on the same images; PSNR, SSIM and LPIPS, against torchmetrics."""
+    torch.manual_seed(0)
+    images, generator = pictures(batch, size, device), torch.Generator().manual_seed(0)
+    step = training(noise_model(size, width), device)
+
+    def degraded(seed=None):
+        drawn = degrade.sample(batch, generator if seed is None else torch.Generator().manual_seed(seed))
+        drawn = {name: value.to(device, non_blocking=True) for name, value in drawn.items()}
+        return degrade.apply(images.x, drawn, images.fov)
+
+    once, again = degraded(0), degraded(0)
+    yield Task(f"degradation of {batch} images of {size} px", "images", batch, degraded, 1 / 0.03,
+               Gate("largest difference when replayed", (once - again).abs().max().item(), 1e-6),
+               {f"training step, U-Net of width {width}": partial(step, images)}, note="a step at this rate: 3 % of it",
+               why=lambda: f"where its time goes: {hotspots(degraded, 3)}")  # fmt: skip
+
+    need("torchmetrics")
+    if weights.available("alexnet") is None:
+        raise NotMeasured("LPIPS: no ImageNet weights of AlexNet here, and a random trunk measures nothing; "
+                          f"{weights.FOLDER}=FOLDER with torchvision's file")  # fmt: skip
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+    from torchmetrics.functional.image.lpips import _LPIPS
+
+    distance = metrics.load_lpips(device=device)
+    with warnings.catch_warnings():  # torchvision's, of how torchmetrics calls it
+        warnings.simplefilter("ignore")
+        peer = _LPIPS(net="alex", pnet_rand=True)
+    tensors, _ = weights.state("alexnet")
+    peer.net.load_state_dict({key: tensors[f"features.{key.split('.', 1)[1]}"] for key in peer.net.state_dict()})
+    peer = peer.to(device).requires_grad_(False)
+    x = pictures(n, size, device).x
+    y = (x + 0.05 * noise(x, torch.Generator().manual_seed(0))).clamp(0, 1)
+
+    def ours():
+        fresh = x.clone()  # of which nothing is known yet
+        return torch.stack([metrics.psnr(fresh, y).cpu(), metrics.ssim(fresh, y).cpu(), distance(fresh, y)])
+
+    @torch.inference_mode()
+    def theirs(rim=5):
+        """It counts SSIM's windows at the rim too, where they see mirrored pixels: without them it is Wang's."""
+        psnr = peak_signal_noise_ratio(y, x, data_range=1.0, reduction="none", dim=(1, 2, 3))
+        _, ssim = structural_similarity_index_measure(y, x, data_range=1.0, reduction="none", return_full_image=True)
+        ssim = ssim[..., rim:-rim, rim:-rim].mean((1, 2, 3))
+        return torch.stack([psnr.cpu(), ssim.cpu(), peer(y, x, normalize=True).flatten().cpu()])
+
+    gate = Gate("largest relative difference", ((ours() - theirs()) / ours()).abs().max().item(), 1e-3)
+    yield Task(f"PSNR, SSIM and LPIPS of {n} images of {size} px", "images", n, ours, 3, gate, {"torchmetrics": theirs},
+               why=lambda: f"where its time goes: {hotspots(ours, 3)}")  # fmt: skip
+
+
+ROWS = {"G1": classifier, "G2": extractors, "G3": stored, "G4": diffusion, "G5": restoration, "G6": scoring}
