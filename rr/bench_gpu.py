@@ -252,7 +252,7 @@ def diffusion(size=128, batch=32, dim=64, steps=5, device="cuda", side=SIDE, vae
         raise missing
 
 
-def restoration(size=64, n=64, width=32, T=1000, calls=15, drawn=1024, updates=6000, batch=64, folder=None, device="cuda"):
+def restoration(size=64, n=64, width=32, T=1000, calls=12, drawn=1024, updates=6000, batch=64, folder=None, device="cuda"):
     """G5: restoration in few DDIM steps, against the whole chain with the same weights.
 
     folder: of a Denoiser's checkpoint, trained from pure noise (start=1) at this size; without it a small one is trained here.
