@@ -305,15 +305,25 @@ def readable(x: Tensor, y: Tensor, region: Tensor) -> tuple[Tensor, dict[str, Te
     and the region is readable iff g >= G_MIN and rho >= RHO_MIN. The blur is normalised to the region, so that the step
     at the rim of the field of view is no detail. An empty region is not readable; its numbers are NaN.
     """
-    region = region.to(x.dtype)
+    width, part = region.shape[-1], _around(region)
+    x, y, region = x[..., *part], y[..., *part], region[..., *part].to(x.dtype)
     inside = torch.cat([x[:, 1:2], y[:, 1:2], torch.ones_like(region)], dim=1) * region
-    means = blur(inside, torch.full((len(x),), DETAIL_SIGMA, device=x.device))
+    means = blur(inside, torch.full((len(x),), DETAIL_SIGMA * width / x.shape[-1], device=x.device))  # of the crop's width
     h = inside[:, :2] - region * means[:, :2] / means[:, 2:].clamp_min(1e-6)
     h_x, h_y = h.flatten(2).double().unbind(1)
     xx, xy, yy = (h_x * h_x).sum(1), (h_x * h_y).sum(1), (h_y * h_y).sum(1)
     gain = xy / xx
     fidelity = xy / (xx * yy).sqrt()
     return (gain >= G_MIN) & (fidelity >= RHO_MIN), {"gain": gain, "fidelity": fidelity}
+
+
+def _around(region):
+    """(slice of rows, slice of columns) round the pixels of masks (N, 1, H, W): beyond, `readable` has nothing to weigh."""
+    ends = []
+    for dim in (3, 2):
+        used = region.any(dim=(0, 1, dim)).nonzero()
+        ends.append(slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1))
+    return ends
 
 
 def _severity(given, drawn):

@@ -85,20 +85,23 @@ def _embedded_image(seed, index, size):
         "macula": {"centre": torch.tensor([[fovea_x, fovea_y]]), "radius": torch.tensor([2.6 * disc_r])},
     }[aim]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    x = to_tensor(eye.image)
-    fov = torch.from_numpy(eye.fov)[None, None]
-    y = degrade.apply(x, degrade.sample(1, generator, families, severity, **where), fov)
     regions = {
-        "macula": fov & fov_mask(torch.tensor([[fovea_x, fovea_y, 2 * disc_r, 0, 1]]), size),
-        "disc": fov & fov_mask(torch.tensor([[disc_x, disc_y, 1.2 * disc_r, 0, 1]]), size),
-        "retina": fov,
+        "macula": torch.tensor([[fovea_x, fovea_y, 2 * disc_r, 0, 1]]),
+        "disc": torch.tensor([[disc_x, disc_y, 1.2 * disc_r, 0, 1]]),
+        "retina": None,
     }
-    stored = (y * 255).round().to(torch.uint8)
-    row = {"fundus": 1} | {label: int(degrade.readable(x, stored / 255, regions[label])[0]) for label in regions}
+    stored, row = eye.image, dict.fromkeys(LABELS, 1)  # nothing was done to it: all regions are as readable as they can be
+    if severity:
+        x, fov = to_tensor(eye.image), torch.from_numpy(eye.fov)[None, None]
+        y = degrade.apply(x, degrade.sample(1, generator, families, severity, **where), fov).mul_(255).round_()
+        stored = y[0].permute(1, 2, 0).to(torch.uint8).numpy()
+        for label, circle in regions.items():
+            region = fov if circle is None else fov & fov_mask(circle, size)
+            row[label] = int(degrade.readable(x, y / 255, region)[0])
     row |= {f"fov_{key}": v / size for key, v in zip(Fov._fields, eye.view)}
     row |= {"disc_x": disc_x, "disc_y": disc_y, "disc_r": disc_r, "fovea_x": fovea_x, "fovea_y": fovea_y}
     row |= {"severity": severity, "families": "+".join(families) if severity else "", "aim": aim if severity else ""}
-    return stored[0].permute(1, 2, 0).numpy(), row
+    return stored, row
 
 
 def joined(*sources):
@@ -252,7 +255,10 @@ def _sample(path):
 
 
 class _Rows:
-    """Bytes of the image in a row. Made for rising rows: of a row group, however large, a few images are in memory."""
+    """Bytes of the image in a row. Made for rising rows: in memory are the pages at hand, never more than a row group.
+
+    Hugging Face writes groups of 100 images; one that holds a whole shard costs its size.
+    """
 
     def __init__(self, path, groups):
         self.path, self.groups, self.starts = path, groups, [start for *_, start in groups]

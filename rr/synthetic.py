@@ -61,9 +61,13 @@ def draw_vessels(eye, path, radius, artery, size):
     scale = size * over
     side = 1j * np.diff(path, axis=1, append=2 * path[:, -1:] - path[:, -2:-1])
     side *= (radius - 0.5 / scale).clip(0) / (abs(side) + 1e-9) / abs(eye.t)  # a polygon also covers its outline
-    outline = corners(eye, np.concatenate([path + side, (path - side)[:, ::-1]], 1), scale)
-    line = corners(eye, path[:, ::2], scale)
     start = radius[:, 0]
+    wide, shiny = 2 * scale * start >= 2.5, (start > 0.0022) & (2 * scale * start > 4)
+    outline = iter(corners(eye, np.concatenate([path + side, (path - side)[:, ::-1]], 1)[wide], scale))
+    outline = [next(outline) if each else None for each in wide]
+    line = corners(eye, path[:, ::2], scale)
+    centre_line = iter(corners(eye, path[shiny], scale))
+    centre_line = [next(centre_line) if each else None for each in shiny]
     density = 255 * (start / 0.004).clip(0, 1) ** 0.6  # less blood on the line of sight of a thin vessel
     reflex = (density * np.where(artery, 0.5, 0.75)).astype(int).tolist()
     density, width = density.astype(int).tolist(), (2 * scale * start).tolist()
@@ -71,13 +75,13 @@ def draw_vessels(eye, path, radius, artery, size):
     draw = ImageDraw.Draw(canvas)
     for i in np.argsort(start).tolist():  # the widest on top
         fill = (255, density[i], 0) if artery[i] else (255, 0, density[i])
-        if width[i] < 2.5:
-            draw.line(line[i], fill=fill, width=max(1, round(0.9 * width[i])))
-        else:
+        if outline[i]:
             draw.polygon(outline[i], fill=fill)
-        if start[i] > 0.0022 and width[i] > 4:  # central light reflex
+        else:
+            draw.line(line[i], fill=fill, width=max(1, round(0.9 * width[i])))
+        if centre_line[i]:  # central light reflex
             fill = (255, reflex[i], 0) if artery[i] else (255, 0, reflex[i])
-            draw.line(corners(eye, path[i], scale), fill=fill, width=round(0.28 * width[i]))
+            draw.line(centre_line[i], fill=fill, width=round(0.28 * width[i]))
     return np.asarray(canvas.reduce(over)).transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(255)
 
 
@@ -89,10 +93,10 @@ def grid(size):
     return x[None], x[:, None]
 
 
-def distance(size, centre, rx, ry):
-    """Elliptic distance (S,S) from `centre`, 1 on the ellipse with the radii `rx`, `ry`."""
+def distance(size, centre, rx, ry, part=np.s_[:, :]):
+    """Elliptic distance (S,S) from `centre`, 1 on the ellipse with the radii `rx`, `ry`; or a part of it, rows and columns."""
     (x, y), (cx, cy, rx, ry) = grid(size), np.float32([centre.real, centre.imag, rx, ry])
-    return np.sqrt(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2)
+    return np.sqrt(((x[:, part[1]] - cx) / rx) ** 2 + ((y[part[0]] - cy) / ry) ** 2)
 
 
 def hill(distance, radius):
@@ -162,20 +166,26 @@ def paint_disc(rng, eye, image, size):
     """Optic disc with rim and cup, peripapillary halo and crescent, painted into `image`. Returns (disc, cup) masks."""
     centre, rx, ry = eye.disc
     temporal = np.sign(eye.t.real)
-    q, cup = distance(size, *eye.disc), distance(size, *eye.cup)
+    reach = 2.5 * max(rx, ry)  # its halo has faded by then
+    rows, columns = (slice(max(0, int((at - reach) * size)), int((at + reach) * size) + 1) for at in (centre.imag, centre.real))
+    part = rows, columns
     around = rgb(*image[:, int(centre.imag * size), int(centre.real * size)])  # the disc is lit like its surroundings
+    image = image[:, rows, columns]  # a view
+    q, cup = distance(size, *eye.disc, part), distance(size, *eye.cup, part)
     rim = np.minimum(around * rgb(0.9, 1.65, 1.4) + rgb(0.30, 0.10, 0.04), rgb(1.0, 0.72, 0.44))
     pale = np.minimum(around * rgb(0.9, 2.2, 2.5) + rgb(0.40, 0.20, 0.13), rgb(1.0, 0.92, 0.72))
     image += (rim - image) * (uniform(rng, 0.05, 0.3) * hill(np.maximum(q - 1, 0), 0.3))
     if rng.random() < 0.3:  # temporal crescent, pale or pigmented
-        crescent = distance(size, centre + temporal * rng.uniform(0.06, 0.16) * rx, rx, ry)
+        crescent = distance(size, centre + temporal * rng.uniform(0.06, 0.16) * rx, rx, ry, part)
         crescent = np.clip((1.12 - crescent) / np.float32(0.12), 0, 1) * uniform(rng, 0.2, 0.6)
         image += ((rim + pale) / 2 - image) * crescent if rng.random() < 0.7 else -0.5 * image * crescent
     depth = np.clip((1.45 - cup) / np.float32(0.75), 0, 1) * uniform(rng, 0.7, 1)
-    depth += (grid(size)[0] - np.float32(centre.real)) * np.float32(0.22 * temporal / rx)  # the temporal rim is paler
+    depth += (grid(size)[0][:, columns] - np.float32(centre.real)) * np.float32(0.22 * temporal / rx)  # temporally paler
     inside = np.clip((1.10 - q) / np.float32(0.2), 0, 1) * uniform(rng, 0.85, 1)
     image += (rim + (pale - rim) * np.clip(depth, 0, 1) - image) * inside
-    return q < 1, (cup < 1) & (q < 1)
+    masks = np.zeros((2, size, size), bool)
+    masks[:, rows, columns] = q < 1, (cup < 1) & (q < 1)
+    return masks
 
 
 # ------------------------------------------------------------------------------------------------------------ lesions
