@@ -288,10 +288,21 @@ def prepare(
     n: Annotated[int, typer.Option(min=1, help="How many embedded eyes.")] = 1000,
 ):
     """Turn images and their labels into shards of equal size, once; the same call continues where it was stopped."""
+    import resource
+    import time
+
     from rr import data, sources
 
+    started = time.time()
     packed = data.pack(sources.source(source, str(labels or ""), n, seed), size, out, seed, workers)
-    print(f"{_short(out)}: {len(packed)} images of {size} px")
+    shards = {out / f"{shard['name']}.npy": shard["count"] for shard in packed.manifest["shards"]}
+    made = sum(count for path, count in shards.items() if path.stat().st_mtime >= started)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+    if workers > 1:  # a bound: each as large as the largest
+        memory += workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    megabytes, rate = sum(path.stat().st_size for path in shards) / 1e6, made / (time.time() - started)
+    print(f"{_short(out)}: {len(packed)} images of {size} px, {megabytes:.1f} MB; {made} made now, {rate:.1f} images/s; "
+          f"at most {memory / 1024:.0f} MiB of memory")  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------- bench

@@ -11,6 +11,7 @@ import resource
 import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing
 from functools import lru_cache, partial
 from itertools import combinations, islice
 from pathlib import Path
@@ -143,30 +144,31 @@ def _shards(source, recipe, out, workers):
     done = _complete(out, recipe)
     start = min(n, len(done) * SHARD)
     skipped = [reason for shard in done for reason in shard["skipped"]]
-    made = _made(source, size, workers, start)
-    made = iter(tqdm(made, total=n, initial=start, desc=f"packing {source.recipe['kind']}", unit="image"))
-    for first in range(start, n, SHARD):
-        name = f"shard-{len(done):05d}"
-        rows, reasons = [], []
-        with writing(out / f"{name}.npy") as part:
-            with open(part, "wb") as file:
-                _header(file, SHARD, size)
-                for i, image in enumerate(islice(made, min(SHARD, n - first)), first):
-                    if isinstance(image, str):
-                        reasons.append(image)
-                        skipped.append(image)
-                        if len(skipped) > allowed or len(skipped) == n:
-                            raise InputError(f"{len(skipped)} of the first {i + 1} images are unusable: {skipped[0]}")
-                        continue
-                    pixels, hashed, row = image
-                    file.write(pixels)
-                    rows.append({"index": i, "hash": hashed.tobytes().hex(), **row})
-                file.seek(0)
-                _header(file, len(rows), size)  # numpy pads the header so that the count can change in place
-            digest = sha256(part)
-        write_table(out / f"{name}.csv", pd.DataFrame(rows, columns=None if rows else ["index", "hash"]))
-        done.append({"name": name, "count": len(rows), "sha256": digest, "skipped": reasons})
-        write_json(out / "progress.json", {"recipe": recipe, "shards": done})
+    bar = tqdm(total=n, initial=start, desc=f"packing {source.recipe['kind']}", unit="image")
+    with bar, closing(_made(source, size, workers, start)) as made:
+        for first in range(start, n, SHARD):
+            name = f"shard-{len(done):05d}"
+            rows, reasons = [], []
+            with writing(out / f"{name}.npy") as part:
+                with open(part, "wb") as file:
+                    _header(file, SHARD, size)
+                    for i, image in enumerate(islice(made, min(SHARD, n - first)), first):
+                        bar.update()
+                        if isinstance(image, str):
+                            reasons.append(image)
+                            skipped.append(image)
+                            if len(skipped) > allowed or len(skipped) == n:
+                                raise InputError(f"{len(skipped)} of the first {i + 1} images are unusable: {skipped[0]}")
+                            continue
+                        pixels, hashed, row = image
+                        file.write(pixels)
+                        rows.append({"index": i, "hash": hashed.tobytes().hex(), **row})
+                    file.seek(0)
+                    _header(file, len(rows), size)  # numpy pads the header so that the count can change in place
+                digest = sha256(part)
+            write_table(out / f"{name}.csv", pd.DataFrame(rows, columns=None if rows else ["index", "hash"]))
+            done.append({"name": name, "count": len(rows), "sha256": digest, "skipped": reasons})
+            write_json(out / "progress.json", {"recipe": recipe, "shards": done})
     return done
 
 

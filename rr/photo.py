@@ -5,6 +5,7 @@ result back), `read_crop` (both at once, several times faster for a large JPEG) 
 continuous: pixel i covers [i, i+1). Fractions are of the crop's width.
 """
 
+import math
 import warnings
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from scipy import ndimage
 from rr.io import InputError
 
 MAX_PIXELS = 150_000_000  # more is refused before decoding; three times the largest fundus cameras
+THUMB = 256  # longer side, in pixels, of the thumbnail in which the field of view is found
 
 
 def read_photograph(path):
@@ -39,13 +41,14 @@ def read_crop(file, size, name=None):
     crop, fov, box = crop_fov(image, size, required=False, frame=(width, height))
     short = min(image.shape[:2])
     if short < min(width, height) and box.side * image.shape[1] < size * width:  # a field of view smaller than the frame
-        image, width, height = _read(file, name, int(np.ceil(size * min(width, height) / box.side)))
+        image, width, height = _read(file, name, math.ceil(size * min(width, height) / box.side))
         crop, fov, box = crop_fov(image, size, required=False, frame=(width, height))
     return crop, fov, box, width, height
 
 
 def _read(file, name, least=None):
-    """(image, width, height) of the upright photograph; least: pixels of the shorter side that suffice, None: all."""
+    """(image, width, height) of the upright photograph; least: pixels of the shorter side that suffice, if the longer has
+    THUMB, None: all."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own, softer warning for large images, and damaged EXIF
@@ -54,7 +57,8 @@ def _read(file, name, least=None):
                 if width * height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 if least is not None:
-                    photo.draft(None, [least * side // min(width, height) for side in photo.size])  # of a JPEG only
+                    scale = max(least / min(width, height), THUMB / max(width, height))
+                    photo.draft(None, (math.ceil(scale * width), math.ceil(scale * height)))  # of a JPEG only
                 photo.load()
                 photo = ImageOps.exif_transpose(photo)
     except FileNotFoundError:
@@ -102,7 +106,7 @@ def find_fov(image):
     its outline (RANSAC, least squares), so that flat cuts, notches and the frame may take away up to 80 % of the rim.
     """
     height, width = image.shape[:2]
-    scale = max(height, width, 256) / 256
+    scale = max(height, width, THUMB) / THUMB
     thumb = Image.fromarray(image).resize((max(1, round(width / scale)), max(1, round(height / scale))), Image.BOX)
     red, green, blue = thumb.split()
     value = np.asarray(ImageChops.lighter(ImageChops.lighter(red, green), blue)).astype(np.float32)

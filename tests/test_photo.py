@@ -10,6 +10,7 @@ import skimage.data
 import torch
 from drawn import disc, line, saved
 from PIL import Image
+from scipy import ndimage
 
 from rr import photo
 from rr.io import ROOT, InputError
@@ -165,3 +166,81 @@ def test_unreadable_files(tmp_path):
         assert line(error).count(name) == 1
     with pytest.raises(InputError, match="no such file"):
         photo.read_photograph(tmp_path / "absent.jpg")
+
+
+# ---- prepared
+
+
+def framed(height, width, x, y, r):
+    """A disc with detail in it, in a larger frame."""
+    image = disc(height, width, x, y, r).astype(float)
+    iy, ix = np.mgrid[:height, :width]
+    return (image * (0.8 + 0.2 * np.sin(ix / 19) * np.sin(iy / 23))[..., None]).clip(0, 255).astype(np.uint8)
+
+
+def area(path, box, size):
+    """Pillow's mean over the area of each pixel, of the whole photograph decoded."""
+    square = Image.fromarray(photo.read_photograph(path)).crop((box.left, box.top, box.left + box.side, box.top + box.side))
+    return np.asarray(square.resize((size, size), Image.BOX), float)
+
+
+@pytest.mark.parametrize(
+    "height, width, x, y, r, reduced",
+    [
+        (1200, 1600, 800, 600, 590, 4),  # the crop has 1180, a quarter of it 295
+        (1200, 1600, 800, 600, 250, 2),  # smaller than the frame: 500, and a quarter of that were too few
+        (1200, 1600, 800, 600, 200, 1),
+        (800, 1201, 601, 400, 595, 2),  # cut by the frame, of odd width
+    ],
+)
+def test_a_jpeg_is_decoded_no_finer_than_needed(tmp_path, monkeypatch, height, width, x, y, r, reduced):
+    path = saved(tmp_path, "a.jpg", Image.fromarray(framed(height, width, x, y, r)), quality=92)
+    seen, find_fov = [], photo.find_fov
+    monkeypatch.setattr(photo, "find_fov", lambda image: seen.append(image.shape) or find_fov(image))
+    crop, fov, box, *sides = photo.read_crop(path, 224)
+    assert seen[-1] == (-(-height // reduced), -(-width // reduced), 3) and sides == [width, height]
+    assert np.abs(crop - area(path, box, 224)).mean() <= 2
+    whole, fov_whole, box_whole = photo.crop_fov(photo.read_photograph(path), 224)
+    assert np.allclose(box, box_whole, atol=0.01 * r) and np.allclose(fov, fov_whole, atol=0.01)
+    assert np.abs(crop.astype(float) - whole).mean() <= 3
+
+
+def test_prepared_upright_and_in_colour(tmp_path):
+    image = Image.fromarray(framed(1000, 1500, 600, 500, 480))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(tmp_path, "turned.jpg", image, quality=95, exif=exif)
+    crop, fov, box, *sides = photo.read_crop(path, 224)
+    assert sides == [1000, 1500] and np.abs(crop - area(path, box, 224)).mean() <= 2
+    assert np.allclose(box, (1000 - 500 - 480, 600 - 480, 960), atol=8)
+    for mode, tolerance in (("CMYK", 2), ("L", 2)):
+        path = saved(tmp_path, f"{mode}.jpg", image.convert(mode), quality=95)
+        crop, fov, box, *sides = photo.read_crop(path, 224)
+        assert sides == [1500, 1000] and np.abs(crop - area(path, box, 224)).mean() <= tolerance
+    path = saved(tmp_path, "a.png", image)
+    crop, fov, box, *sides = photo.read_crop(path, 224)
+    oracle, fov_oracle, box_oracle = photo.crop_fov(np.array(image), 224)  # what is no JPEG is read whole
+    assert np.array_equal(crop, oracle) and (fov, box) == (fov_oracle, box_oracle) and sides == [1500, 1000]
+
+
+def test_prepared_without_a_field_of_view(tmp_path):
+    path = saved(tmp_path, "coffee.jpg", Image.fromarray(skimage.data.coffee()))
+    crop, fov, box, *sides = photo.read_crop(path, 64)
+    assert np.isnan(fov).all() and box == (0, -100, 600) and sides == [600, 400] and not crop[:7].any()
+    assert np.abs(crop - area(path, box, 64)).mean() <= 2
+
+
+@pytest.mark.skipif(not PHOTOS, reason="no photographs beside the project")
+def test_real_photographs_prepared():
+    for path in PHOTOS[::15]:
+        crop, fov, box, *_ = photo.read_crop(path, 256)
+        assert np.abs(crop - area(path, box, 256)).mean() <= 2
+
+
+def test_majority_and_holes_equal_scipy():
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (3, 50), (40, 31)):
+        value = rng.integers(0, 9, shape).astype(float)
+        assert np.array_equal(photo._most(value > 4), ndimage.median_filter(value, 3) > 4)
+        for mask in (value > 3, value > 9, value > -1):
+            assert np.array_equal(photo._filled(mask), ndimage.binary_fill_holes(mask))

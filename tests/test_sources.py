@@ -1,15 +1,18 @@
 """rr.sources: label tables, folders, SynFundus-1M, embedded eyes."""
 
+import io
 import time
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from drawn import disc, line
 from PIL import Image
 
-from rr import data, sources, synthetic
+from rr import data, photo, sources, synthetic
 from rr.io import ROOT, InputError
 
 PHOTOS = sorted((ROOT.parent / "shared" / "photos").glob("*.jpg"))
@@ -190,3 +193,91 @@ def test_what_notebook_01_names(tmp_path):
     (tmp_path / "part-0.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="not a readable parquet file"):
         sources.source(str(tmp_path), "", 5, 0)
+
+
+# ---- parquet
+
+
+def encoded(i, side=60):
+    """A JPEG of a disc whose colour tells i; returns its bytes."""
+    content = io.BytesIO()
+    image = disc(side, side + 10, side / 2 + 5, side / 2, side / 2 - 4) * (1 - i / 40)
+    Image.fromarray(image.astype(np.uint8)).save(content, "jpeg", quality=95)
+    return content.getvalue()
+
+
+def shards_of(folder, counts=(7, 4), column="image", **more):
+    """Parquet shards of so many images in row groups of 3, and the bytes of all; more: further columns by row."""
+    folder.mkdir(exist_ok=True)
+    start, every = 0, [encoded(i) for i in range(sum(counts))]
+    for k, count in enumerate(counts):
+        rows = range(start, start + count)
+        table = {column: [{"bytes": every[i], "path": f"eye_{i}.jpg"} for i in rows]}
+        table |= {name: [value(i) for i in rows] for name, value in more.items()}
+        pq.write_table(pa.table(table), folder / f"part-{k}.parquet", row_group_size=3)
+        start += count
+    return every
+
+
+def known(i):
+    return {name: i >> k & 1 for k, name in enumerate(sources.SYNFUNDUS)}
+
+
+def test_parquet_with_labels_in_columns(tmp_path):
+    columns = {name: lambda i, name=name: known(i)[name] for name in sources.SYNFUNDUS}
+    every = shards_of(tmp_path / "shards", **columns, text=lambda i: "no matter")
+    source = sources.source(str(tmp_path / "shards"), "", 1, 0)
+    assert source.table["name"].tolist() == [f"eye_{i}.jpg" for i in range(11)] and source.recipe["kind"] == "parquet"
+    assert source.table[list(sources.LABELS)].to_numpy().tolist() == [list(known(i).values()) for i in range(11)]
+    for i in (0, 1, 5, 8, 2, 10, 10, 7):  # forwards, backwards, over row groups and shards
+        crop, row = source.image(i, 32)
+        oracle, fov, box, width, height = photo.read_crop(io.BytesIO(every[i]), 32)
+        assert np.array_equal(crop, oracle) and (row["source_width"], row["source_height"]) == (70, 60) == (width, height)
+    one, two = (data.pack(source, 32, tmp_path / f"{workers}", workers=workers) for workers in (1, 2))
+    assert one.hash == two.hash and len(one) == 11
+    assert np.array_equal(one.pixels([10])[0].permute(1, 2, 0), source.image(10, 32)[0])
+
+
+def test_parquet_with_a_csv(tmp_path):
+    shards_of(tmp_path / "shards")
+    rows = [[f"eye_{i}", 1, i % 2, 1, 0] for i in (9, 2, 4)] + [["gone", 1, 1, 1, 1]]
+    source = sources.folder(tmp_path / "shards", csv_of(tmp_path, THEIRS, rows))
+    assert source.table["name"].tolist() == ["eye_2.jpg", "eye_4.jpg", "eye_9.jpg"]  # as they lie
+    assert source.table["macula"].tolist() == [0, 0, 1] and source.missing == ["gone"]
+    whole = shards_of(tmp_path / "again")
+    assert np.array_equal(source.image(2, 32)[0], photo.read_crop(io.BytesIO(whole[9]), 32)[0])
+
+
+def test_parquet_without_labels_shows_its_text(tmp_path):
+    text = {"sparse text": lambda i: f"Eye {i}:\nimage quality is good" * 99, "n": lambda i: i}
+    shards_of(tmp_path / "text", column="Fundus images", **text)
+    says = "no readability columns.*part-0.parquet says sparse text: 'Eye 0: image quality is"
+    with pytest.raises(InputError, match=says) as error:
+        sources.folder(tmp_path / "text")
+    assert len(line(error)) < 700
+    shards_of(tmp_path / "partly", is_fundus=lambda i: 1)
+    with pytest.raises(InputError, match="column macula .or is_macular_readable. is missing"):
+        sources.folder(tmp_path / "partly")
+
+
+def test_parquet_whose_images_cannot_be_told(tmp_path):
+    shards_of(tmp_path / "shards", column="picture", OCT=lambda i: {"bytes": b"", "path": "x"})
+    with pytest.raises(InputError, match="2 columns of images .* among picture, OCT") as error:
+        sources.folder(tmp_path / "shards")
+    line(error)
+    labels = {name: lambda i: 1 for name in sources.LABELS}
+    every = shards_of(tmp_path / "named", column="Fundus image", OCT=lambda i: {"bytes": b"", "path": "x"}, **labels)
+    assert np.array_equal(
+        sources.folder(tmp_path / "named").image(3, 32)[0], photo.read_crop(io.BytesIO(every[3]), 32)[0]
+    )
+    empty = [{"bytes": None, "path": "a.jpg"}, {"bytes": b"no image", "path": "a.jpg"}, {"bytes": every[0], "path": None}]
+    (tmp_path / "odd").mkdir()
+    table = {"image": empty} | {name: [1, 1, 1] for name in sources.LABELS}
+    pq.write_table(pa.table(table), tmp_path / "odd" / "x.parquet")
+    source = sources.folder(tmp_path / "odd")
+    assert source.table["name"].tolist() == ["x.parquet/0", "x.parquet/1", "x.parquet/2"]  # paths that name several rows
+    for i, reason in ((0, "x.parquet/0: no bytes"), (1, "x.parquet/1: not a readable image")):
+        with pytest.raises(InputError, match=reason) as error:
+            source.image(i, 32)
+        line(error)
+    assert source.image(2, 32)[0].any()
