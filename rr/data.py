@@ -432,10 +432,11 @@ def batches(data, shares, device="cpu"):
 
 
 def _buffered(data, shares):
-    x = fov = torch.empty(0)
+    x = fov = torch.empty(0)  # numpy's memory comes in huge pages (on Linux), torch's in small ones, each of which costs
     for rows in shares:
         if len(x) < len(rows):
-            x, fov = (torch.empty(len(rows), n, data.size, data.size, dtype=dtype) for n, dtype in ((3, None), (1, torch.bool)))
+            shapes = ((len(rows), n, data.size, data.size) for n in (3, 1))
+            x, fov = (torch.from_numpy(np.empty(shape, dtype)) for shape, dtype in zip(shapes, (np.float32, bool)))
         yield Batch(data.batch(rows, out=x), data.labels[rows], data.fov(rows, out=fov))
 
 
