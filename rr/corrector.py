@@ -132,6 +132,7 @@ class Corrector(nn.Module):
     """Square images x (N, 3, H, H) in [0, 1] with fields of view (N, 1, H, H) => corrected images of the same size."""
 
     wide = False  # whether training draws other cameras than those at hand, see `randomised`
+    hot = ()  # modules that a GPU compiles, see train: none, for its U-Net is a method
 
     def __init__(self, width=40):
         super().__init__()
@@ -394,6 +395,7 @@ def make(out, photos=None, eyes=3000, epochs=(35, 20), batch=16, lr=(1e-3, 4e-4)
     rows, held, facts = training_rows(packed)
     torch.manual_seed(seed)
     model = Corrector()
+    model.blur.requires_grad_(False)  # has its own training, in `finish`
     for stage in range(2):
         model.wide = stage == 1
         train.run(STAGES[stage], model, packed, rows, held, folder=out / STAGES[stage], epochs=epochs[stage], batch=batch,

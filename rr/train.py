@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rr import checkpoint
 from rr.data import Batch, batches
@@ -121,23 +121,23 @@ def train(
               "epochs": epochs, "batch": batch, "lr": lr, "ema": ema, "seed": seed,
               "optimizer": optimizer, "data": data.hash, "rows": len(rows), **(facts or {})}
     started = time.time()
-    averaged = AveragedModel(model, multi_avg_fn=_average(ema), use_buffers=True)
-    whole = averaged.module.to(device)  # the counter of `averaged` stays on the CPU: it is looked at in every step
+    averaged = whole = copy.deepcopy(model).to(device)  # `whole` has all of the averaged weights at an epoch's end
     module = fabric.setup_module(model)
     module.mark_forward_method("loss")
     if isinstance(next(model.parameters()), DTensor):
-        averaged.module = _sharded(copy.deepcopy(whole), fabric.strategy.device_mesh)
+        averaged = _sharded(copy.deepcopy(whole), fabric.strategy.device_mesh)
+    average = _averaging(averaged, model, ema)
     if device.type == "cuda":
+        torch.compiler.reset()  # the compiler counts the graphs of a process, and gives up at eight
         for part in model.hot:
-            part.compile()
+            part.compile(dynamic=False)  # steps of two sizes, that differ by one image
     opt = fabric.setup_optimizers(OPTIMIZERS[optimizer]([p for p in model.parameters() if p.requires_grad], lr=lr))
 
     step, first, best, history, spent = 0, 0, float("inf"), [], 0.0
     state, log = _resume(folder, config, component)
     if state is not None:
         set_model_state_dict(model, state["model"], options=WHOLE)
-        set_model_state_dict(averaged.module, state["averaged"], options=WHOLE)
-        averaged.n_averaged.fill_(state["step"])
+        set_model_state_dict(averaged, state["averaged"], options=WHOLE)
         set_optimizer_state_dict(model, opt.optimizer, state["optimizer"], options=WHOLE)
         step, first, best, spent = (state[key] for key in ("step", "epoch", "best", "seconds"))
         history = log.query("step <= @step").to_dict("records")
@@ -155,7 +155,7 @@ def train(
             losses = _gradients(module, share, len(part), (seed, step), micro, fabric)
             opt.step()
             opt.zero_grad()
-            averaged.update_parameters(model)
+            average(first=step == 1)
             pending.append(torch.stack(list(losses.values())).float())
             images += len(part)
             if device.type == "cuda" and len(pending) < EVERY and step % steps:
@@ -170,8 +170,8 @@ def train(
                 if number % steps:
                     yield row
             pending, images, tick = [], 0, time.perf_counter()
-        if whole is not averaged.module:
-            whole.load_state_dict(get_model_state_dict(averaged.module, options=WHOLE))
+        if whole is not averaged:
+            whole.load_state_dict(get_model_state_dict(averaged, options=WHOLE))
         row["val_loss"] = validate(whole, data, val_rows, batch, fabric)
         state = {"model": get_model_state_dict(model, options=WHOLE), "averaged": whole.state_dict(),
                  "optimizer": get_optimizer_state_dict(model, opt.optimizer, options=WHOLE)}  # fmt: skip
@@ -273,17 +273,29 @@ def _code(component):
     return code("train", *([file] if file else []))
 
 
-def _average(decay):
-    """The exponential average of AveragedModel, where some tensors are sharded and others are not."""
-    average = get_ema_multi_avg_fn(decay)
+def _averaging(averaged, model, decay):
+    """A function that moves the weights and buffers of `averaged` towards those of `model`; the first time it copies them.
 
-    def both(averaged, current, n):
-        for sharded in (False, True):
-            pairs = [pair for pair in zip(averaged, current) if isinstance(pair[0], DTensor) == sharded]
-            if pairs:
-                average(*map(list, zip(*pairs)), n)
+    The arithmetic is torch's. Its AveragedModel does the same, but makes the GPU wait in every step and mixes sharded tensors
+    with others.
+    """
+    towards, groups = get_ema_multi_avg_fn(decay), {}
+    for mine, current in zip([*averaged.parameters(), *averaged.buffers()], [*model.parameters(), *model.buffers()], strict=True):
+        mine, current = mine.detach(), current.detach()
+        group = groups.setdefault((type(mine), mine.dtype), ([], []))
+        group[0].append(mine)
+        group[1].append(current)
 
-    return both
+    @torch.no_grad()
+    def average(first=False):
+        for mine, current in groups.values():
+            if not first and mine[0].is_floating_point():
+                towards(mine, current, None)
+            else:
+                for one, other in zip(mine, current):
+                    one.copy_(other)
+
+    return average
 
 
 def _generator(*numbers):
