@@ -6,6 +6,7 @@ through which training reads it. Made for a million images: what grows with thei
 
 import hashlib
 import io
+import json
 import multiprocessing
 import resource
 import warnings
@@ -114,11 +115,12 @@ def split(labels, groups, seed=0):
 def pack(source, size, out, seed=0, workers=1):
     """Write a source as a packed folder `out` and return it as Packed.
 
-    shard-00000.npy holds the images of the first SHARD rows of the source that could be used, uint8 (n, 3, S, S), and so
-    on; table.csv one line per image; manifest.json, written last, says what there is: a folder without one is no pack. An
-    existing pack of the same recipe, size and seed is returned as it is. A call that was stopped, or killed, goes on after
-    the shards that are complete. Unusable images are skipped and listed, up to SKIPPED of all; then InputError. The content
-    depends neither on that nor on `workers` (processes), the memory not on the number of images but for table and hashes.
+    shard-<recipe>-00000.npy holds the images of the first SHARD rows of the source that could be used, uint8 (n, 3, S, S),
+    and so on; table.csv one line per image; manifest.json, written last, says what there is: a folder without one is no
+    pack. An existing pack of the same recipe, size and seed is returned as it is; one of another stays until the new one
+    is whole. A call that was stopped, or killed, goes on after the shards that are complete. Unusable images are skipped
+    and listed, up to SKIPPED of all; then InputError. The content depends neither on that nor on `workers` (processes), the
+    memory not on the number of images but for table and hashes.
     """
     from filelock import FileLock
 
@@ -139,7 +141,7 @@ def _shards(source, recipe, out, workers):
     """
     from tqdm import tqdm
 
-    n, size = len(source), recipe["size"]
+    n, size, stem = len(source), recipe["size"], hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
     allowed = max(1, int(SKIPPED * n))
     done = _complete(out, recipe)
     start = min(n, len(done) * SHARD)
@@ -147,7 +149,7 @@ def _shards(source, recipe, out, workers):
     bar = tqdm(total=n, initial=start, desc=f"packing {source.recipe['kind']}", unit="image")
     with bar, closing(_made(source, size, workers, start)) as made:
         for first in range(start, n, SHARD):
-            name = f"shard-{len(done):05d}"
+            name = f"shard-{stem}-{len(done):05d}"
             rows, reasons = [], []
             with writing(out / f"{name}.npy") as part:
                 with open(part, "wb") as file:
@@ -181,16 +183,20 @@ def _complete(out, recipe):
     done = done[: [*whole, False].index(False)]
     if done:
         print(f"{out}: goes on after {len(done)} shards, {sum(shard['count'] for shard in done)} images")
-    elif known or (out / "manifest.json").exists():
+    manifest = out / "manifest.json"
+    old = read_json(manifest).get("shards", []) if manifest.exists() else []
+    if old or (known and not done):
         print(f"{out}: holds images of another recipe, which are replaced")
-    (out / "manifest.json").unlink(missing_ok=True)  # the old pack ends here
-    if not done:
-        progress.unlink(missing_ok=True)
-    keep = {f"{shard['name']}{suffix}" for shard in done for suffix in (".npy", ".csv")}
-    for path in [*out.glob("shard-*"), *out.glob("images.npy")]:  # the latter: of format 1
-        if path.name not in keep:
-            path.unlink()
+    _sweep(out, [*done, *old])
     return done
+
+
+def _sweep(out, shards):
+    """Remove all shards but these."""
+    names = {shard["name"] for shard in shards}
+    for path in [*out.glob("shard-*"), *out.glob("images.npy")]:  # the latter: of format 1
+        if path.stem not in names:
+            path.unlink()
 
 
 def _finish(source, recipe, out, shards):
@@ -228,6 +234,7 @@ def _finish(source, recipe, out, shards):
     write_json(out / "manifest.json", manifest)
     for path in (out / "progress.json", *(out / f"{shard['name']}.csv" for shard in shards)):
         path.unlink(missing_ok=True)  # all of it is in the table and the manifest
+    _sweep(out, shards)
 
 
 def _header(file, n, size):

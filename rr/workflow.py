@@ -28,7 +28,7 @@ NOTEBOOKS = {"backbones": "07_backbones", "extractors": "08_extractors", "fusion
 SUMMARY = "11_summary"  # of all studies and of the judges
 EVALUATION = "12_evaluation"  # of restorers, trained or not, on the same images
 WRITTEN = {  # what else must be there, beside a job's result, for the jobs that read it
-    "01_data": ["data/manifest.json", "data/images.npy"],
+    "01_data": ["data/manifest.json", "data/table.csv"],
     "02_readability": ["checkpoints/readability/config.json", "checkpoints/judge/config.json"],
     "03_features": ["config.json", "condition.safetensors"], "06_restoration": ["denoiser/config.json", "classifier/config.json"],
     "07_backbones": ["tables/07_backbones.csv"], "08_extractors": ["tables/08_extractors.csv"],

@@ -27,6 +27,12 @@ PHOTOS = sorted((ROOT.parent / "shared" / "photos").glob("*.jpg"))
 # ---- splits
 
 
+def shard(folder, k):
+    """The k-th shard of the only pack in a folder."""
+    (path,) = folder.glob(f"shard-*-{k:05d}.npy")
+    return path
+
+
 def test_near_duplicates_equal_brute_force():
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 256, (400, 32), dtype=np.uint8)
@@ -117,9 +123,9 @@ def test_pack_does_not_depend_on_workers(tmp_path):
 
 def test_pack_is_reused_or_remade(tmp_path):
     first = data.pack(sources.embedded(4), 32, tmp_path)
-    written = (tmp_path / "shard-00000.npy").stat().st_mtime_ns
+    written = shard(tmp_path, 0).stat().st_mtime_ns
     assert data.pack(sources.embedded(4), 32, tmp_path).hash == first.hash
-    assert (tmp_path / "shard-00000.npy").stat().st_mtime_ns == written
+    assert shard(tmp_path, 0).stat().st_mtime_ns == written
     assert len(data.pack(sources.embedded(5), 32, tmp_path)) == 5
     assert data.pack(sources.embedded(5), 40, tmp_path).size == 40
 
@@ -188,7 +194,7 @@ def test_shards_of_another_recipe_are_discarded(tmp_path, small_shards, capsys):
     assert len(list(tmp_path.glob("shard-*.npy"))) == 2
     packed = data.pack(sources.embedded(3, seed=5), 32, tmp_path)
     assert "another recipe" in capsys.readouterr().out and len(packed) == 3
-    assert sorted(contents(tmp_path)) == ["manifest.json", "shard-00000.npy", "table.csv"]
+    assert sorted(contents(tmp_path)) == ["manifest.json", shard(tmp_path, 0).name, "table.csv"]
 
 
 def test_killed_pack_leaves_whole_shards_only(tmp_path, small_shards):
@@ -199,12 +205,12 @@ def test_killed_pack_leaves_whole_shards_only(tmp_path, small_shards):
         "object.__setattr__(source, 'image', stop); data.pack(source, 32, sys.argv[1])"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, check=False)
-    assert done.returncode == 9 and list(tmp_path.glob(".shard-00001.part-*")) and not (tmp_path / "shard-00001.npy").exists()
+    assert done.returncode == 9 and list(tmp_path.glob(".shard-*-00001.part-*")) and not list(tmp_path.glob("shard-*-00001.npy"))
     with pytest.raises(InputError, match="no complete packed data set"):
         data.Packed(tmp_path)
-    first = (tmp_path / "shard-00000.npy").stat().st_mtime_ns
+    first = shard(tmp_path, 0).stat().st_mtime_ns
     assert len(data.pack(sources.embedded(9), 32, tmp_path)) == 9  # the next call goes on, and cleans up
-    assert (tmp_path / "shard-00000.npy").stat().st_mtime_ns == first and not list(tmp_path.glob(".shard-*"))
+    assert shard(tmp_path, 0).stat().st_mtime_ns == first and not list(tmp_path.glob(".shard-*"))
 
 
 def flat(n, bad=()):
@@ -254,11 +260,12 @@ def test_rows_that_are_not_there(eyes):
 def test_damaged_packs_are_refused(tmp_path, small_shards):
     data.pack(sources.embedded(6), 32, tmp_path)
     whole = contents(tmp_path)
-    images = whole["shard-00001.npy"]
+    second = shard(tmp_path, 1).name
+    images = whole[second]
     flipped = images[:-50] + bytes(255 - b for b in images[-50:])
     for name, content in [
-        ("shard-00001.npy", images[:-1000]),
-        ("shard-00001.npy", b""),
+        (second, images[:-1000]),
+        (second, b""),
         ("table.csv", whole["table.csv"][:-9]),
         ("manifest.json", whole["manifest.json"][:40]),
         ("manifest.json", b"{}"),
@@ -269,13 +276,13 @@ def test_damaged_packs_are_refused(tmp_path, small_shards):
             data.Packed(tmp_path)
         line(error)
         (tmp_path / name).write_bytes(whole[name])
-    (tmp_path / "shard-00001.npy").write_bytes(flipped)
-    with pytest.raises(InputError, match="shard-00001.npy is not what the manifest says"):
+    (tmp_path / second).write_bytes(flipped)
+    with pytest.raises(InputError, match=f"{second} is not what the manifest says"):
         data.Packed(tmp_path, verify=True)
-    (tmp_path / "shard-00001.npy").unlink()
+    (tmp_path / second).unlink()
     with pytest.raises(InputError, match="damaged"):
         data.Packed(tmp_path)
-    (tmp_path / "shard-00001.npy").write_bytes(images)
+    (tmp_path / second).write_bytes(images)
     assert len(data.Packed(tmp_path, verify=True)) == 6
 
 

@@ -229,7 +229,7 @@ class Call:
 
 
 KILLS = [  # who, when: a file that exists while that work is being done, and the job that fails for it ("": nobody's fault)
-    ("kernel", "data/.images.part-*", "01_data"),
+    ("kernel", "data/.shard-*.part-*", "01_data"),
     ("rr reproduce", "executed/.03_features_resnet34_0.part-*", ""),
     ("snakemake", "executed/.02_readability.part-*", ""),
     ("runner", "executed/.06_restoration_*.part-*", "06_restoration_"),
