@@ -16,6 +16,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import functional as tv
 
-from rr import backbones, corrector, data, degrade, forked, io, metrics, sources, studies, synthetic, train, weights
+from rr import backbones, corrector, data, degrade, forked, io, metrics, photo, sources, studies, synthetic, train, weights
 from rr.bench import Gate, NotMeasured, Task, hotspots, need, seconds
 from rr.diffusion import Diffusion
 from rr.paper import LABELS
@@ -138,7 +139,7 @@ def _all(batches):
 
 
 def photographs(sides=(1024, 2048, 3000), size=224, n=4):
-    """T3: photographs prepared, from a JPEG file to a square crop; ours must also find the field of view."""
+    """T3: photographs prepared, from a JPEG file to a square crop, round a field of view that is known, or that ours finds."""
     from skimage.data import retina
 
     drawn = {f"{side} px": [_framed(synthetic.fundus(0, i, 512).image, side) for i in range(n)] for side in sides}
@@ -155,18 +156,26 @@ def photographs(sides=(1024, 2048, 3000), size=224, n=4):
             def theirs(method, **options):
                 resized = []
                 for file, box in zip(files, boxes):
-                    with Image.open(file) as photo:
-                        resized.append(np.asarray(photo.convert("RGB").crop(box).resize((size, size), method, **options), float))
+                    with Image.open(file) as opened:
+                        resized.append(np.asarray(opened.convert("RGB").crop(box).resize((size, size), method, **options), float))
                 return resized
 
             differences = [np.abs(crop - area).mean() for crop, area in zip(crops, theirs(Image.BOX))]
             peers = {"PIL: LANCZOS": partial(theirs, Image.LANCZOS),
                      "PIL: BOX, reducing_gap": partial(theirs, Image.BOX, reducing_gap=2)}
-            yield Task(f"JPEG of {name} to {size} px", "photographs", len(files),
-                       lambda: [source.image(i, size) for i in range(len(files))], 3,
-                       Gate("mean difference from PIL's BOX, of 255", max(differences), 2), peers,
-                       note="the peer is told where the field of view is",
-                       why=lambda: f"where ours spends its time: {functions(lambda: source.image(0, size))}")  # fmt: skip
+            ours, found, search = lambda: [source.image(i, size) for i in range(len(files))], [], photo.find_fov
+            with patch.object(photo, "find_fov", lambda image: found.append(search(image)) or found[-1]):
+                ours()
+
+            def told():
+                known = iter(found)
+                with patch.object(photo, "find_fov", lambda image: next(known)):
+                    return ours()
+
+            gate = Gate("mean difference from PIL's BOX, of 255", max(differences), 2)
+            for call, how in ((told, "told where the eye is, as the peer"), (ours, "which looks for the eye")):
+                yield Task(f"JPEG of {name} to {size} px, {how}", "photographs", len(files), call, 3, gate, peers,
+                           why=lambda: f"where ours spends its time: {functions(lambda: source.image(0, size))}")  # fmt: skip
 
 
 def functions(call, n=4):

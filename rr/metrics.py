@@ -56,7 +56,7 @@ def ssim(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     x, y, mask = _checked(x, y, mask)
     if min(x.shape[-2:]) < WINDOW:
         raise InputError(f"SSIM: images of {x.shape[-1]}x{x.shape[-2]} pixels; its window needs {WINDOW}x{WINDOW}")
-    return _mean(_ssim_map(x, y), _inner(mask))
+    return _ssim(x, y, [mask])[0]
 
 
 def load_lpips(
@@ -121,13 +121,14 @@ class Lpips:
     def features(self, x):
         """g (N, D) of images (N, 3, H, W)."""
         maps = self.model.net(self.model.scaling_layer(2 * x.contiguous(memory_format=torch.channels_last) - 1))
-        parts = []
+        g, end = x.new_empty(len(x), sum(f[0].numel() for f in maps)), 0
         for f, head in zip(maps, self.model.lins):
-            places = f.shape[-1] * f.shape[-2]
+            n, c, h, w = f.shape
+            start, end = end, end + c * h * w
+            part = g[:, start:end].view(n, h, w, c).permute(0, 3, 1, 2)  # as the trunk's maps lie, channels last
             length = f.square().sum(1, keepdim=True).sqrt() + 1e-10  # the package's
-            g = f / length * (head.model[-1].weight / places).sqrt()
-            parts.append(g.permute(0, 2, 3, 1).flatten(1))
-        return torch.cat(parts, 1)
+            torch.mul(f, (head.model[-1].weight / (h * w)).sqrt(), out=part).div_(length)
+        return g
 
     def _kept(self, x):
         keys = [(image.shape, hashlib.sha1(image.numpy(), usedforsecurity=False).digest()) for image in x.contiguous()]
@@ -164,12 +165,12 @@ def score(
 
     def fill(rows, a, b, masks):
         side = min(a.shape[-2:])
-        ssim_map = _ssim_map(a, b) if side >= WINDOW else None
-        for where, mask in masks.items():
+        similar = _ssim(a, b, masks.values()) if side >= WINDOW else [None] * len(masks)
+        for (where, mask), of_mask in zip(masks.items(), similar):
             if side:
                 table[f"psnr{where}"][rows] = psnr(a, b, mask).cpu().numpy()
-            if ssim_map is not None:
-                table[f"ssim{where}"][rows] = _mean(ssim_map, _inner(mask)).cpu().numpy()
+            if of_mask is not None:
+                table[f"ssim{where}"][rows] = of_mask.cpu().numpy()
             if side >= LPIPS_SIDE and lpips is not None:
                 table[f"lpips{where}"][rows] = lpips(*((a, b) if mask is None else (a * mask, b * mask))).cpu().numpy()
 
@@ -200,8 +201,8 @@ def _mean(values, mask):
 
 
 @torch.autocast("cuda", enabled=False)
-def _ssim_map(x, y):
-    """SSIM of the windows round every pixel where they fit: (N, C, H, W) twice => (N, C, H - 10, W - 10), float32.
+def _ssim(x, y, masks):
+    """Mean SSIM of images (N, C, H, W) over the windows that fit, for each mask (N, 1, H, W) or None: as many vectors (N,).
 
     In terms of u = x + y and v = x - y, with windowed means mu and variances V of these, Wang's equation reads
 
@@ -211,44 +212,41 @@ def _ssim_map(x, y):
     memory, so that all maps stay in the cache; C1 and C2 are added before the means, which leave constants as they are.
     """
     C1, C2 = x.new_tensor((K1**2, K2**2), dtype=torch.float32)
-    n, c, h, w = x.shape
-    columns, rows, at_once = w - WINDOW + 1, h - WINDOW + 1, 1 if x.device.type == "cpu" else n
-    c = at_once * c
-    shapes = (h, 4, c, w), (h, 4, c, columns), (rows, 4, c, columns)
+    (n, c, h, w), at_once = x.shape, 1 if x.device.type == "cpu" else len(x)
+    rows, columns = h - WINDOW + 1, w - WINDOW + 1
+    shapes = (h, 4, at_once * c, w), (h, 4, at_once * c, columns), (rows, 4, at_once * c, columns)
     maps, half, means = (x.new_empty(shape, dtype=torch.float32) for shape in shapes)
-    found = x.new_empty((n // at_once, c, rows, columns), dtype=torch.float32)
     u, v, uu, vv = maps.unbind(1)  # rows first: all products below are then of matrices that lie as they are
     mu_u, mu_v, V_u, V_v = means.unbind(1)
-    for i, (one, other) in enumerate(zip(x.float().flatten(0, 1).split(c), y.float().flatten(0, 1).split(c))):
-        one, other = one.transpose(0, 1), other.transpose(0, 1)
+    passes = [(maps.view(-1, w)[:, reach], band.T, half.view(-1, columns)[:, at]) for at, reach, band in _bands(w, x.device)]
+    passes += [(band, half.view(h, -1)[reach], means.view(rows, -1)[at]) for at, reach, band in _bands(h, x.device)]
+    masks = [mask if mask is None else mask[..., WINDOW // 2 : -(WINDOW // 2), WINDOW // 2 : -(WINDOW // 2)] for mask in masks]
+    found = [[] for _ in masks]
+    for i in range(0, n, at_once):
+        one, other = (image[i : i + at_once].float().flatten(0, 1).transpose(0, 1) for image in (x, y))
         torch.add(one, other, out=u)
         torch.sub(one, other, out=v)
         torch.addcmul(2 * (C1 + C2), u, u, out=uu)
         torch.mul(v, v, out=vv)
-        for at, reach, band in _bands(w, x.device):
-            torch.mm(maps.view(-1, w)[:, reach], band.T, out=half.view(-1, columns)[:, at])
-        for at, reach, band in _bands(h, x.device):
-            torch.mm(band, half.view(h, -1)[reach], out=means.view(rows, -1)[at])
+        for one, other, product in passes:
+            torch.mm(one, other, out=product)
         torch.addcmul(2 * C1, mu_u, mu_u, out=mu_u)
         mu_v.mul_(mu_v)
         V_u.sub_(mu_u)
         V_v.sub_(mu_v)
-        above = (mu_u - mu_v).mul_(V_u - V_v)
-        torch.div(above, mu_u.add_(mu_v).mul_(V_u.add_(V_v)), out=found[i].transpose(0, 1))
-    return found.view(n, -1, rows, columns)
-
-
-def _inner(mask):
-    """A mask without the pixels next to the border, which have no window."""
-    pad = WINDOW // 2
-    return mask if mask is None else mask[..., pad:-pad, pad:-pad]
+        ssim = (mu_u - mu_v).mul_(V_u - V_v).div_(mu_u.add_(mu_v).mul_(V_u.add_(V_v)))
+        ssim = ssim.view(rows, at_once, c, columns).transpose(0, 1).transpose(1, 2)
+        for each, mask in zip(found, masks):
+            each.append(_mean(ssim, mask if mask is None else mask[i : i + at_once]))
+    return [torch.cat(each) for each in found]
 
 
 @cache
 def _bands(length, device):
     """The Gaussian window's means over `length` pixels in pieces: [(slice of the means, slice of the pixels, matrix)].
 
-    A piece of 16 means needs 26 pixels, so that half of the products count. Exact on every device: convolutions may run in TF32.
+    Each piece of 16 means needs 26 pixels, so that half of the products count. Exact on every
+    device: convolutions may run in TF32.
     """
     offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
     window = torch.exp(-(offsets**2) / (2 * SIGMA**2))
