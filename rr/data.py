@@ -379,9 +379,9 @@ class Packed:
         if torch.device(device).type != "cpu":
             return self.pixels(rows).to(device) * UNIT
         out = torch.empty(len(rows), 3, self.size, self.size) if out is None else out[: len(rows)]
-        for image, pixels in zip(out, self._views(rows)):  # one by one: converted and scaled while it is in the cache
-            image.copy_(pixels).mul_(UNIT)
-        return out
+        for image, pixels in zip(out, self._views(rows)):  # gathered and converted in one pass
+            image.copy_(pixels)
+        return out.mul_(UNIT)
 
     def fov(self, rows, device="cpu", out=None):
         """Field-of-view masks of `rows`, bool (B, 1, S, S); the whole frame where there is none. out: as in `batch`."""
