@@ -183,6 +183,25 @@ def lines(table, x, y, hue, xlabel=None, ylabel=None):
     return figure
 
 
+def growth(table):
+    """What a data set costs against its images: a panel each for seconds (log-log, with the proportional line), memory, bytes."""
+    figure, axes = plt.subplots(1, 3, figsize=(9.5, 2.7))
+    images = table["images"].to_numpy()
+    for column, label in (("prepare_seconds", "preparing"), ("epoch_seconds", "an epoch's data")):
+        (line,) = axes[0].loglog(images, table[column], "o-", label=label)
+        axes[0].loglog(images, table[column].iloc[0] * images / images[0], ":", color=line.get_color(), lw=1)
+    axes[0].legend(frameon=False, title="dotted: proportional")
+    axes[1].plot(images, table["peak_mib"], "o-", color="k")
+    axes[2].plot(images, table["bytes"] / 1e9, "o-", color="k")
+    for axis, label in zip(axes, ("seconds", "memory of all processes, MiB", "disk, GB")):
+        axis.set(xlabel="images", ylabel=label)
+    for axis in axes[1:]:
+        axis.set(xlim=(0, None), ylim=(0, None))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
+    figure.tight_layout()
+    return figure
+
+
 def bars(table, metrics, by="method", rungs=(), seeds=None, reference=None):
     """Mean and 95 % bootstrap interval over images of each metric, one bar per value of `by`; n/a where unknown.
 

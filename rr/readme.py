@@ -7,10 +7,12 @@ notebooks' .ipynb twins, for papermill and for JupyterLab without jupytext, are 
 
 import re
 from dataclasses import asdict, fields
+from functools import partial
 from statistics import fmean
 
 import jupytext
 import nbformat
+import pandas as pd
 
 from rr import io, studies, workflow
 from rr.notebook import NOTEBOOKS
@@ -209,8 +211,58 @@ def metrics():
     return "\n\n".join(evaluated(stem) for stem in tables)
 
 
-PARTS = {"commands": commands, "speed": speed, "photographs": photographs, "presets": presets, "choices": choices, "cost": cost,
-         "numbers": numbers}  # fmt: skip
+def bench(device):
+    """The benchmark's table, results/bench/<device>.csv."""
+    path = io.ROOT / "results" / "bench" / f"{device}.csv"
+    if not path.is_file():
+        return f"Not run: `.venv/bin/rr bench {device}` makes results/bench/{device}.csv."
+    lines = []
+    for line in pd.read_csv(path).itertuples():
+        against = [line.peer, f"{line.theirs:,.4g}", f"{line.ratio:.2f}"] if isinstance(line.peer, str) else ["", "", ""]
+        target = f"{line.target:g}" + ("" if isinstance(line.peer, str) else f" {line.unit}")
+        quality = f"{line.gate}: {line.value:.2g} (limit {line.limit:g})"
+        ours, met = f"{line.ours:,.4g} {line.unit}", "yes" if line.met else "no"
+        lines.append((line.row, line.task, ours, *against, target, met, quality))
+    facts = io.read_json(path.with_suffix(".json"))["provenance"]
+    head = ("", "what", "ours", "peer", "theirs", "ratio", "target", "met", "quality")
+    note = f"{facts['machine']}. Threads, spread of the ratios and reasons of what was missed: results/bench/{device}.csv."
+    return f"{table(head, lines)}\n\n{note}"
+
+
+def million():
+    """Cost of a data set as it grows, and what follows for a million images: results/bench/scale.json and cpu.csv."""
+    folder = io.ROOT / "results" / "bench"
+    if not (folder / "scale.json").is_file():
+        return "Not run: `workflow/scale` makes results/bench/scale.json."
+    found = io.read_result(folder / "scale.json")
+    scale, rows, facts = found["numbers"]["exponents"], found["numbers"]["rows"], found["provenance"]
+    head = ("embedded images", "preparing, s", "images/s", "memory, all processes, MiB", "disk, GB", "data of an epoch, images/s")
+    lines = [(f"{each['images']:,}", f"{each['prepare_seconds']:,.0f}", f"{each['prepare_images_per_s']:.0f}",
+              f"{each['peak_mib']:,.0f}", f"{each['bytes'] / 1e9:.2f}", f"{each['epoch_images_per_s']:,.0f}")
+             for each in rows]  # fmt: skip
+    largest, size = rows[-1], facts["size"]
+    hours = largest["prepare_seconds"] * (1e6 / largest["images"]) ** scale["prepare_seconds"] / 3600
+    epoch = 1e6 / largest["epoch_images_per_s"] / 60
+    disk = largest["bytes"] / largest["images"] * 1e6 / 1e9
+    text = (
+        f"{size} px, {facts['workers']} processes to prepare, one thread to read; {facts['machine']}. Seconds grow with the "
+        f"power {scale['prepare_seconds']:.2f} (preparing) and {scale['epoch_seconds']:.2f} (an epoch) of the number of images. "
+        f"For a million that is {hours:.1f} h, {disk:.0f} GB, and {epoch:.0f} min to read all of them on one thread; "
+        f"at 224 px {1e6 * 3 * 224**2 / 1e9:.0f} GB."
+    )
+    bench = pd.read_csv(folder / "cpu.csv") if (folder / "cpu.csv").is_file() else pd.DataFrame({"row": [], "task": []})
+    jpegs = bench[(bench["row"] == "T3") & bench["task"].str.contains("which looks")].drop_duplicates("task")
+    if len(jpegs):
+        text += " Photographs instead of eyes that are drawn, per core: " + ", ".join(
+            f"{1e6 / each.ours / 3600:.0f} h for a million of {each.task.removeprefix('JPEG of ').split(' to ')[0]}"
+            for each in jpegs.itertuples()) + "."  # fmt: skip
+    return f"{table(head, lines)}\n\n{text}"
+
+
+PARTS = {
+    "commands": commands, "speed": speed, "photographs": photographs, "presets": presets, "choices": choices, "cost": cost,
+    "numbers": numbers, "bench-cpu": partial(bench, "cpu"), "bench-gpu": partial(bench, "gpu"), "million": million,
+}  # fmt: skip
 CARD_PARTS = {"weights": weights, "metrics": metrics}
 
 
