@@ -127,8 +127,8 @@ print(f"readable if g >= {degrade.G_MIN} and rho >= {degrade.RHO_MIN}")
 # %% [markdown]
 # ## Packing
 #
-# One pass over the source: find the field of view, crop, pad to a square, resize, hash; into shards, so that a run that was stopped goes on.
-# Near-duplicates go to one side of
+# One pass over the source: find the field of view, crop, pad to a square, resize, hash; into shards, so that a run that was
+# stopped goes on. Near-duplicates go to one side of
 # the split. The pack is memory-mapped: opening it reads no image.
 
 # %%
