@@ -279,7 +279,7 @@ def degradation(sizes=(512, 224), targets=(10, 3), n=4):
         ours = partial(degrade.apply, x, params, fov)
         theirs = partial(reference.apply, x, params, fov)
         gate = Gate("largest difference", float((ours() - theirs()).abs().max()), 0.01)
-        yield Task(f"degradation, {size} px", "images", n, ours, target, gate, {"kernels at full resolution": theirs},
+        yield Task(f"degradation, {size} px", "images", n, ours, target, gate, {"full-resolution kernels, scipy": theirs},
                    why=lambda: f"where ours spends its time: {hotspots(ours)}")  # fmt: skip
 
 
