@@ -23,7 +23,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
@@ -289,7 +288,7 @@ def classifier(sizes=(80, 224), batch=8):
     for size in sizes:
         torch.manual_seed(0)
         model = Readability().train()
-        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.98), use_buffers=True)
+        average = train.averaging(copy.deepcopy(model), model, 0.98)
         optimizer = train.OPTIMIZERS["rmsprop"](model.parameters(), lr=1e-4)
         images = data.Batch(torch.rand(batch, 3, size, size), torch.ones(batch, len(LABELS)), None)
         generator = torch.Generator().manual_seed(0)
@@ -299,7 +298,7 @@ def classifier(sizes=(80, 224), batch=8):
             loss = model.loss(images, generator)["loss"]
             loss.backward()
             optimizer.step()
-            averaged.update_parameters(model)
+            average()
             return loss.item()
 
         flops = _flops(step)

@@ -13,6 +13,7 @@ return; each is written, normalised and read again, forward and backward, in bf1
 peer's: it does just this product and this copy, by turns with the step. Every size is an argument: a CPU can do small ones.
 """
 
+import copy
 import warnings
 from functools import partial
 from itertools import count
@@ -23,7 +24,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rr import checkpoint, data, degrade, metrics, sources, synthetic, train, weights
@@ -47,9 +47,8 @@ def training(component, device, optimizer="adamw", lr=1e-4, fast=True):
     fast: as rr.train takes it, else without its compiler.
     """
     component.train()
-    averaged = AveragedModel(component, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
-    averaged.module.to(device)  # not its counter, which is looked at in every step
     component.to(device)
+    average = train.averaging(copy.deepcopy(component), component, 0.99)
     if fast:
         compiled(component, device)
     opt, generator = train.OPTIMIZERS[optimizer](component.parameters(), lr=lr), torch.Generator().manual_seed(0)
@@ -60,7 +59,7 @@ def training(component, device, optimizer="adamw", lr=1e-4, fast=True):
         loss.backward()
         opt.step()
         opt.zero_grad()
-        averaged.update_parameters(component)
+        average()
         return loss.detach()
 
     return step

@@ -126,7 +126,7 @@ def train(
     module.mark_forward_method("loss")
     if isinstance(next(model.parameters()), DTensor):
         averaged = _sharded(copy.deepcopy(whole), fabric.strategy.device_mesh)
-    average = _averaging(averaged, model, ema)
+    average = averaging(averaged, model, ema)
     if device.type == "cuda":
         torch.compiler.reset()  # the compiler counts the graphs of a process, and gives up at eight
         for part in model.hot:
@@ -273,7 +273,7 @@ def _code(component):
     return code("train", *([file] if file else []))
 
 
-def _averaging(averaged, model, decay):
+def averaging(averaged, model, decay):
     """A function that moves the weights and buffers of `averaged` towards those of `model`; the first time it copies them.
 
     The arithmetic is torch's. Its AveragedModel does the same, but makes the GPU wait in every step and mixes sharded tensors
