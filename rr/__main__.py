@@ -303,6 +303,10 @@ def prepare(
     megabytes, rate = sum(path.stat().st_size for path in shards) / 1e6, made / (time.time() - started)
     print(f"{_short(out)}: {len(packed)} images of {size} px, {megabytes:.1f} MB; {made} made now, {rate:.1f} images/s; "
           f"at most {memory / 1024:.0f} MiB of memory")  # fmt: skip
+    if skipped := packed.manifest["skipped"]:
+        print(f"{len(skipped)} images could not be used and were left out (all in manifest.json), the first: {skipped[0]}")
+    if missing := packed.manifest["missing"]:
+        print(f"{missing} names of the labels have no image (missing.csv), the first: {packed.manifest['missing_first'][0]}")
 
 
 # ---------------------------------------------------------------------------------------------------------- bench
