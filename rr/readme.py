@@ -251,7 +251,7 @@ def million():
         f"at 224 px {1e6 * 3 * 224**2 / 1e9:.0f} GB."
     )
     bench = pd.read_csv(folder / "cpu.csv") if (folder / "cpu.csv").is_file() else pd.DataFrame({"row": [], "task": []})
-    jpegs = bench[(bench["row"] == "T3") & bench["task"].str.contains("which looks")].drop_duplicates("task")
+    jpegs = bench[(bench["row"] == "T3") & bench["task"].str.contains("which looks for")].drop_duplicates("task")
     if len(jpegs):
         text += " Photographs instead of eyes that are drawn, per core: " + ", ".join(
             f"{1e6 / each.ours / 3600:.0f} h for a million of {each.task.removeprefix('JPEG of ').split(' to ')[0]}"
