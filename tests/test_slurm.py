@@ -3,6 +3,7 @@
 Skipped where no SLURM answers; `eval "$(tests/slurm/start FOLDER)"` makes one of this machine.
 """
 
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from collections import Counter
 import pytest
 import yaml
 
-from rr import io, workflow
+from rr import data, io, sources, workflow
 from rr.io import ROOT
 
 
@@ -94,3 +95,17 @@ def test_the_workflow_goes_through_slurm(tmp_path):
     assert [job for job in made if not made[job]] == ["09_fusion"]
     facts = io.read_result(workflow.result(out / "mini", "02_readability"))["provenance"]
     assert facts["threads"] == 1, "as many as SLURM reserved"
+
+
+def test_srun_starts_the_processes_of_one_training(tmp_path):
+    """Two tasks of a job are the two processes of tests/ranks.py, with one set of weights in the end."""
+    packed = data.pack(sources.embedded(72, 0), 80, tmp_path / "data")
+    words = json.dumps({"out": str(tmp_path / "two"), "data": str(packed.path), "component": "plain", "devices": 2})
+    command = ["srun", "--ntasks-per-node", "2", "--time", "5", sys.executable, str(ROOT / "tests" / "ranks.py"), words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = io.read_json(tmp_path / "two" / "config.json")["provenance"]
+    assert made["processes"] == 2
+    seen = [set(json.loads((tmp_path / "two" / f"seen-{rank}.json").read_text())[0]) for rank in range(2)]
+    assert all(seen) and not seen[0] & seen[1] and len(seen[0] | seen[1]) == made["rows"]
