@@ -128,6 +128,7 @@ def train(
         averaged = _sharded(copy.deepcopy(whole), fabric.strategy.device_mesh)
     average = averaging(averaged, model, ema)
     if device.type == "cuda":
+        torch.compiler.set_stance("default")
         torch.compiler.reset()  # the compiler counts the graphs of a process, and gives up at eight
         for part in model.hot:
             part.compile(dynamic=False)  # steps of two sizes, that differ by one image
@@ -188,6 +189,8 @@ def train(
         yield row
     set_model_state_dict(model, checkpoint.load(folder, component, device).state_dict(), options=WHOLE)
     model.eval()
+    if device.type == "cuda":
+        torch.compiler.set_stance("force_eager")  # what follows has batches of all sizes, each of which would be compiled
 
 
 def _gradients(module, share, n, numbers, micro, fabric, trial=False):
