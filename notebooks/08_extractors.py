@@ -24,7 +24,7 @@
 # | --- | --- |
 # | needs | 03_features and 06_restoration with all eight extractors |
 # | writes | `tables/08_extractors.csv`, `.md`, `.tex`, figures `08_extractors_*`, `08_extractors.json` |
-# | time | smoke: 3 s on 1 thread(s) of a CPU |
+# | time | smoke: 2 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the runs

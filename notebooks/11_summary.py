@@ -23,7 +23,7 @@
 # | --- | --- |
 # | needs | 02_readability, 10_what_matters, and 06_restoration with all configurations of the paper's three studies |
 # | writes | `tables/11_summary*.csv`, `.md`, `.tex`, figure `11_summary_ladder`, `11_summary.json` |
-# | time | smoke: 7 s on 1 thread(s) of a CPU |
+# | time | smoke: 2 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the runs
