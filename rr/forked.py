@@ -31,8 +31,9 @@ SERVER = "RR_FORK"  # the environment variable that names a server's socket
 LIBRARIES = (
     "torch", "torchvision.models", "lightning", "lpips", "pandas", "pandera.pandas", "scipy.ndimage", "scipy.sparse.csgraph",
     "skimage.color", "skimage.data", "skimage.exposure", "skimage.morphology", "sklearn.metrics", "matplotlib.pyplot", "seaborn",
-    "PIL.Image", "safetensors.torch", "filelock", "tqdm",
-    "torch.optim.swa_utils", "IPython.display", "ipykernel.kernelapp", "jupytext", "nbformat", "nbclient", "papermill",
+    "PIL.Image", "pyarrow.parquet", "safetensors.torch", "filelock", "tqdm",
+    "torch.optim.swa_utils", "torch.distributed.checkpoint.state_dict", "IPython.display", "ipykernel.kernelapp",
+    "jupytext", "nbformat", "nbclient", "papermill",
 )  # fmt: skip
 # variables that a library or Python reads while it is loaded: the server refuses a job with other values
 LOADED = ("OMP_", "MKL_", "OPENBLAS_", "GOMP_", "KMP_", "TORCH_", "PYTORCH_", "PYTHON", "MPL", "TQDM_", "LD_", "LC_")
