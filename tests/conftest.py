@@ -1,6 +1,7 @@
 """What several test modules share: a small notebook, a folder of photographs, and commands run as a user runs them."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -10,6 +11,9 @@ import skimage.data
 from PIL import Image
 
 from rr.io import ROOT
+
+# a shell that is not interactive starts background jobs with Ctrl-C ignored, which all processes of the tests would inherit
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TOY = """# ---
 # jupyter:
