@@ -196,7 +196,7 @@ def growth(table):
     for axis, label in zip(axes, ("seconds", "memory of all processes, MiB", "disk, GB")):
         axis.set(xlabel="images", ylabel=label)
     for axis in axes[1:]:
-        axis.set(xlim=(0, None), ylim=(0, None))
+        axis.set(xlim=(0, None), ylim=(0, 1.1 * max(axis.lines[0].get_ydata())))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
     figure.tight_layout()
     return figure

@@ -247,8 +247,9 @@ def million():
     text = (
         f"{size} px, {facts['workers']} processes to prepare, one thread to read; {facts['machine']}. Seconds grow with the "
         f"power {scale['prepare_seconds']:.2f} (preparing) and {scale['epoch_seconds']:.2f} (an epoch) of the number of images. "
-        f"For a million that is {hours:.1f} h, {disk:.0f} GB, and {epoch:.0f} min to read all of them on one thread; "
-        f"at 224 px {1e6 * 3 * 224**2 / 1e9:.0f} GB."
+        f"For a million that is {hours:.1f} h, {disk:.0f} GB, and {epoch:.0f} min to read all of them on one thread "
+        f"at the rate of the largest, as long as memory holds them: beyond that the disk decides. "
+        f"At 224 px {1e6 * 3 * 224**2 / 1e9:.0f} GB."
     )
     bench = pd.read_csv(folder / "cpu.csv") if (folder / "cpu.csv").is_file() else pd.DataFrame({"row": [], "task": []})
     jpegs = bench[(bench["row"] == "T3") & bench["task"].str.contains("which looks for")].drop_duplicates("task")

@@ -12,8 +12,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 CUT = 4  # standard deviations
-TINTS = np.array([(251, 249, 246), (141, 238, 238), (177, 195, 147)]) / 255
-LUMA = np.array([0.299, 0.587, 0.114])
+TINTS = np.array([(251, 249, 246), (141, 238, 238), (177, 195, 147)], np.float32) / 255
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def blurred(field, sigma):
@@ -22,9 +22,10 @@ def blurred(field, sigma):
 
 
 def soft_disc(size, u, v, radius, sigma):
-    """A disc of height 1 with its centre at u, v (widths), blurred; drawn on a frame wide enough that none of it is lost."""
+    """A disc of height 1 with its centre at u, v (widths), blurred; one that crosses the border is drawn on a wider frame."""
     height, width = size
-    pad = math.ceil(CUT * sigma * width)
+    inside = radius <= min(u, 1 - u, v, height / width - v)
+    pad = 0 if inside else math.ceil(CUT * sigma * width)
     y, x = np.ogrid[-pad : height + pad, -pad : width + pad]
     disc = ((x + 0.5) / width - u) ** 2 + ((y + 0.5) / width - v) ** 2 <= radius**2
     return blurred(disc.astype(np.float32), sigma * width)[pad : pad + height, pad : pad + width]

@@ -168,3 +168,13 @@ def test_curves_draw_a_line_and_a_band_per_method_over_the_steps_that_there_are(
     assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "15"] and axis.get_xscale() == "log"
     assert axis.lines[-1].get_ydata()[0] == 21
     figures.plt.close()
+
+
+def test_growth_shows_every_cost_from_zero():
+    table = pd.DataFrame({"images": [10, 100], "prepare_seconds": [1.0, 10.0], "epoch_seconds": [0.1, 1.0],
+                          "peak_mib": [1000.0, 1001.0], "bytes": [1e9, 1e10]})  # fmt: skip
+    figure = figures.growth(table)
+    assert [axis.get_ylabel() for axis in figure.axes] == ["seconds", "memory of all processes, MiB", "disk, GB"]
+    assert all(axis.get_ylim()[0] == 0 and axis.get_ylim()[1] > axis.lines[0].get_ydata().max() for axis in figure.axes[1:])
+    dotted = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert [line.get_ydata()[-1] for line in dotted] == [10.0, 1.0]  # what the first number of images says of the last

@@ -180,5 +180,5 @@ def test_the_benchmark_and_the_cost_of_a_million_quote_their_files(tmp_path, mon
     io.write_result(folder / "scale.json", {"rows": rows, "exponents": exponents}, size=128, workers=2)
     text = readme.million()
     assert "| 10,000 | 100 | 100 | 1,000 | 0.49 | 5,000 |" in text
-    assert "For a million that is 2.8 h, 49 GB, and 3 min to read all of them" in text and "at 224 px 151 GB" in text
+    assert "For a million that is 2.8 h, 49 GB, and 3 min to read all of them" in text and "At 224 px 151 GB" in text
     assert "3 h for a million of 1024 px" in text
