@@ -135,7 +135,7 @@ def measure(task, pairs=PAIRS):
         line = {"task": task.name, "peer": peer, "unit": f"{task.unit}/s", "ours": ours, "theirs": theirs,
                 "ratio": np.median(ratios), "low": ratios.min(), "high": ratios.max(), "target": task.target}  # fmt: skip
         line["met"] = bool((line["ratio"] if call else ours) >= task.target)
-        line |= {"gate": task.gate.what, "value": task.gate.value, "limit": task.gate.limit, "ok": bool(task.gate.ok)}
+        line |= {"gate": task.gate.what, "value": float(task.gate.value), "limit": task.gate.limit, "ok": bool(task.gate.ok)}
         if not line["met"] and task.why:
             reason = reason or task.why()
         yield line | {"threads": task.threads, "note": "; ".join(filter(None, [task.note, "" if line["met"] else reason]))}

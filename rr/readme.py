@@ -220,7 +220,7 @@ def bench(device):
     for line in pd.read_csv(path).itertuples():
         against = [line.peer, f"{line.theirs:,.4g}", f"{line.ratio:.2f}"] if isinstance(line.peer, str) else ["", "", ""]
         target = f"{line.target:g}" + ("" if isinstance(line.peer, str) else f" {line.unit}")
-        quality = f"{line.gate}: {line.value:.2g} (limit {line.limit:g})"
+        quality = f"{line.gate}: {float(line.value):.2g} (limit {line.limit:g})"
         ours, met = f"{line.ours:,.4g} {line.unit}", "yes" if line.met else "no"
         lines.append((line.row, line.task, ours, *against, target, met, quality))
     facts = io.read_json(path.with_suffix(".json"))["provenance"]
