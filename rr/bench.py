@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rr import io
+from rr import io, weights
 from rr.io import InputError
 from rr.presets import choose
 
@@ -76,6 +76,21 @@ def need(*modules):
     for module in modules:
         if find_spec(module) is None:
             raise NotMeasured(f"{PEERS[module]}: not installed; `pip install {PEERS[module]}`, or all: `pip install '.[bench]'`")
+
+
+def parameters(model):
+    """Number of a network's parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def with_trunk(peer):
+    """A peer's LPIPS network with AlexNet's ImageNet weights in its trunk. Raises NotMeasured where they are not at hand."""
+    if weights.available("alexnet") is None:
+        raise NotMeasured("LPIPS: no ImageNet weights of AlexNet here, and a random trunk measures nothing; "
+                          f"{weights.FOLDER}=FOLDER with torchvision's file")  # fmt: skip
+    tensors, _ = weights.state("alexnet")
+    peer.net.load_state_dict({key: tensors[f"features.{key.split('.', 1)[1]}"] for key in peer.net.state_dict()})
+    return peer.requires_grad_(False)
 
 
 def seconds(call):

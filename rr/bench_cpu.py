@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import functional as tv
 
-from rr import backbones, corrector, data, degrade, forked, io, metrics, photo, sources, studies, synthetic, train, weights
-from rr.bench import Gate, NotMeasured, Task, hotspots, need, seconds
+from rr import backbones, corrector, data, degrade, forked, io, metrics, photo, sources, studies, synthetic, train
+from rr.bench import Gate, NotMeasured, Task, hotspots, need, parameters, seconds, with_trunk
 from rr.diffusion import Diffusion
 from rr.paper import LABELS
 from rr.photo import read_photograph, to_photograph, to_tensor
@@ -234,14 +234,8 @@ def lpips(size=224, n=8):
     need("lpips")
     import lpips as package
 
-    if weights.available("alexnet") is None:
-        raise NotMeasured("LPIPS: no ImageNet weights of AlexNet here, and a random trunk measures nothing; "
-                          f"{weights.FOLDER}=FOLDER with torchvision's file")  # fmt: skip
+    model = with_trunk(package.LPIPS(net="alex", pnet_rand=True, verbose=False))  # pnet_rand: no download of its own
     distance = metrics.load_lpips()
-    model = package.LPIPS(net="alex", pnet_rand=True, verbose=False)
-    tensors, _ = weights.state("alexnet")
-    model.net.load_state_dict({key: tensors[f"features.{key.split('.', 1)[1]}"] for key in model.net.state_dict()})
-    model.requires_grad_(False)
     fast = copy.deepcopy(model).to(memory_format=torch.channels_last)
     methods = len(studies.STUDIES["extractors"])  # the largest study of the paper, Table 1
     x, _ = _pairs(n, size)
@@ -303,7 +297,7 @@ def classifier(sizes=(80, 224), batch=8):
 
         flops = _flops(step)
         first = step()
-        note = f"{batch} images, {_parameters(model) / 1e6:.1f} M parameters, {flops / 1e9:.0f} GFLOP a step"
+        note = f"{batch} images, {parameters(model) / 1e6:.1f} M parameters, {flops / 1e9:.0f} GFLOP a step"
         gate = Gate("loss on one batch after 10 steps, over the first", [step() for _ in range(10)][-1] / first, 1)
         yield Task(f"InceptionV3, training step, {size} px", "GFLOP", flops / 1e9, step, 0.55, gate,
                    {f"3x3 convolution, {shape}": ceiling}, _flops(ceiling) / 1e9, note=note,
@@ -344,10 +338,10 @@ def denoiser(dims=(8, 16), size=64, batch=8, steps=200, n=256):
     for dim in dims:
         torch.manual_seed(0)
         peer, flash = Unet(dim), Unet(dim, flash_attn=True)
-        width = next(width for width in count(8, 4) if _parameters(backbones.UNet(width)) >= _parameters(peer))
+        width = next(width for width in count(8, 4) if parameters(backbones.UNet(width)) >= parameters(peer))
         model = backbones.UNet(width)
         psnr = {name: _trained(each, eyes, batch // 2, steps) for name, each in {"ours": model, "theirs": peer}.items()}
-        note = "; ".join(f"{name}: {_parameters(each) / 1e6:.2f} M parameters, {_macs(each, size) / 1e9:.2f} GMAC an image, "
+        note = "; ".join(f"{name}: {parameters(each) / 1e6:.2f} M parameters, {_macs(each, size) / 1e9:.2f} GMAC an image, "
                          f"{psnr[name]:.2f} dB after {steps} steps of {batch // 2} images"
                          for name, each in {"ours": model, "theirs": peer}.items())  # fmt: skip
         gate = Gate("validation PSNR of theirs over ours, dB", psnr["theirs"] - psnr["ours"], 0)
@@ -356,10 +350,6 @@ def denoiser(dims=(8, 16), size=64, batch=8, steps=200, n=256):
         peers = {f"denoising_diffusion_pytorch: Unet({dim})": calls[1], f"Unet({dim}, flash_attn=True)": calls[2]}
         yield Task(f"U-Net of width {width}, training step, {size} px", "images", batch, calls[0], 3, gate,
                    peers, note=note, why=lambda: f"where ours spends its time: {hotspots(calls[0])}")  # fmt: skip
-
-
-def _parameters(model):
-    return sum(p.numel() for p in model.parameters())
 
 
 def _macs(model, size):

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rr import checkpoint, data, degrade, metrics, sources, synthetic, train, weights
-from rr.bench import Gate, NotMeasured, Task, hotspots, need, seconds
+from rr import checkpoint, data, degrade, metrics, sources, synthetic, train
+from rr.bench import Gate, NotMeasured, Task, hotspots, need, parameters, seconds, with_trunk
 from rr.diffusion import Diffusion, noise
 from rr.features import Extractor
 from rr.paper import LABELS
@@ -68,9 +68,7 @@ def training(component, device, optimizer="adamw", lr=1e-4, fast=True):
 def compiled(component, device):
     """Have the component's hot parts compiled, on a GPU."""
     if device == "cuda":
-        torch.compiler.reset()  # it gives up after some graphs, and counts those of the rows before
-        for part in component.hot:
-            part.compile(dynamic=False)
+        train.compiled(component)
 
 
 def precision(device):
@@ -203,10 +201,6 @@ def noise_model(size, width, T=1000):
     return Denoiser(size, "unet", objective="noise", protocol="literal", width=width, T=T, start=1.0)
 
 
-def parameters(model):
-    return sum(p.numel() for p in model.parameters())
-
-
 def _ddpm(size, dim):
     from denoising_diffusion_pytorch import Unet
 
@@ -308,25 +302,19 @@ def scoring(size=224, n=256, batch=64, width=64, device="cuda"):
                why=lambda: f"where its time goes: {hotspots(degraded, 3)}")  # fmt: skip
 
     need("torchmetrics")
-    if weights.available("alexnet") is None:
-        raise NotMeasured("LPIPS: no ImageNet weights of AlexNet here, and a random trunk measures nothing; "
-                          f"{weights.FOLDER}=FOLDER with torchvision's file")  # fmt: skip
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
     from torchmetrics.functional.image.lpips import _LPIPS
 
-    distance = metrics.load_lpips(device=device)
     with warnings.catch_warnings():  # torchvision's, of how torchmetrics calls it
         warnings.simplefilter("ignore")
-        peer = _LPIPS(net="alex", pnet_rand=True)
-    tensors, _ = weights.state("alexnet")
-    peer.net.load_state_dict({key: tensors[f"features.{key.split('.', 1)[1]}"] for key in peer.net.state_dict()})
-    peer = peer.to(device).requires_grad_(False)
+        peer = with_trunk(_LPIPS(net="alex", pnet_rand=True)).to(device)  # pnet_rand: no download of its own
+    distance = metrics.load_lpips(device=device)
     x = pictures(n, size, device).x
     y = (x + 0.05 * noise(x, torch.Generator().manual_seed(0))).clamp(0, 1)
 
     def ours():
-        fresh = x.clone()  # of which nothing is known yet
-        return torch.stack([metrics.psnr(fresh, y).cpu(), metrics.ssim(fresh, y).cpu(), distance(fresh, y)])
+        distance.known.clear()  # on a CPU it would know the features of x from the call before
+        return torch.stack([metrics.psnr(x, y).cpu(), metrics.ssim(x, y).cpu(), distance(x, y)])
 
     @torch.inference_mode()
     def theirs(rim=5):

@@ -128,10 +128,7 @@ def train(
         averaged = _sharded(copy.deepcopy(whole), fabric.strategy.device_mesh)
     average = averaging(averaged, model, ema)
     if device.type == "cuda":
-        torch.compiler.set_stance("default")
-        torch.compiler.reset()  # the compiler counts the graphs of a process, and gives up at eight
-        for part in model.hot:
-            part.compile(dynamic=False)  # steps of two sizes, that differ by one image
+        compiled(model)
     opt = fabric.setup_optimizers(OPTIMIZERS[optimizer]([p for p in model.parameters() if p.requires_grad], lr=lr))
 
     step, first, best, history, spent = 0, 0, float("inf"), [], 0.0
@@ -274,6 +271,14 @@ def _code(component):
     """Hash of the code that a training of `component` runs, see io.code; a class typed into a notebook has no file."""
     file = getattr(sys.modules[component.__module__], "__file__", None)
     return code("train", *([file] if file else []))
+
+
+def compiled(model):
+    """Have the `hot` parts of a component on a GPU compiled, in place: their weights keep their names."""
+    torch.compiler.set_stance("default")
+    torch.compiler.reset()  # the compiler counts the graphs of a process, and gives up at eight
+    for part in model.hot:
+        part.compile(dynamic=False)  # steps of two sizes, that differ by one image
 
 
 def averaging(averaged, model, decay):
