@@ -100,7 +100,7 @@ def run(
     """Run one notebook with papermill; its parameters are checked before anything starts."""
     path = notebook.find(name)
     given = {}
-    for key, text in map(_assigned, values):
+    for key, text in map(notebook.assigned, values):
         is_path = key in ("data", "labels", "photo", "photos", "train_photos") and Path(text).exists()
         given[key] = str(Path(text).absolute()) if is_path else text  # notebooks run in the project's root
     every = notebook.check(path, given)
@@ -113,14 +113,6 @@ def run(
         workflow.mark(home, workflow.name(path.stem, every)).unlink(missing_ok=True)
     with workflow.owned(), workflow.lease(), workflow.reported(executed, mark, path.stem, given):
         forked.execute(path, given, executed)
-
-
-def _assigned(value):
-    """(name, text) of a -p NAME=VALUE."""
-    name, equals, text = value.partition("=")
-    if not equals:
-        raise InputError(f"-p {value}: must be NAME=VALUE")
-    return name.strip(), text
 
 
 # -------------------------------------------------------------------------------------------------------- restore
@@ -246,29 +238,24 @@ def train(
             raise InputError("corrector: knows no preset, batch, -p or other strategy than ddp; see --photos, --seed, --out")
         if photos and not photos.is_dir():
             raise InputError(f"--photos {photos}: no such folder")
-        from rr import corrector, train
-
-        fabric = train.fabric(device, devices, nodes, strategy)
-        fabric.launch()
-        made = corrector.make(out or "training", photos, seed=seed, fabric=fabric)
-        if fabric.is_global_zero:
-            print(_short(made))
-        return
-    if photos:
+    elif photos:
         raise InputError(f"--photos: is for the corrector; {component} is trained on the data set of 01_data")
-    from rr import recipes
+    from rr import corrector, recipes, train
 
     choose("component", component, [*recipes.COMPONENTS, "corrector"])
-    given = dict(_assigned(value) for value in values)
-    every = recipes.parameters(component, given | {"preset": preset, "seed": seed, "out": out or "results", "device": device})
-    from rr import train
-
+    given = {"preset": preset, "seed": seed, "out": out or "results", "device": device}
+    if component != "corrector":
+        given = recipes.parameters(component, dict(map(notebook.assigned, values)) | given)
     fabric = train.fabric(device, devices, nodes, strategy)
     fabric.launch()
-    plan = recipes.plan(component, every, batch)
-    train.run(component, fabric=fabric, **plan)
+    if component == "corrector":
+        made = corrector.make(out or "training", photos, seed=seed, fabric=fabric)
+    else:
+        plan = recipes.plan(component, given, batch)
+        train.run(component, fabric=fabric, **plan)
+        made = plan["folder"]
     if fabric.is_global_zero:
-        print(_short(plan["folder"]))
+        print(_short(made))
 
 
 # ----------------------------------------------------------------------------------------------------------- data

@@ -96,6 +96,14 @@ def _parameter(path, node, comments):
     return Parameter(name, kind, default, about, tuple(listed[0].rstrip(":;,.").split(" | ")) if listed else ())
 
 
+def assigned(value):
+    """(name, text) of "NAME=VALUE", as -p takes it. Raises InputError for anything else."""
+    name, equals, text = value.partition("=")
+    if not equals:
+        raise InputError(f"-p {value}: must be NAME=VALUE")
+    return name.strip(), text
+
+
 def check(path, values):
     """All parameters of a notebook with the given values in place: {name: typed value}.
 

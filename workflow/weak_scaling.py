@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 import typer
 
-from rr import io, recipes, train
+from rr import io, notebook, recipes, train
 
 TABLE = io.ROOT / "results" / "bench" / "weak_scaling.csv"
 KIND = ["component", "preset", "device", "strategy", "per_device", "nodes", "devices"]  # what makes two points the same
@@ -39,7 +39,7 @@ def main(
 ):
     fabric = train.fabric(device, devices, nodes, strategy)
     fabric.launch()
-    given = dict(value.split("=", 1) for value in values)
+    given = dict(map(notebook.assigned, values))
     with tempfile.TemporaryDirectory() as folder:
         plan = recipes.plan(component, recipes.parameters(component, given | {"preset": preset}), per_device * fabric.world_size)
         plan |= {"folder": folder, "epochs": 10**6}
