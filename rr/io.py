@@ -137,7 +137,7 @@ def code(*files):
         if path in trees:
             continue
         tree = trees[path] = ast.parse(path.read_text(encoding="utf-8"))
-        todo += imports(path)
+        todo += imports(tree)
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
                 node.body = node.body[1:]
@@ -145,10 +145,10 @@ def code(*files):
     return hashlib.sha256(repr(texts).encode()).hexdigest()[:12]
 
 
-def imports(path):
-    """Files of the modules of `rr` that a Python file imports and whose code decides about numbers, see `code`."""
+def imports(tree):
+    """Files of the modules of `rr` that a parsed Python file imports and whose code decides about numbers, see `code`."""
     aside, found = {"io", "presets", "paper", "notebook"}, []
-    for node in ast.walk(ast.parse(Path(path).read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rr":
             names = [node.module[3:]] if "." in node.module else [alias.name for alias in node.names]
             found += [Path(__file__).parent / f"{name}.py" for name in names if name not in aside]

@@ -112,11 +112,11 @@ def tracked(stem, row):
     They are read off: `P.name` in the notebook, and in the functions of the modules it imports that it calls with P.
     """
     path = notebook.NOTEBOOKS / f"{stem}.py"
-    script = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-    called = {getattr(node.func, "attr", getattr(node.func, "id", None)) for node in script
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree))
+    called = {getattr(node.func, "attr", getattr(node.func, "id", None)) for node in nodes
               if isinstance(node, ast.Call) and any(isinstance(given, ast.Name) and given.id == "P" for given in node.args)}
-    nodes = list(script)
-    for module in io.imports(path):
+    for module in io.imports(tree):
         for node in ast.parse(module.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and node.name in called and node.args.args[0].arg == "P":
                 nodes += ast.walk(node)
