@@ -63,11 +63,10 @@ def draw_vessels(eye, path, radius, artery, size):
     side *= (radius - 0.5 / scale).clip(0) / (abs(side) + 1e-9) / abs(eye.t)  # a polygon also covers its outline
     start = radius[:, 0]
     wide, shiny = 2 * scale * start >= 2.5, (start > 0.0022) & (2 * scale * start > 4)
-    outline = iter(corners(eye, np.concatenate([path + side, (path - side)[:, ::-1]], 1)[wide], scale))
-    outline = [next(outline) if each else None for each in wide]
+    outlines = np.concatenate([path + side, (path - side)[:, ::-1]], 1)
+    outline = dict(zip(np.flatnonzero(wide).tolist(), corners(eye, outlines[wide], scale)))
     line = corners(eye, path[:, ::2], scale)
-    centre_line = iter(corners(eye, path[shiny], scale))
-    centre_line = [next(centre_line) if each else None for each in shiny]
+    centre_line = dict(zip(np.flatnonzero(shiny).tolist(), corners(eye, path[shiny], scale)))
     density = 255 * (start / 0.004).clip(0, 1) ** 0.6  # less blood on the line of sight of a thin vessel
     reflex = (density * np.where(artery, 0.5, 0.75)).astype(int).tolist()
     density, width = density.astype(int).tolist(), (2 * scale * start).tolist()
@@ -75,11 +74,11 @@ def draw_vessels(eye, path, radius, artery, size):
     draw = ImageDraw.Draw(canvas)
     for i in np.argsort(start).tolist():  # the widest on top
         fill = (255, density[i], 0) if artery[i] else (255, 0, density[i])
-        if outline[i]:
+        if i in outline:
             draw.polygon(outline[i], fill=fill)
         else:
             draw.line(line[i], fill=fill, width=max(1, round(0.9 * width[i])))
-        if centre_line[i]:  # central light reflex
+        if i in centre_line:  # central light reflex
             fill = (255, reflex[i], 0) if artery[i] else (255, 0, reflex[i])
             draw.line(centre_line[i], fill=fill, width=round(0.28 * width[i]))
     return np.asarray(canvas.reduce(over)).transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(255)
