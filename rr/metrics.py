@@ -93,17 +93,21 @@ def load_lpips(
 
 
 class Lpips:
-    """LPIPS of images x, y (N, 3, H, W) in [0, 1] => (N,), float64, on the CPU: sum over layers l and channels c of
-    w_lc (f_lc(x) - f_lc(y))^2, mean over places, with f the trunk's features, normalised at every place.
+    """LPIPS of images x, y (N, 3, H, W) in [0, 1] => (N,), float64, on the CPU: sum over layers l of the mean over places of
+    sum_c w_lc (f_lc(x) - f_lc(y))^2, with f the trunk's features, of length 1 at every place.
 
-    Which is |g(x) - g(y)|^2 for g = sqrt(w / places) f. On a CPU the g of references x are kept, so that a second method scored
-    against the same images costs half; the oldest go when they take more than KEPT bytes. `.note`: its provenance. Raises
-    InputError for values outside [0, 1] and for images below 64 pixels.
+    On a CPU the features of references x are kept, so that a second method scored against the same images costs half; the
+    oldest go when they take more than KEPT bytes. `.note`: its provenance. Raises InputError for values outside [0, 1] and
+    for images below 64 pixels.
     """
 
     def __init__(self, model, note):
-        self.model, self.note, self.device = model, note, next(model.parameters()).device
-        self.known = OrderedDict()  # (shape, digest of the pixels) => g (D,)
+        self.trunk, self.note = model.net, note
+        self.weights = [head.model[-1].weight.flatten() for head in model.lins]  # of each layer (C,)
+        # 2 x - 1, the package's range, then minus its mean, over its standard deviation: x * scale + shift, (1, 3, 1, 1)
+        mean, std = model.scaling_layer.shift, model.scaling_layer.scale
+        self.scale, self.shift, self.device = 2 / std, -(1 + mean) / std, mean.device
+        self.known = OrderedDict()  # (shape, digest of the pixels) => features
 
     @torch.no_grad()
     def __call__(self, x, y):
@@ -114,33 +118,29 @@ class Lpips:
                 raise InputError(f"LPIPS: values from {image.amin():.3g} to {image.amax():.3g}; give images in [0, 1]")
         x, y = x.to(self.device, torch.float32), y.to(self.device, torch.float32)
         step, references = (LPIPS_BATCH, self._kept) if self.device.type == "cpu" else (len(x), self.features)
-        parts = [references(a).sub_(self.features(b)).square_().sum(1) for a, b in zip(x.split(step), y.split(step))]
+        parts = [self._distance(references(a), self.features(b)) for a, b in zip(x.split(step), y.split(step))]
         return torch.cat(parts).double().cpu()
 
     @torch.autocast("cuda", enabled=False)
     def features(self, x):
-        """g (N, D) of images (N, 3, H, W)."""
-        maps = self.model.net(self.model.scaling_layer(2 * x.contiguous(memory_format=torch.channels_last) - 1))
-        g, end = x.new_empty(len(x), sum(f[0].numel() for f in maps)), 0
-        for f, head in zip(maps, self.model.lins):
-            n, c, h, w = f.shape
-            start, end = end, end + c * h * w
-            part = g[:, start:end].view(n, h, w, c).permute(0, 3, 1, 2)  # as the trunk's maps lie, channels last
-            length = f.square().sum(1, keepdim=True).sqrt() + 1e-10  # the package's
-            torch.mul(f, (head.model[-1].weight / (h * w)).sqrt(), out=part).div_(length)
-        return g
+        """Features (N, H_l, W_l, C_l) of each layer, of length 1, of images (N, 3, H, W)."""
+        x = torch.addcmul(self.shift, x, self.scale).contiguous(memory_format=torch.channels_last)
+        maps = [f.permute(0, 2, 3, 1) for f in self.trunk(x)]
+        return [f.div_(torch.linalg.vector_norm(f, dim=3, keepdim=True) + 1e-10) for f in maps]  # 1e-10: the package's
+
+    @torch.autocast("cuda", enabled=False)
+    def _distance(self, fx, fy):
+        return sum(((one - other).square_() @ w).mean((1, 2)) for one, other, w in zip(fx, fy, self.weights))
 
     def _kept(self, x):
-        keys = [(image.shape, hashlib.sha1(image.numpy(), usedforsecurity=False).digest()) for image in x.contiguous()]
-        new = [i for i, key in enumerate(keys) if key not in self.known]
-        if new:
-            self.known |= {keys[i]: g.clone() for i, g in zip(new, self.features(x[new]))}
-        found = torch.stack([self.known[key] for key in keys])
-        for key in keys:
-            self.known.move_to_end(key)
-        while len(self.known) > 1 and sum(g.nbytes for g in self.known.values()) > KEPT:
+        x = x.contiguous()
+        key = x.shape, hashlib.sha1(x.numpy(), usedforsecurity=False).digest()
+        if key not in self.known:
+            self.known[key] = self.features(x)
+        self.known.move_to_end(key)
+        while len(self.known) > 1 and sum(f.nbytes for maps in self.known.values() for f in maps) > KEPT:
             self.known.popitem(last=False)
-        return found
+        return self.known[key]
 
 
 def score(
@@ -208,37 +208,38 @@ def _ssim(x, y, masks):
 
     SSIM = (mu_u^2 - mu_v^2 + 2 C1) (V_u - V_v + 2 C2) / ((mu_u^2 + mu_v^2 + 2 C1) (V_u + V_v + 2 C2)),
 
-    which is exactly 1 for v = 0 and in float32 equal to float64 within 1e-6 (tested). On a CPU image by image in the same
+    which is exactly 1 for v = 0 and in float32 equal to float64 within 1e-6 (tested). On a CPU channel by channel in the same
     memory, so that all maps stay in the cache; C1 and C2 are added before the means, which leave constants as they are.
     """
     C1, C2 = x.new_tensor((K1**2, K2**2), dtype=torch.float32)
-    (n, c, h, w), at_once = x.shape, 1 if x.device.type == "cpu" else len(x)
-    rows, columns = h - WINDOW + 1, w - WINDOW + 1
-    shapes = (h, 4, at_once * c, w), (h, 4, at_once * c, columns), (rows, 4, at_once * c, columns)
+    n, c, h, w = x.shape
+    rows, columns, at_once = h - WINDOW + 1, w - WINDOW + 1, 1 if x.device.type == "cpu" else n * c
+    shapes = (h, 4, at_once, w), (h, 4, at_once, columns), (rows, 4, at_once, columns)
     maps, half, means = (x.new_empty(shape, dtype=torch.float32) for shape in shapes)
     u, v, uu, vv = maps.unbind(1)  # rows first: all products below are then of matrices that lie as they are
     mu_u, mu_v, V_u, V_v = means.unbind(1)
+    ssim, other, _, _ = half[:rows].unbind(1)  # free once all products are there
     passes = [(maps.view(-1, w)[:, reach], band.T, half.view(-1, columns)[:, at]) for at, reach, band in _bands(w, x.device)]
     passes += [(band, half.view(h, -1)[reach], means.view(rows, -1)[at]) for at, reach, band in _bands(h, x.device)]
     masks = [mask if mask is None else mask[..., WINDOW // 2 : -(WINDOW // 2), WINDOW // 2 : -(WINDOW // 2)] for mask in masks]
+    x, y, image_of = x.flatten(0, 1), y.flatten(0, 1), torch.arange(n, device=x.device).repeat_interleave(c)
     found = [[] for _ in masks]
-    for i in range(0, n, at_once):
-        one, other = (image[i : i + at_once].float().flatten(0, 1).transpose(0, 1) for image in (x, y))
-        torch.add(one, other, out=u)
-        torch.sub(one, other, out=v)
+    for i in range(0, n * c, at_once):
+        a, b = (image[i : i + at_once].float().transpose(0, 1) for image in (x, y))
+        torch.add(a, b, out=u)
+        torch.sub(a, b, out=v)
         torch.addcmul(2 * (C1 + C2), u, u, out=uu)
         torch.mul(v, v, out=vv)
-        for one, other, product in passes:
-            torch.mm(one, other, out=product)
+        for a, b, product in passes:
+            torch.mm(a, b, out=product)
         torch.addcmul(2 * C1, mu_u, mu_u, out=mu_u)
         mu_v.mul_(mu_v)
         V_u.sub_(mu_u)
         V_v.sub_(mu_v)
-        ssim = (mu_u - mu_v).mul_(V_u - V_v).div_(mu_u.add_(mu_v).mul_(V_u.add_(V_v)))
-        ssim = ssim.view(rows, at_once, c, columns).transpose(0, 1).transpose(1, 2)
+        torch.sub(mu_u, mu_v, out=ssim).mul_(torch.sub(V_u, V_v, out=other)).div_(mu_u.add_(mu_v).mul_(V_u.add_(V_v)))
         for each, mask in zip(found, masks):
-            each.append(_mean(ssim, mask if mask is None else mask[i : i + at_once]))
-    return [torch.cat(each) for each in found]
+            each.append(_mean(ssim.transpose(0, 1)[:, None], mask if mask is None else mask[image_of[i : i + at_once]]))
+    return [torch.cat(each).view(n, c).mean(1) for each in found]
 
 
 @cache

@@ -218,6 +218,9 @@ def bench(device):
         return f"Not run: `.venv/bin/rr bench {device}` makes results/bench/{device}.csv."
     lines = []
     for line in pd.read_csv(path).itertuples():
+        if pd.isna(line.ours):
+            lines.append((line.row, line.task, line.note, *[""] * 6))
+            continue
         against = [line.peer, f"{line.theirs:,.4g}", f"{line.ratio:.2f}"] if isinstance(line.peer, str) else ["", "", ""]
         target = f"{line.target:g}" + ("" if isinstance(line.peer, str) else f" {line.unit}")
         quality = f"{line.gate}: {float(line.value):.2g} (limit {line.limit:g})"

@@ -18,12 +18,14 @@ import math
 import pickle
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -36,7 +38,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from rr import checkpoint
+from rr import checkpoint, io
 from rr.data import Batch, batches
 from rr.io import InputError, code, provenance, read_json, sweep, write_table, writing
 from rr.presets import choose
@@ -233,13 +235,15 @@ def run(title, model, data, rows, val_rows, *, folder, epochs, batch, **options)
     """`train` to its end, behind a progress bar with loss and images/s; returns the log, see `history`.
 
     log.attrs["seconds"]: what the training took in all; log.attrs["before"]: how much of it in earlier, interrupted runs.
+    Raises InputError while another process trains in `folder`.
     """
     from tqdm import tqdm
 
-    started = time.time()
+    started, fabric = time.time(), options["fabric"]
     steps = train(model, data, rows, val_rows, folder=folder, epochs=epochs, batch=batch, **options)
-    silent = not options["fabric"].is_global_zero
-    with tqdm(total=epochs * math.ceil(len(rows) / batch), desc=title, unit="step", mininterval=1, disable=silent) as bar:
+    silent, total = not fabric.is_global_zero, epochs * math.ceil(len(rows) / batch)
+    bar = tqdm(total=total, desc=title, unit="step", mininterval=1, disable=silent)
+    with _alone(folder, fabric), bar:
         for row in steps:
             bar.update(row["step"] - bar.n)
             bar.set_postfix({"epoch": f"{row['epoch'] + 1}/{epochs}", "loss": f"{row['loss']:.4g}",
@@ -248,6 +252,23 @@ def run(title, model, data, rows, val_rows, *, folder, epochs, batch, **options)
     log.attrs["seconds"] = read_json(Path(folder) / "last" / "config.json")["provenance"]["seconds"]
     log.attrs["before"] = max(0.0, log.attrs["seconds"] - (time.time() - started))
     return log
+
+
+@contextmanager
+def _alone(folder, fabric):
+    """Within the block no other training writes into `folder`."""
+    lock, free = FileLock(io.folder(folder) / ".lock", timeout=0), True
+    if fabric.is_global_zero:
+        try:
+            lock.acquire()
+        except Timeout:
+            free = False
+    if not fabric.broadcast(free):
+        raise InputError(f"{folder}: another process trains there; wait for it, or stop it")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @torch.no_grad()

@@ -163,7 +163,8 @@ def continuous_bernoulli(logits, x):
     over pixels in [0, 1]. A density: it may be negative, and it has no floor at the entropy of x.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        return -ContinuousBernoulli(logits=logits.float()).log_prob(x.float()).flatten(1).sum(1)
+        density = ContinuousBernoulli(logits=logits.float(), validate_args=False)  # whose checks would make a GPU wait
+        return -density.log_prob(x.float()).flatten(1).sum(1)
 
 
 class Likelihood(NamedTuple):

@@ -1,5 +1,8 @@
 """The loop: resume equals an uninterrupted run, bit by bit; averaged weights; best and last; refusals."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -224,6 +227,23 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="no GPU"):
             train.fabric("cuda")
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path, packed):
+    def once():
+        return train.run("line", Line(), packed, np.arange(32), np.arange(32, 40), folder=tmp_path / "line", epochs=1, batch=8,
+                         lr=1e-2, ema=0.9, fabric=train.fabric("cpu"))  # fmt: skip
+
+    holder = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); sys.stdin.read()"
+    (tmp_path / "line").mkdir()
+    words = [sys.executable, "-c", holder, str(tmp_path / "line" / ".lock")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(InputError, match="line: another process trains there"):
+            once()
+        other.kill()
+    assert not (tmp_path / "line" / "config.json").exists()
+    assert len(once()) == 4  # the lock goes with the process that held it
 
 
 def test_rmsprop_is_the_classifiers_optimizer(tmp_path):

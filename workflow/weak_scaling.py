@@ -13,6 +13,7 @@ images/s per device over that of the fewest devices.
 """
 
 import statistics
+import sys
 import tempfile
 from typing import Annotated
 
@@ -65,4 +66,7 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except io.InputError as error:
+        sys.exit(f"error: {error}")
