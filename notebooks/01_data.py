@@ -38,7 +38,7 @@ import torch
 from IPython.display import Code, Markdown
 
 from rr import degrade, figures, io, metrics, sources, synthetic, tables
-from rr.data import pack
+from rr.packing import pack
 from rr.photo import to_tensor
 from rr.presets import preset as choose_preset
 from rr.sources import LABELS

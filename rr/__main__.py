@@ -278,10 +278,10 @@ def prepare(
     import resource
     import time
 
-    from rr import data, sources
+    from rr import packing, sources
 
     started = time.time()
-    packed = data.pack(sources.source(source, str(labels or ""), n, seed), size, out, seed, workers)
+    packed = packing.pack(sources.source(source, str(labels or ""), n, seed), size, out, seed, workers)
     shards = {out / f"{shard['name']}.npy": shard["count"] for shard in packed.manifest["shards"]}
     made = sum(count for path, count in shards.items() if path.stat().st_mtime >= started)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import functional as tv
 
-from rr import backbones, corrector, data, degrade, forked, io, metrics, photo, sources, studies, synthetic, train
+from rr import backbones, corrector, data, degrade, forked, io, metrics, packing, photo, sources, studies, synthetic, train
 from rr.bench import Gate, NotMeasured, Task, hotspots, need, parameters, seconds, with_trunk
 from rr.diffusion import Diffusion
 from rr.paper import LABELS
@@ -91,7 +91,7 @@ def packed(size=224, n=256, batch=64, passes=8):
             Image.fromarray(synthetic.fundus(0, i % 64, size).image).save(file, quality=95)
         table = pd.DataFrame({"name": [file.stem for file in files]})
         source = sources.Source({"kind": "jpeg"}, table, partial(_decoded, files))
-        pack = data.pack(source, size, Path(folder) / "packed")
+        pack = packing.pack(source, size, Path(folder) / "packed")
         shares, jpegs = list(np.arange(n).reshape(-1, batch)), Files(files)
 
         x = torch.from_numpy(np.empty((batch, 3, size, size), np.float32))
@@ -140,12 +140,16 @@ def _all(batches):
         pass
 
 
-def photographs(sides=(1024, 2048, 3000), size=224, n=4):
-    """T3: photographs prepared, from a JPEG file to a square crop, round a field of view that is known, or that ours finds."""
+def photographs(frames=((1024, 768), (1024, 1024), (2048, 1536), (3000, 2250)), size=224, n=4):
+    """T3: photographs prepared, from a JPEG file to a square crop, round a field of view that is known, or that ours finds.
+
+    frames: width and height, which the eye fills.
+    """
     from skimage.data import retina
 
-    drawn = {f"{side} px": [_framed(synthetic.fundus(0, i, 512).image, side) for i in range(n)] for side in sides}
-    for name, images in {**drawn, "1411 px (retina)": [retina()]}.items():
+    drawn = {f"{width} x {height} px": [_framed(synthetic.fundus(0, i, 512).image, width, height) for i in range(n)]
+             for width, height in frames}  # fmt: skip
+    for name, images in {**drawn, "1411 x 1411 px (retina)": [retina()]}.items():
         with TemporaryDirectory() as folder:
             for i, image in enumerate(images):
                 Image.fromarray(image).save(Path(folder) / f"{i}.jpg", quality=92)
@@ -155,7 +159,7 @@ def photographs(sides=(1024, 2048, 3000), size=224, n=4):
             boxes = [(row["box_left"], row["box_top"], row["box_left"] + row["box_side"], row["box_top"] + row["box_side"])
                      for row in rows]  # fmt: skip
 
-            def theirs(method, **options):
+            def theirs(method=None, **options):
                 resized = []
                 for file, box in zip(files, boxes):
                     with Image.open(file) as opened:
@@ -163,8 +167,7 @@ def photographs(sides=(1024, 2048, 3000), size=224, n=4):
                 return resized
 
             differences = [np.abs(crop - area).mean() for crop, area in zip(crops, theirs(Image.BOX))]
-            peers = {"PIL: LANCZOS": partial(theirs, Image.LANCZOS),
-                     "PIL: BOX, reducing_gap": partial(theirs, Image.BOX, reducing_gap=2)}
+            peers = {"PIL: resize": theirs, "PIL: BOX, reducing_gap": partial(theirs, Image.BOX, reducing_gap=2)}
             ours, found, search = lambda: [source.image(i, size) for i in range(len(files))], [], photo.find_fov
             with patch.object(photo, "find_fov", lambda image: found.append(search(image)) or found[-1]):
                 ours()
@@ -189,12 +192,11 @@ def functions(call, n=4):
     return ", ".join(f"{name} {own / total:.0%}" for own, name in spent[:n])
 
 
-def _framed(eye, side):
-    """An eye (S, S, 3), enlarged, in the middle of a black frame (3 side / 4, side, 3), under the noise of a sensor."""
-    height = 3 * side // 4
+def _framed(eye, width, height):
+    """An eye (S, S, 3), enlarged, in the middle of a black frame (height, width, 3), under the noise of a sensor."""
     eye = Image.fromarray(eye).resize((height, height), Image.BICUBIC)
-    frame = np.zeros((height, side, 3), np.float32)
-    frame[:, (side - height) // 2 :][:, :height] = eye
+    frame = np.zeros((height, width, 3), np.float32)
+    frame[:, (width - height) // 2 :][:, :height] = eye
     frame += np.random.default_rng(0).normal(0, 2, frame.shape)
     return frame.clip(0, 255).astype(np.uint8)
 
@@ -421,7 +423,7 @@ def absolute(size=224, n=16, side=2000):
         eye = synthetic.fundus(0, 0, 512)
         params = degrade.sample(1, torch.Generator().manual_seed(0), severity=1.0)
         degraded = degrade.apply(to_tensor(eye.image), params, torch.from_numpy(eye.fov)[None, None])
-        Image.fromarray(_framed(to_photograph(degraded), side)).save(photo, quality=92)
+        Image.fromarray(_framed(to_photograph(degraded), side, 3 * side // 4)).save(photo, quality=92)
 
         def restore():
             words = [sys.executable, "-c", PEAK, sys.executable, "-m", "rr", "restore", photo, "--out", out, "--device", "cpu"]

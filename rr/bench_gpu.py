@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rr import checkpoint, data, degrade, metrics, sources, synthetic, train
+from rr import checkpoint, data, degrade, metrics, packing, sources, synthetic, train
 from rr.bench import Gate, NotMeasured, Task, hotspots, need, parameters, seconds, with_trunk
 from rr.diffusion import Diffusion, noise
 from rr.features import Extractor
@@ -165,7 +165,7 @@ def extractors(size=224, batch=128, steps=10, device="cuda", side=SIDE, names=tu
 def stored(size=224, batch=256, n=4096, device="cuda", workers=8):
     """G3: an epoch of G1's training from the stored set, against the same steps on images that lie on the device."""
     with TemporaryDirectory() as folder:
-        pack = data.pack(sources.embedded(n), size, Path(folder) / "packed", workers=workers)
+        pack = packing.pack(sources.embedded(n), size, Path(folder) / "packed", workers=workers)
         shares = np.random.default_rng(0).permutation(n // batch * batch).reshape(-1, batch)
         torch.manual_seed(0)
         step = training(Readability(), device, "rmsprop")

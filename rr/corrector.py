@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rr import checkpoint, data, degrade, sources, train
+from rr import checkpoint, data, degrade, packing, sources, train
 from rr.baselines import continued, sharpened, surround, unmixed
 from rr.bridge import between, walk
 from rr.diffusion import noise
@@ -391,7 +391,7 @@ def make(out, photos=None, eyes=3000, epochs=(35, 20), batch=16, lr=(1e-3, 4e-4)
     source = sources.embedded(eyes, SEED)
     source = sources.joined(source, sources.good(photos)) if photos else source
     with fabric.rank_zero_first():  # the other processes find it packed
-        packed = data.pack(source, FINE, out / "data", workers=workers)
+        packed = packing.pack(source, FINE, out / "data", workers=workers)
     rows, held, facts = training_rows(packed)
     torch.manual_seed(seed)
     model = Corrector()

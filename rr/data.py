@@ -1,279 +1,35 @@
-"""Packed data sets: a folder of memory-mapped shards, split 64/16/20 with near-duplicates kept together.
+"""Packed data sets, as `rr.packing` makes them: a folder of memory-mapped shards.
 
-Defines `dhash` and `near_duplicates`, `split`, `pack` (one pass over a source, shard by shard), `Packed`, and `batches`,
-through which training reads it. Made for a million images: what grows with their number is the table and the hashes.
+Defines `Packed` and `batches`, through which training reads it. Made for a million images: opening reads a table, no image.
 """
 
 import hashlib
 import io
-import json
-import multiprocessing
 import resource
 import warnings
-from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import closing
-from functools import lru_cache, partial
-from itertools import combinations, islice
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
-from scipy import ndimage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from rr.io import InputError, code, folder, read_json, sha256, sweep, write_json, write_table, writing
+from rr.io import InputError, read_json, sha256
 from rr.paper import LABELS
 from rr.photo import Fov, fov_mask
 from rr.presets import choose
 
 SPLITS = {"train": 0.64, "val": 0.16, "test": 0.20}  # paper 2.2
-NEAR_BITS = 15  # of 256: the same photograph resized or compressed again differs in <= 12, two eyes in >= 60
-SKIPPED = 0.01  # share of unusable images that a pack leaves out (at least one); beyond it stops
-SHARD = 4096  # images of a source that become one file; .6 GB at 224 px
 FORMAT = 2  # of the packed folder
 UNIT = 1 / 255  # of a pixel; multiplied: a GPU divides by a number in just this way, and a CPU is faster
 
 
-def dhash(image):
-    """Perceptual hash of a crop (S, S, 3), uint8 (32,): signs of horizontal differences of a 17x16 grey thumbnail.
-
-    Of the inner 70 %, because the rim is the same in every eye, and after a high-pass, because so is the vignetting.
-    """
-    edge = 0.15 * len(image)
-    inner = Image.fromarray(image).convert("L").convert("F")
-    grey = np.asarray(inner.resize((17, 16), Image.BOX, box=(edge, edge, len(image) - edge, len(image) - edge)))
-    grey = grey - ndimage.gaussian_filter(grey, 2)
-    return np.packbits(grey[:, 1:] > grey[:, :-1] + 0.25)  # + 1/4: a uniform image hashes to 0 in spite of noise
-
-
-def near_duplicates(hashes):
-    """Group number (N,) of each 256-bit hash (N, 32): hashes at most NEAR_BITS apart are linked, links are followed.
-
-    Exact by the pigeonhole principle: cut into NEAR_BITS + 2 bands, two such hashes agree in at least two whole bands.
-    """
-    unique, inverse = np.unique(hashes, axis=0, return_inverse=True)
-    shuffled = np.random.default_rng(0).permutation(256)  # neighbouring bits are alike: mixed, every band tells much
-    bits = np.unpackbits(unique, axis=1)[:, shuffled]
-    power = 1 << np.arange(16, dtype=np.uint32)
-    bands = [part @ power[: part.shape[1]] for part in np.array_split(bits, NEAR_BITS + 2, axis=1)]
-    words = np.ascontiguousarray(unique).view(np.uint64)  # (N, 4)
-    group = np.arange(len(unique))
-    for one, two in combinations(bands, 2):  # each below 2^16
-        while len(links := _links((one << 16) | two, group, words)):
-            graph = coo_array((np.ones(len(links), bool), (links[:, 0], links[:, 1])), shape=(len(unique),) * 2)
-            group = connected_components(graph, directed=False)[1][group]
-    return group[inverse.ravel()]
-
-
-def _links(key, group, words, most=2**20):
-    """Pairs (M, 2) of groups, not yet linked, that hashes with equal keys link; those found first if they are many.
-
-    Hashes of one key lie side by side, and among them those of one group: each is compared with what comes after its own
-    group. So a thousand dark images, all alike, cost a thousand comparisons and not their square.
-    """
-    both = key.astype(np.uint64) << 32 | group.astype(np.uint64)
-    order = np.argsort(both)
-    key, of, both = key[order], group[order], both[order]
-    ends = np.flatnonzero(np.append(both[1:] != both[:-1], True))
-    first = np.arange(len(order))
-    second = np.repeat(ends + 1, np.diff(ends, prepend=-1))
-    found, count = [np.empty((0, 2), int)], 0
-    while len(first) and count < most:
-        keep = second < len(order)
-        first, second = first[keep], second[keep]
-        keep = key[first] == key[second]
-        first, second = first[keep], second[keep]
-        near = np.bitwise_count(words[order[first]] ^ words[order[second]]).sum(1) <= NEAR_BITS
-        found.append(np.stack([of[first[near]], of[second[near]]], 1))
-        count += near.sum()
-        second = second + 1
-    return np.concatenate(found)
-
-
-def split(labels, groups, seed=0):
-    """Names of the splits, (N,), 64/16/20 within every label pattern of `labels` (N, 4); a group stays together.
-
-    Groups are sorted by pattern, shuffled with `seed` inside each, and the k-th image opens a group in the split where
-    the golden-ratio sequence frac(0.618 k) falls: evenly spread, so every run of neighbours has the right shares.
-    """
-    pattern = np.nan_to_num(np.asarray(labels), nan=2) @ [1, 3, 9, 27]
-    frame = pd.DataFrame({"group": groups, "pattern": pattern})
-    each = frame.groupby("group").agg(size=("group", "size"), pattern=("pattern", "min"))
-    each = each.sample(frac=1, random_state=seed).sort_values("pattern", kind="stable")
-    position = each["size"].cumsum() - each["size"]
-    bounds = np.cumsum(list(SPLITS.values()))
-    chosen = np.searchsorted(bounds[:-1], position * (np.sqrt(5) - 1) / 2 % 1, side="right")
-    return np.array(list(SPLITS))[pd.Series(chosen, index=each.index).loc[frame["group"]].values]
-
-
-def pack(source, size, out, seed=0, workers=1):
-    """Write a source as a packed folder `out` and return it as Packed.
-
-    shard-<recipe>-00000.npy holds the images of the first SHARD rows of the source that could be used, uint8 (n, 3, S, S),
-    and so on; table.csv one line per image; manifest.json, written last, says what there is: a folder without one is no
-    pack. An existing pack of the same recipe, size and seed is returned as it is; one of another stays until the new one
-    is whole. A call that was stopped, or killed, goes on after the shards that are complete. Unusable images are skipped
-    and listed, up to SKIPPED of all; then InputError. The content depends neither on that nor on `workers` (processes), the
-    memory not on the number of images but for table and hashes.
-    """
-    from filelock import FileLock
-
-    out = folder(out)
-    recipe = {"format": FORMAT, "size": size, "seed": seed, "source": source.recipe, "code": code("data")}
-    with FileLock(out / ".lock"):  # two notebooks may ask for the same pack at once
-        if (out / "manifest.json").exists() and read_json(out / "manifest.json").get("recipe") == recipe:
-            return Packed(out)
-        sweep(out)  # nobody else writes while we hold the lock
-        _finish(source, recipe, out, _shards(source, recipe, out, workers))
-    return Packed(out)
-
-
-def _shards(source, recipe, out, workers):
-    """Write what is missing of the shards; returns of each its name, count, sha256 and what it skipped.
-
-    progress.json lists those that are complete, each with a table of its rows beside it, until the manifest does.
-    """
-    from tqdm import tqdm
-
-    n, size, stem = len(source), recipe["size"], hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
-    allowed = max(1, int(SKIPPED * n))
-    done = _complete(out, recipe)
-    start = min(n, len(done) * SHARD)
-    skipped = [reason for shard in done for reason in shard["skipped"]]
-    bar = tqdm(total=n, initial=start, desc=f"packing {source.recipe['kind']}", unit="image")
-    with bar, closing(_made(source, size, workers, start)) as made:
-        for first in range(start, n, SHARD):
-            name = f"shard-{stem}-{len(done):05d}"
-            rows, reasons = [], []
-            with writing(out / f"{name}.npy") as part:
-                with open(part, "wb") as file:
-                    _header(file, SHARD, size)
-                    for i, image in enumerate(islice(made, min(SHARD, n - first)), first):
-                        bar.update()
-                        if isinstance(image, str):
-                            reasons.append(image)
-                            skipped.append(image)
-                            if len(skipped) > allowed or len(skipped) == n:
-                                raise InputError(f"{len(skipped)} of the first {i + 1} images are unusable: {skipped[0]}")
-                            continue
-                        pixels, hashed, row = image
-                        file.write(pixels)
-                        rows.append({"index": i, "hash": hashed.tobytes().hex(), **row})
-                    file.seek(0)
-                    _header(file, len(rows), size)  # numpy pads the header so that the count can change in place
-                digest = sha256(part)
-            write_table(out / f"{name}.csv", pd.DataFrame(rows, columns=None if rows else ["index", "hash"]))
-            done.append({"name": name, "count": len(rows), "sha256": digest, "skipped": reasons})
-            write_json(out / "progress.json", {"recipe": recipe, "shards": done})
-    return done
-
-
-def _complete(out, recipe):
-    """The shards that an earlier call of the same recipe completed; all others are removed."""
-    progress = out / "progress.json"
-    known = read_json(progress) if progress.exists() else {}
-    done = known["shards"] if known.get("recipe") == recipe else []
-    whole = [(out / f"{shard['name']}.npy").exists() and (out / f"{shard['name']}.csv").exists() for shard in done]
-    done = done[: [*whole, False].index(False)]
-    if done:
-        print(f"{out}: goes on after {len(done)} shards, {sum(shard['count'] for shard in done)} images")
-    manifest = out / "manifest.json"
-    old = read_json(manifest).get("shards", []) if manifest.exists() else []
-    if old or (known and not done):
-        print(f"{out}: holds images of another recipe, which are replaced")
-    _sweep(out, [*done, *old])
-    return done
-
-
-def _sweep(out, shards):
-    """Remove all shards but these."""
-    names = {shard["name"] for shard in shards}
-    for path in [*out.glob("shard-*"), *out.glob("images.npy")]:  # the latter: of format 1
-        if path.stem not in names:
-            path.unlink()
-
-
-def _finish(source, recipe, out, shards):
-    """Write table and manifest from what lies beside the shards: the same whether they were made at once or not."""
-    read = partial(pd.read_csv, dtype={"hash": str}, float_precision="round_trip")
-    known = pd.concat([read(out / f"{shard['name']}.csv") for shard in shards if shard["count"]]).set_index("index")
-    hashes = np.frombuffer(bytes.fromhex("".join(known.pop("hash"))), np.uint8).reshape(-1, 32)
-    table = source.table.loc[known.index].join(known).reset_index(drop=True)
-    for column in (*(f"fov_{key}" for key in Fov._fields), "disc_x", "disc_y", "disc_r", "fovea_x", "fovea_y"):
-        if column not in table:
-            table[column] = np.nan
-    labels = table[list(LABELS)]
-    table["group"] = near_duplicates(hashes)
-    table["split"] = split(labels, table["group"], recipe["seed"])
-    write_table(out / "table.csv", table)
-    if source.missing:
-        write_table(out / "missing.csv", pd.DataFrame({"name": source.missing}))
-    else:
-        (out / "missing.csv").unlink(missing_ok=True)
-    sizes = Counter(f"{w}x{h}" for w, h in zip(table.get("source_width", []), table.get("source_height", [])))
-    manifest = {
-        "recipe": recipe,
-        "count": len(table),
-        "shards": [{key: shard[key] for key in ("name", "count", "sha256")} for shard in shards],
-        "prevalence": labels.mean().to_dict(),
-        "splits": table["split"].value_counts().to_dict(),
-        "near_duplicates": len(table) - table["group"].nunique(),
-        "without_fov": int(table["fov_r"].isna().sum()),
-        "source_sizes": dict(sizes.most_common(10)),
-        "missing": len(source.missing),
-        "missing_first": source.missing[:5],
-        "skipped": [reason for shard in shards for reason in shard["skipped"]],
-        "table_sha256": sha256(out / "table.csv"),
-    }
-    write_json(out / "manifest.json", manifest)
-    for path in (out / "progress.json", *(out / f"{shard['name']}.csv" for shard in shards)):
-        path.unlink(missing_ok=True)  # all of it is in the table and the manifest
-    _sweep(out, shards)
-
-
-def _header(file, n, size):
-    header = {"descr": "|u1", "fortran_order": False, "shape": (n, 3, size, size)}
-    np.lib.format.write_array_header_1_0(file, header)
-
-
-def _made(source, size, workers, start):
-    """Yield, in order, (pixels as bytes (3, S, S), hash, row) of every image from `start`, or why there is none."""
-    threads = torch.get_num_threads()
-    if workers == 1:
-        torch.set_num_threads(1)  # sums depend on the number of threads; every way of packing gives the same bytes
-        try:
-            yield from (_make(source.image, size, i) for i in range(start, len(source)))
-        finally:
-            torch.set_num_threads(threads)
-        return
-    spawn = multiprocessing.get_context("spawn")  # torch does not survive fork
-    with ProcessPoolExecutor(workers, spawn, _start, (source.image, size)) as pool:
-        for first in range(start, len(source), 64 * workers):  # in blocks: a bounded number of results waits
-            yield from pool.map(_next, range(first, min(first + 64 * workers, len(source))), chunksize=4)
-
-
-def _start(image, size):
-    global _next_image
-    _next_image = partial(_make, image, size)
-    torch.set_num_threads(1)
-
-
-def _next(i):
-    return _next_image(i)
-
-
-def _make(image, size, i):
-    try:
-        pixels, row = image(i, size)
-    except InputError as error:
-        return str(error)
-    return pixels.transpose(2, 0, 1).tobytes(), dhash(pixels), row
+def header(file, n, size):
+    """Write the beginning of a shard (.npy) of n images: uint8 (n, 3, size, size)."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (n, 3, size, size)})
 
 
 class Packed:
@@ -404,9 +160,9 @@ class Packed:
             return torch.from_numpy(np.load(self._files[k], mmap_mode="r"))
 
     def _intact(self, file, shard, verify):
-        header = io.BytesIO()
-        _header(header, shard["count"], self.size)
-        size = len(header.getvalue()) + shard["count"] * 3 * self.size**2
+        start = io.BytesIO()
+        header(start, shard["count"], self.size)
+        size = len(start.getvalue()) + shard["count"] * 3 * self.size**2
         return file.stat().st_size == size and not (verify and sha256(file) != shard["sha256"])
 
     def _columns(self, columns):

@@ -23,8 +23,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from rr import comparisons, degrade, downstream, metrics, sources, tables
-from rr.data import dhash, near_duplicates
 from rr.io import InputError
+from rr.packing import dhash, near_duplicates
 from rr.photo import fov_mask, to_tensor
 from rr.presets import choose
 from rr.readability import readable

@@ -85,6 +85,31 @@ def _full(error, folder):
     return type(error).__name__ in ("SafetensorError", "RuntimeError") and shutil.disk_usage(folder).free < 2**20
 
 
+@contextmanager
+def alone(lock, busy, wait=True, say=print):
+    """Within the block no other process of this machine is in such a block with the same file `lock`, in an existing folder.
+
+    `busy` says in a line what another one does: the line is said before waiting for its end, or is the InputError if not `wait`.
+    A lock goes with the process that holds it. Raises InputError if the folder cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise InputError(f"{busy}; wait for its end, or stop it") from None
+        say(f"{busy}; waiting for its end")
+        held.acquire()
+    except OSError as error:
+        raise InputError(f"{Path(lock).parent}: cannot be written to ({error.strerror}); choose another folder") from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
 def sweep(folder, stem="*"):
     """Remove what killed writers of files `stem` left in `folder`. Only for who knows that no other writer is alive."""
     for left in Path(folder).glob(f".{stem}{PART}*"):

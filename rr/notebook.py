@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from rr.io import ROOT, InputError, folder, sweep, writing
+from rr.io import ROOT, InputError, alone, folder, sweep, writing
 
 NOTEBOOKS = ROOT / "notebooks"
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
@@ -248,19 +248,9 @@ def _kernel(kernel=None):
 @contextmanager
 def _alone(executed, say):
     """One writer of `executed` at a time, on this machine; what a killed one left behind is removed."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(executed.with_name(f".{executed.stem}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"another run is writing {executed}; waiting for its end")
-        lock.acquire()
-    try:
+    with alone(executed.with_name(f".{executed.stem}.lock"), f"another run is writing {executed}", say=say):
         sweep(executed.parent, glob.escape(executed.stem))
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from scipy import ndimage
 from rr.io import InputError
 
 MAX_PIXELS = 150_000_000  # more is refused before decoding; three times the largest fundus cameras
+NARROW = 20  # a longer side of more than so many shorter ones is no photograph, and a square round it takes much memory
 THUMB = 256  # longer side, in pixels, of the thumbnail in which the field of view is found
 
 
@@ -66,8 +67,10 @@ def _read(file, name, least=None):
     except Image.DecompressionBombError:
         raise InputError(f"{name}: more than {MAX_PIXELS // 10**6} megapixels; reduce it first") from None
     except Exception as error:
-        reason = " ".join(str(error).split()).replace(f" {str(file)!r}", "") or type(error).__name__
+        reason = " ".join(str(error).split()).replace(f" {str(file)!r}", "").replace(f" {file!r}", "") or type(error).__name__
         raise InputError(f"{name}: not a readable image ({reason}); export it again as PNG or JPEG") from None
+    if max(photo.size) > NARROW * min(photo.size):
+        raise InputError(f"{name}: {width} x {height} pixels; give a photograph that is no strip")
     if (photo.width > photo.height) != (width > height):
         width, height = height, width
     if photo.mode.startswith("I"):

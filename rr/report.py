@@ -17,7 +17,6 @@ from urllib.parse import quote
 
 import nbformat
 from bs4 import BeautifulSoup
-from filelock import FileLock
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -86,7 +85,7 @@ def write(home, pictures):
         where = "" if home == io.results(home.name) else f" --out {home.parent}"
         raise InputError(f"{home / 'executed'}: no executed notebook; run `rr reproduce --preset {home.name}{where}` first")
     pages = io.folder(home / "report" / "notebooks")
-    with FileLock(home / "report" / ".lock"):
+    with io.alone(home / "report" / ".lock", f"another report is being written to {home / 'report'}"):
         sweep(pages.parent)  # those of the pages go with the old pages
         executed = [_notebook(path, pages) for path in paths]
         kept = {f"{each.name}.html" for each in executed if not each.unreadable}

@@ -139,8 +139,10 @@ def folder(path, csv=None):
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such folder")
-    files = _files(path, EXTENSIONS)
-    if not files and (shards := _files(path, ".parquet")):
+    files, shards = _files(path, EXTENSIONS), _files(path, ".parquet")
+    if files and shards:
+        raise InputError(f"{path}: holds photographs ({files[0]}) and parquet files ({shards[0]}); name a folder of one kind")
+    if shards:
         return parquet(path, shards, csv)
     if not files:
         raise InputError(f"{path}: no images in this folder ({', '.join(EXTENSIONS)}, or .parquet)")
@@ -155,17 +157,22 @@ def folder(path, csv=None):
 
 def _files(path, endings):
     """Relative paths of the files in a folder and its subfolders whose names end so, sorted."""
-    return sorted(
+    found = sorted(
         os.path.relpath(os.path.join(where, name), path).replace(os.sep, "/")
         for where, _, names in os.walk(path)
         for name in names
         if name.lower().endswith(endings) and not name.startswith(".")
     )
+    for name in found:
+        if name != name.encode(errors="replace").decode():
+            raise InputError(f"{path}: the name of the file {ascii(name)} is not UTF-8; rename it")
+    return found
 
 
 def _recipe(kind, path, files):
-    listing = "".join(f"{name} {os.path.getsize(path / name)}\n" for name in files)
-    digest = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+    sizes = ((path / name).stat().st_size if (path / name).exists() else -1 for name in files)  # -1: a broken link
+    listing = "".join(f"{name} {size}\n" for name, size in zip(files, sizes))
+    digest = hashlib.sha256(listing.encode()).hexdigest()
     return {"kind": kind, "folder": path.resolve().name, "files": len(files), "listing_sha256": digest}
 
 
@@ -176,13 +183,15 @@ def _labelled(csv, files, path):
     missing = table["name"][found.isna()].tolist()
     if len(missing) == len(table):
         raise InputError(f"{csv}: none of its {len(table)} images is in {path} (first: {missing[0]})")
-    table = table.assign(name=found)[found.notna()].reset_index(drop=True)
+    table = table.assign(name=found)[found.notna()].drop_duplicates(ignore_index=True)
+    if len(twice := table["name"][table["name"].duplicated()]):
+        raise InputError(f"{csv}: {len(twice)} images stand there under two names with different labels (first: {twice.iloc[0]})")
     without = len(files) - table["name"].nunique()
     return table, missing, {"csv": Path(csv).name, "csv_sha256": sha256(csv), **seen, "files_without_label": without}
 
 
 def _photograph(path, names, index, size):
-    return _known(*read_crop(path / names[index], size))
+    return _known(*read_crop(path / names[index], size, names[index]))
 
 
 def _known(crop, fov, box, width, height):
@@ -207,11 +216,14 @@ def parquet(path, shards, csv=None):
             file = pq.ParquetFile(path / shard)
             column = _image_column(path / shard, file.schema_arrow)
             labels = [name for name in file.schema_arrow.names if name in SYNFUNDUS or name in LABELS]
-            read = file.read(columns=[f"{column}.path", *labels], use_threads=False)
+            named = [f"{column}.path"] if file.schema_arrow.field(column).type.get_field_index("path") >= 0 else []
+            read = file.read(columns=[*named, *labels], use_threads=False)
         except (OSError, pyarrow.ArrowException) as error:
             raise InputError(f"{path / shard}: not a readable parquet file ({' '.join(str(error).split())[:120]})") from None
-        numbered += [f"{shard}/{i}" for i in range(len(read))]
-        names += [name for chunk in read.column(column).chunks for name in chunk.field("path").to_pylist()]
+        n = file.metadata.num_rows
+        numbered += [f"{shard}/{i}" for i in range(n)]
+        chunks = read.column(column).chunks if named else []
+        names += [name for chunk in chunks for name in chunk.field("path").to_pylist()] or [None] * n
         parts.append(read.select(labels).to_pandas())
         for group in range(file.num_row_groups):
             groups.append((shard, group, column, rows))
@@ -268,17 +280,23 @@ class _Rows:
         return {**self.__dict__, "group": None, "first": 0, "images": [], "batches": None}  # each process opens its own
 
     def __call__(self, row):
+        import pyarrow
         import pyarrow.parquet as pq
 
         group = int(np.searchsorted(self.starts, row, side="right")) - 1
-        if group != self.group or row < self.first:
-            shard, number, column, start = self.groups[group]
-            file = pq.ParquetFile(self.path / shard, buffer_size=2**20, pre_buffer=False)
-            self.batches = file.iter_batches(16, row_groups=[number], columns=[f"{column}.bytes"], use_threads=False)
-            self.group, self.first, self.images = group, start, []
-        while row >= self.first + len(self.images):
-            self.first += len(self.images)
-            self.images = next(self.batches).column(0).field("bytes")
+        shard, number, column, start = self.groups[group]
+        try:
+            if group != self.group or row < self.first:
+                file = pq.ParquetFile(self.path / shard, buffer_size=2**20, pre_buffer=False)
+                self.batches = file.iter_batches(16, row_groups=[number], columns=[f"{column}.bytes"], use_threads=False)
+                self.group, self.first, self.images = group, start, []
+            while row >= self.first + len(self.images):
+                self.first += len(self.images)
+                self.images = next(self.batches).column(0).field("bytes")
+        except (OSError, pyarrow.ArrowException) as error:
+            self.group = None  # the next row begins anew
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(f"{shard}: damaged at row {row - start} of row group {number} ({reason})") from None
         return self.images[row - self.first].as_py()
 
 
@@ -316,12 +334,16 @@ def read_labels(csv):
         raw = pd.read_csv(
             csv, usecols=lambda column: column in wanted, dtype=dict.fromkeys(NAMES, str), index_col=False, skipinitialspace=True
         )
+        header = pd.read_csv(csv, nrows=0, index_col=False, skipinitialspace=True)
     except FileNotFoundError:
         raise InputError(f"{csv}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: parser, encoding and empty-file errors of pandas
         raise InputError(f"{csv}: not a readable CSV ({' '.join(str(error).split())[:120]})") from None
     if raw.empty and not len(raw.columns) and (other := _separator(csv)):
         raise InputError(f"{csv}: its columns are separated by {other!r}; save it with commas")
+    for column in raw:
+        if f"{column}.1" in header:  # pandas renames the second
+            raise InputError(f"{csv}: column {column} comes twice; leave one")
     return _checked(raw, csv)
 
 

@@ -18,14 +18,13 @@ import math
 import pickle
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import lightning
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -257,18 +256,16 @@ def run(title, model, data, rows, val_rows, *, folder, epochs, batch, **options)
 @contextmanager
 def _alone(folder, fabric):
     """Within the block no other training writes into `folder`."""
-    lock, free = FileLock(io.folder(folder) / ".lock", timeout=0), True
-    if fabric.is_global_zero:
-        try:
-            lock.acquire()
-        except Timeout:
-            free = False
-    if not fabric.broadcast(free):
-        raise InputError(f"{folder}: another process trains there; wait for it, or stop it")
-    try:
+    with ExitStack() as stack:
+        reason = ""
+        if fabric.is_global_zero:
+            try:
+                stack.enter_context(io.alone(io.folder(folder) / ".lock", f"{folder}: another process trains there", wait=False))
+            except InputError as error:
+                reason = str(error)
+        if reason := fabric.broadcast(reason):
+            raise InputError(reason)
         yield
-    finally:
-        lock.release()
 
 
 @torch.no_grad()

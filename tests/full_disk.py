@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from rr import checkpoint, data, features, figures, forked, io, notebook, report, sources, train, workflow
+from rr import checkpoint, features, figures, forked, io, notebook, packing, report, sources, train, workflow
 
 DISK = Path(sys.argv[1])
 ELSEWHERE = DISK.parent / "elsewhere"  # on another disk: what is only read
@@ -83,7 +83,7 @@ KINDS = {
     "condition": lambda folder, big: features.save_condition(folder, torch.zeros(BIG // 4 if big else 1)),
     "checkpoint": lambda folder, big: checkpoint.save(folder, Net(BIG // 4 if big else 1), {}),
     "training state": lambda folder, big: train._save_state(folder, {}, model={"weight": torch.zeros(BIG // 4 if big else 1)}),
-    "packed data": lambda folder, big: data.pack(sources.embedded(200 if big else 12), 80, folder),
+    "packed data": lambda folder, big: packing.pack(sources.embedded(200 if big else 12), 80, folder),
     "executed notebook": executed,
     "report": page,
     "mark": mark,

@@ -217,7 +217,7 @@ def test_t2_packed_batches_are_those_of_the_jpegs(monkeypatch):
 
 
 def test_t3_prepares_the_crop_that_pil_makes(monkeypatch):
-    found = tasks(bench_cpu.photographs, sides=(400,), size=64, n=1)
+    found = tasks(bench_cpu.photographs, frames=((400, 300),), size=64, n=1)
     assert len(found) == 4 and all(task.gate.ok for task in found)  # 400 px, and scikit-image's retina, told and searching
     honest = bench_cpu.sources.folder
 
@@ -230,7 +230,7 @@ def test_t3_prepares_the_crop_that_pil_makes(monkeypatch):
         return SimpleNamespace(table=source.table, image=image)
 
     monkeypatch.setattr(bench_cpu.sources, "folder", shifted)
-    assert not next(bench_cpu.photographs(sides=(400,), size=64, n=1)).gate.ok
+    assert not next(bench_cpu.photographs(frames=((400, 300),), size=64, n=1)).gate.ok
 
 
 def test_t4_is_scikit_images_ssim(monkeypatch):

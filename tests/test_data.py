@@ -1,4 +1,4 @@
-"""rr.data: near-duplicates, splits, packs that are whole or absent."""
+"""rr.packing and rr.data: near-duplicates, splits, packs that are whole or absent."""
 
 import dataclasses
 import io
@@ -17,7 +17,7 @@ import torch
 from drawn import line
 from PIL import Image
 
-from rr import data, photo, sources
+from rr import data, packing, photo, sources
 from rr.io import ROOT, InputError, sha256
 from rr.paper import LABELS
 
@@ -41,10 +41,10 @@ def test_near_duplicates_equal_brute_force():
         bits[300 + i] = bits[200 + i]
         bits[300 + i, rng.choice(256, i % 21, replace=False)] ^= 1
     hashes = np.packbits(bits, axis=1)
-    groups = data.near_duplicates(hashes)
+    groups = packing.near_duplicates(hashes)
     apart = (bits[:, None] != bits[None]).sum(-1)
-    assert np.array_equal(groups[:, None] == groups[None], apart <= data.NEAR_BITS)
-    assert len(np.unique(groups)) == 400 - sum(i % 21 <= data.NEAR_BITS for i in range(100))
+    assert np.array_equal(groups[:, None] == groups[None], apart <= packing.NEAR_BITS)
+    assert len(np.unique(groups)) == 400 - sum(i % 21 <= packing.NEAR_BITS for i in range(100))
 
 
 def test_near_duplicates_of_many_alike():
@@ -54,10 +54,10 @@ def test_near_duplicates_of_many_alike():
         row[rng.choice(256, 4, replace=False)] = 1
     bits[2900:] = rng.integers(0, 2, (100, 256))
     hashes = np.packbits(bits, axis=1)
-    group = data.near_duplicates(hashes)
+    group = packing.near_duplicates(hashes)
     assert len(np.unique(group[:2900])) == 1 and len(np.unique(group)) == 101
     assert np.array_equal(group == group[0], np.arange(3000) < 2900)
-    few = data._links(np.zeros(3000, np.uint32), np.arange(3000), hashes.view(np.uint64), most=10)
+    few = packing._links(np.zeros(3000, np.uint32), np.arange(3000), hashes.view(np.uint64), most=10)
     assert len(few) >= 10  # and not all four million
 
 
@@ -66,20 +66,20 @@ def test_hash_survives_a_second_compression_and_separates_eyes():
     buffer = io.BytesIO()
     Image.fromarray(image).resize((900, 900)).save(buffer, "jpeg", quality=70)
     again = photo.crop_fov(photo.read_photograph(buffer), 224)[0]
-    first = data.dhash(photo.crop_fov(image, 224)[0])
-    assert np.bitwise_count(first ^ data.dhash(again)).sum() <= data.NEAR_BITS
-    eyes = np.array([data.dhash(sources.embedded(9).image(i, 96)[0]) for i in range(9)])
+    first = packing.dhash(photo.crop_fov(image, 224)[0])
+    assert np.bitwise_count(first ^ packing.dhash(again)).sum() <= packing.NEAR_BITS
+    eyes = np.array([packing.dhash(sources.embedded(9).image(i, 96)[0]) for i in range(9)])
     apart = np.bitwise_count(eyes[:, None] ^ eyes[None]).sum(-1)[np.triu_indices(9, 1)]
-    assert apart.min() > 2 * data.NEAR_BITS
+    assert apart.min() > 2 * packing.NEAR_BITS
 
 
 def test_split_is_stratified_deterministic_and_keeps_groups():
     rng = np.random.default_rng(0)
     labels = (rng.random((5000, 4)) < (0.94, 0.7, 0.8, 0.9)).astype(float)
     groups = np.concatenate([np.arange(4800), rng.integers(0, 4800, 200)])
-    names = data.split(labels, groups, seed=3)
-    assert np.array_equal(names, data.split(labels, groups, seed=3))
-    assert (names != data.split(labels, groups, seed=4)).mean() > 0.3
+    names = packing.split(labels, groups, seed=3)
+    assert np.array_equal(names, packing.split(labels, groups, seed=3))
+    assert (names != packing.split(labels, groups, seed=4)).mean() > 0.3
     assert pd.Series(names).groupby(groups).nunique().max() == 1
     patterns = pd.Series([str(row) for row in labels])
     for pattern, count in patterns.value_counts().items():
@@ -92,14 +92,14 @@ def test_split_is_stratified_deterministic_and_keeps_groups():
 
 @pytest.mark.parametrize("n, counts", [(1, (1, 0, 0)), (3, (3, 0, 0)), (5, (4, 0, 1)), (25, (16, 4, 5))])
 def test_split_of_few(n, counts):
-    names = data.split(np.full((n, 4), np.nan), np.arange(n))
+    names = packing.split(np.full((n, 4), np.nan), np.arange(n))
     assert tuple((names == name).sum() for name in data.SPLITS) == counts
 
 
 def test_same_picture_never_in_two_splits(tmp_path, photos):
     for i in range(8):
         Image.open(photos / "a.jpg").save(photos / f"again{i}.jpg", quality=60 + 4 * i)
-    table = data.pack(sources.folder(photos), 48, tmp_path / "out").table
+    table = packing.pack(sources.folder(photos), 48, tmp_path / "out").table
     same = table[table["name"].str.match("a.jpg|again")]
     assert len(same) == 9 and same["group"].nunique() == same["split"].nunique() == 1
     assert table["group"].nunique() == 6
@@ -109,8 +109,8 @@ def test_same_picture_never_in_two_splits(tmp_path, photos):
 
 
 def test_pack_does_not_depend_on_workers(tmp_path):
-    one = data.pack(sources.embedded(24, seed=2), 32, tmp_path / "one")
-    two = data.pack(sources.embedded(24, seed=2), 32, tmp_path / "two", workers=2)
+    one = packing.pack(sources.embedded(24, seed=2), 32, tmp_path / "one")
+    two = packing.pack(sources.embedded(24, seed=2), 32, tmp_path / "two", workers=2)
     assert one.manifest == two.manifest and one.hash == two.hash
     assert [sha256(tmp_path / "one" / f"{shard['name']}.npy") for shard in one.manifest["shards"]] == [
         shard["sha256"] for shard in two.manifest["shards"]]  # fmt: skip
@@ -122,16 +122,16 @@ def test_pack_does_not_depend_on_workers(tmp_path):
 
 
 def test_pack_is_reused_or_remade(tmp_path):
-    first = data.pack(sources.embedded(4), 32, tmp_path)
+    first = packing.pack(sources.embedded(4), 32, tmp_path)
     written = shard(tmp_path, 0).stat().st_mtime_ns
-    assert data.pack(sources.embedded(4), 32, tmp_path).hash == first.hash
+    assert packing.pack(sources.embedded(4), 32, tmp_path).hash == first.hash
     assert shard(tmp_path, 0).stat().st_mtime_ns == written
-    assert len(data.pack(sources.embedded(5), 32, tmp_path)) == 5
-    assert data.pack(sources.embedded(5), 40, tmp_path).size == 40
+    assert len(packing.pack(sources.embedded(5), 32, tmp_path)) == 5
+    assert packing.pack(sources.embedded(5), 40, tmp_path).size == 40
 
 
 def test_rows(tmp_path):
-    packed = data.pack(sources.embedded(60, seed=1), 32, tmp_path)
+    packed = packing.pack(sources.embedded(60, seed=1), 32, tmp_path)
     parts = [set(packed.rows(name)) for name in data.SPLITS]
     assert sum(map(len, parts)) == len(set.union(*parts)) == len(packed) == 60
     readable, unreadable, other = packed.rows(readable=True), packed.rows(readable=False), packed.rows(fundus=0)
@@ -158,12 +158,12 @@ def contents(folder):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(data, "SHARD", 4)
+    monkeypatch.setattr(packing, "SHARD", 4)
 
 
 def test_a_stopped_pack_goes_on_and_ends_with_the_same_bytes(tmp_path, small_shards, capsys):
     source = sources.embedded(11, seed=4)
-    whole = data.pack(source, 32, tmp_path / "whole")
+    whole = packing.pack(source, 32, tmp_path / "whole")
     assert [shard["count"] for shard in whole.manifest["shards"]] == [4, 4, 3]
     made = []
 
@@ -176,10 +176,10 @@ def test_a_stopped_pack_goes_on_and_ends_with_the_same_bytes(tmp_path, small_sha
 
     for at in (9, 9, 6):  # in the third shard; again, before anything new is complete; before that
         with pytest.raises(Killed):
-            data.pack(stopping(source, at, killed), 32, tmp_path / "cut")
+            packing.pack(stopping(source, at, killed), 32, tmp_path / "cut")
         with pytest.raises(InputError, match="no complete packed data set"):
             data.Packed(tmp_path / "cut")
-    cut = data.pack(dataclasses.replace(source, image=counted), 32, tmp_path / "cut")
+    cut = packing.pack(dataclasses.replace(source, image=counted), 32, tmp_path / "cut")
     assert made == [8, 9, 10] and "goes on after 2 shards, 8 images" in capsys.readouterr().out
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole") and cut.hash == whole.hash
     assert torch.equal(cut.pixels([10, 3, 4]), torch.stack([whole.pixels([i])[0] for i in (10, 3, 4)]))
@@ -190,26 +190,26 @@ def test_shards_of_another_recipe_are_discarded(tmp_path, small_shards, capsys):
         raise Killed
 
     with pytest.raises(Killed):
-        data.pack(stopping(sources.embedded(11, seed=4), 9, killed), 32, tmp_path)
+        packing.pack(stopping(sources.embedded(11, seed=4), 9, killed), 32, tmp_path)
     assert len(list(tmp_path.glob("shard-*.npy"))) == 2
-    packed = data.pack(sources.embedded(3, seed=5), 32, tmp_path)
+    packed = packing.pack(sources.embedded(3, seed=5), 32, tmp_path)
     assert "another recipe" in capsys.readouterr().out and len(packed) == 3
     assert sorted(contents(tmp_path)) == ["manifest.json", shard(tmp_path, 0).name, "table.csv"]
 
 
 def test_killed_pack_leaves_whole_shards_only(tmp_path, small_shards):
     code = (
-        "import os, sys; from rr import data, sources; source = sources.embedded(9); image = source.image\n"
-        "data.SHARD = 4\n"
+        "import os, sys; from rr import packing, sources; source = sources.embedded(9); image = source.image\n"
+        "packing.SHARD = 4\n"
         "def stop(i, size):\n    return image(i, size) if i < 5 else os._exit(9)\n"
-        "object.__setattr__(source, 'image', stop); data.pack(source, 32, sys.argv[1])"
+        "object.__setattr__(source, 'image', stop); packing.pack(source, 32, sys.argv[1])"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, check=False)
     assert done.returncode == 9 and list(tmp_path.glob(".shard-*-00001.part-*")) and not list(tmp_path.glob("shard-*-00001.npy"))
     with pytest.raises(InputError, match="no complete packed data set"):
         data.Packed(tmp_path)
     first = shard(tmp_path, 0).stat().st_mtime_ns
-    assert len(data.pack(sources.embedded(9), 32, tmp_path)) == 9  # the next call goes on, and cleans up
+    assert len(packing.pack(sources.embedded(9), 32, tmp_path)) == 9  # the next call goes on, and cleans up
     assert shard(tmp_path, 0).stat().st_mtime_ns == first and not list(tmp_path.glob(".shard-*"))
 
 
@@ -225,21 +225,21 @@ def flat(n, bad=()):
 
 
 def test_bad_images_over_all_shards(tmp_path, small_shards):
-    packed = data.pack(flat(301, bad=[4, 5, 300]), 8, tmp_path / "few")
+    packed = packing.pack(flat(301, bad=[4, 5, 300]), 8, tmp_path / "few")
     counts = [shard["count"] for shard in packed.manifest["shards"]]
     assert counts[1] == 2 and counts[-1] == 0 and sum(counts) == len(packed) == 298
     assert packed.manifest["skipped"] == [f"image {i}: bad" for i in (4, 5, 300)]
     assert packed.pixels([4, 297])[:, 0, 0, 0].tolist() == [6, 299 % 256] and packed.table["name"][4] == "embedded-0-000006"
     with pytest.raises(InputError, match="4 of the first 251 images are unusable: image 4") as error:
-        data.pack(flat(301, bad=[4, 5, 99, 250]), 8, tmp_path / "many")
+        packing.pack(flat(301, bad=[4, 5, 99, 250]), 8, tmp_path / "many")
     line(error)
     assert len(list((tmp_path / "many").glob("shard-*.npy"))) == 62  # what was complete is not lost
     with pytest.raises(InputError, match="2 of the first 2 images"):
-        data.pack(flat(2, bad=[0, 1]), 8, tmp_path / "all")
+        packing.pack(flat(2, bad=[0, 1]), 8, tmp_path / "all")
 
 
 def test_more_shards_than_files_may_be_open(tmp_path, small_shards):
-    data.pack(flat(400), 8, tmp_path)
+    packing.pack(flat(400), 8, tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 60, limits[1]))
     try:
@@ -258,7 +258,7 @@ def test_rows_that_are_not_there(eyes):
 
 
 def test_damaged_packs_are_refused(tmp_path, small_shards):
-    data.pack(sources.embedded(6), 32, tmp_path)
+    packing.pack(sources.embedded(6), 32, tmp_path)
     whole = contents(tmp_path)
     second = shard(tmp_path, 1).name
     images = whole[second]
@@ -291,7 +291,7 @@ def test_damaged_packs_are_refused(tmp_path, small_shards):
 
 @pytest.fixture(scope="module")
 def eyes(tmp_path_factory):
-    return data.pack(sources.embedded(30, seed=3), 32, tmp_path_factory.mktemp("eyes"))
+    return packing.pack(sources.embedded(30, seed=3), 32, tmp_path_factory.mktemp("eyes"))
 
 
 SHARES = [np.array([3, 1, 29]), np.array([0, 0]), np.array([5, 17, 28, 4, 2]), np.array([7])]

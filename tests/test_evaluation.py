@@ -331,6 +331,6 @@ def test_test_images_are_clean_references(packed_eyes):
 
 @pytest.fixture(scope="module")
 def packed_eyes(tmp_path_factory):
-    from rr import data, sources
+    from rr import packing, sources
 
-    return data.pack(sources.embedded(40), 32, tmp_path_factory.mktemp("pack"))
+    return packing.pack(sources.embedded(40), 32, tmp_path_factory.mktemp("pack"))

@@ -16,9 +16,9 @@ import nbformat
 import pytest
 
 from rr import forked, notebook, sources
-from rr.data import pack
 from rr.io import ROOT, InputError, read_json
 from rr.notebook import NotebookError
+from rr.packing import pack
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the server is for Linux")
 CLIENT = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from rr import forked\n"

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from rr import checkpoint, data, matters, metrics, sources, studies
+from rr import checkpoint, data, matters, metrics, packing, sources, studies
 from rr.bridge import Bridge
 from rr.io import InputError
 from rr.restorer import Denoiser
@@ -12,7 +12,7 @@ from rr.restorer import Denoiser
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    return data.pack(sources.embedded(60), 32, tmp_path_factory.mktemp("data"))
+    return packing.pack(sources.embedded(60), 32, tmp_path_factory.mktemp("data"))
 
 
 def test_a_bench_restores_with_the_weights_of_a_run_and_scores_every_image(packed, tmp_path):

@@ -20,7 +20,7 @@ def test_prepared_once_and_found_again(rr, tmp_path):
 
 
 def test_killed_it_goes_on(tmp_path):
-    shards = "from rr import data, __main__; data.SHARD = 20; __main__.main()"  # small ones, as a test has no hours
+    shards = "from rr import packing, __main__; packing.SHARD = 20; __main__.main()"  # small ones, as a test has no hours
     words = ["data", "prepare", "embedded", "--n", "90", "--size", "64", "--out"]
 
     def call(name):

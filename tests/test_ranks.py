@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rr import data, sources
+from rr import packing, sources
 from rr.io import ROOT, read_json
 
 SCRIPT = Path(__file__).parent / "ranks.py"
@@ -22,7 +22,7 @@ ROUNDING = 2e-6  # of parameters of order 1, after two epochs: sums in another o
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    return data.pack(sources.embedded(72, 0), 80, tmp_path_factory.mktemp("ranks") / "data")
+    return packing.pack(sources.embedded(72, 0), 80, tmp_path_factory.mktemp("ranks") / "data")
 
 
 def start(packed, out, component="plain", command=PYTHON, **more):

@@ -5,7 +5,7 @@ import ast
 import pytest
 from typer.testing import CliRunner
 
-from rr import data, io, notebook, recipes, sources, studies, train
+from rr import io, notebook, packing, recipes, sources, studies, train
 from rr.__main__ import app
 from rr.io import InputError, read_json
 from rr.presets import preset
@@ -15,7 +15,7 @@ from rr.presets import preset
 def out(tmp_path_factory):
     """Results of preset mini that hold a data set and nothing else."""
     out = tmp_path_factory.mktemp("results")
-    data.pack(sources.embedded(72, 0), 80, io.results("mini", out) / "data")
+    packing.pack(sources.embedded(72, 0), 80, io.results("mini", out) / "data")
     return out
 
 

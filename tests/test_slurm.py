@@ -16,7 +16,7 @@ from collections import Counter
 import pytest
 import yaml
 
-from rr import data, io, sources, workflow
+from rr import io, packing, sources, workflow
 from rr.io import ROOT
 
 
@@ -99,7 +99,7 @@ def test_the_workflow_goes_through_slurm(tmp_path):
 
 def test_srun_starts_the_processes_of_one_training(tmp_path):
     """Two tasks of a job are the two processes of tests/ranks.py, with one set of weights in the end."""
-    packed = data.pack(sources.embedded(72, 0), 80, tmp_path / "data")
+    packed = packing.pack(sources.embedded(72, 0), 80, tmp_path / "data")
     words = json.dumps({"out": str(tmp_path / "two"), "data": str(packed.path), "component": "plain", "devices": 2})
     command = ["srun", "--ntasks-per-node", "2", "--time", "5", sys.executable, str(ROOT / "tests" / "ranks.py"), words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

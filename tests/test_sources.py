@@ -12,7 +12,7 @@ import torch
 from drawn import disc, line
 from PIL import Image
 
-from rr import data, photo, sources, synthetic
+from rr import data, packing, photo, sources, synthetic
 from rr.io import ROOT, InputError
 
 PHOTOS = sorted((ROOT.parent / "shared" / "photos").glob("*.jpg"))
@@ -85,7 +85,7 @@ def test_synfundus_finds_images_and_lists_missing_ones(tmp_path, photos):
     source = sources.folder(photos, csv_of(tmp_path, THEIRS, [[name, 1, 0, 1, 1] for name in names]))
     assert source.table["name"].tolist() == ["a.jpg", "b.png", "part1/c.jpg", "part1/d.JPG", "part2/e.tif"]
     assert source.missing == ["gone_1", "gone_2.jpg"] and source.recipe["files_without_label"] == 1
-    packed = data.pack(source, 32, tmp_path / "out")
+    packed = packing.pack(source, 32, tmp_path / "out")
     assert packed.manifest["missing"] == 2 and packed.manifest["missing_first"] == source.missing
     assert pd.read_csv(tmp_path / "out" / "missing.csv")["name"].tolist() == source.missing
     assert packed.manifest["source_sizes"] == {f"300x{200 + i}": 1 for i in range(5)}
@@ -93,7 +93,7 @@ def test_synfundus_finds_images_and_lists_missing_ones(tmp_path, photos):
 
 
 def test_folder_without_labels(tmp_path, photos):
-    packed = data.pack(sources.folder(photos), 32, tmp_path / "out")
+    packed = packing.pack(sources.folder(photos), 32, tmp_path / "out")
     assert len(packed) == 6 and packed.labels.isnan().all() and packed.disc([0]).isnan().all()
     assert len(packed.rows()) == 6 and len(packed.rows(readable=True)) == len(packed.rows(readable=False)) == 0
 
@@ -113,12 +113,12 @@ def test_bad_folders(tmp_path, photos):
 
 def test_bad_photographs_are_skipped_up_to_a_limit(tmp_path, photos):
     (photos / "bad1.jpg").write_bytes(b"")
-    packed = data.pack(sources.folder(photos), 32, tmp_path / "out")
+    packed = packing.pack(sources.folder(photos), 32, tmp_path / "out")
     assert len(packed) == 6 and "bad1.jpg" in packed.manifest["skipped"][0]
     assert packed.table["name"].tolist() == sources.folder(photos).table["name"].drop(2).tolist()
     (photos / "bad2.jpg").write_bytes(b"")
     with pytest.raises(InputError, match="are unusable"):
-        data.pack(sources.folder(photos), 32, tmp_path / "out")
+        packing.pack(sources.folder(photos), 32, tmp_path / "out")
 
 
 def test_embedded_depends_on_seed_and_index_only():
@@ -132,7 +132,7 @@ def test_embedded_depends_on_seed_and_index_only():
 
 
 def test_embedded_labels_and_anatomy(tmp_path):
-    packed = data.pack(sources.embedded(150, seed=1), 48, tmp_path)
+    packed = packing.pack(sources.embedded(150, seed=1), 48, tmp_path)
     table = packed.table
     eyes = table[table["fundus"] == 1]
     assert 0 < len(table) - len(eyes) < 25
@@ -150,7 +150,7 @@ def test_embedded_labels_and_anatomy(tmp_path):
 
 
 def test_fields_of_view_of_embedded_eyes_are_exact(tmp_path):
-    packed = data.pack(sources.embedded(40, seed=5), 96, tmp_path)
+    packed = packing.pack(sources.embedded(40, seed=5), 96, tmp_path)
     eyes = [i for i in range(40) if packed.labels[i, 0] == 1]
     masks = packed.fov(eyes)[:, 0].numpy()
     for mask, i in zip(masks, eyes, strict=True):
@@ -158,7 +158,7 @@ def test_fields_of_view_of_embedded_eyes_are_exact(tmp_path):
 
 
 def test_references_are_clean(tmp_path):
-    packed = data.pack(sources.embedded(60, seed=5), 80, tmp_path)
+    packed = packing.pack(sources.embedded(60, seed=5), 80, tmp_path)
     found = []
     for split in data.SPLITS:
         rows = packed.references(split)
@@ -233,7 +233,7 @@ def test_parquet_with_labels_in_columns(tmp_path):
         crop, row = source.image(i, 32)
         oracle, fov, box, width, height = photo.read_crop(io.BytesIO(every[i]), 32)
         assert np.array_equal(crop, oracle) and (row["source_width"], row["source_height"]) == (70, 60) == (width, height)
-    one, two = (data.pack(source, 32, tmp_path / f"{workers}", workers=workers) for workers in (1, 2))
+    one, two = (packing.pack(source, 32, tmp_path / f"{workers}", workers=workers) for workers in (1, 2))
     assert one.hash == two.hash and len(one) == 11
     assert np.array_equal(one.pixels([10])[0].permute(1, 2, 0), source.image(10, 32)[0])
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from rr import checkpoint, data, train
+from rr import checkpoint, packing, train
 from rr.io import InputError, read_json
 from rr.paper import LABELS
 from rr.sources import Source
@@ -35,7 +35,7 @@ def packed(tmp_path_factory):
     pixels, labels = rng.integers(0, 256, (40, 4, 4, 3), np.uint8), rng.random((40, 4))
     table = pd.DataFrame({"name": [f"{i}" for i in range(40)]}).assign(**dict(zip(LABELS, labels.T)))
     source = Source({"kind": "random"}, table, lambda i, size: (pixels[i], {}))
-    steps.data = data.pack(source, 4, tmp_path_factory.mktemp("packed") / "data")
+    steps.data = packing.pack(source, 4, tmp_path_factory.mktemp("packed") / "data")
     return steps.data
 
 
