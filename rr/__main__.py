@@ -244,14 +244,16 @@ def train(
 
     choose("component", component, [*recipes.COMPONENTS, "corrector"])
     given = {"preset": preset, "seed": seed, "out": out or "results", "device": device}
-    if component != "corrector":
-        given = recipes.parameters(component, dict(map(notebook.assigned, values)) | given)
+    named = dict(map(notebook.assigned, values))
+    if doubled := given.keys() & named.keys():
+        raise InputError(f"-p {min(doubled)}: is the option --{min(doubled)} of rr train")
     fabric = train.fabric(device, devices, nodes, strategy)
+    if component != "corrector":  # before other processes are there: what is wrong is said once
+        plan = recipes.plan(component, recipes.parameters(component, named | given), batch)
     fabric.launch()
     if component == "corrector":
         made = corrector.make(out or "training", photos, seed=seed, fabric=fabric)
     else:
-        plan = recipes.plan(component, given, batch)
         train.run(component, fabric=fabric, **plan)
         made = plan["folder"]
     if fabric.is_global_zero:
@@ -280,6 +282,8 @@ def prepare(
 
     from rr import packing, sources
 
+    if not source:
+        raise InputError('the name of the source is empty; give a folder, or "embedded"')
     started = time.time()
     packed = packing.pack(sources.source(source, str(labels or ""), n, seed), size, out, seed, workers)
     shards = {out / f"{shard['name']}.npy": shard["count"] for shard in packed.manifest["shards"]}

@@ -127,8 +127,10 @@ def hotspots(call, n=4):
     with torch.profiler.profile(activities=activities) as profile:
         call()
         _synchronise()
-    column = "self_device_time_total" if torch.cuda.is_initialized() else "self_cpu_time_total"
-    spent = sorted(((getattr(each, column), each.key) for each in profile.key_averages()), reverse=True)
+    on_gpu = torch.cuda.is_initialized()
+    column, kind = ("self_device_time_total", "CUDA") if on_gpu else ("self_cpu_time_total", "CPU")  # kernels, or operators
+    found = [each for each in profile.key_averages() if each.device_type.name == kind]
+    spent = sorted(((getattr(each, column), each.key) for each in found), reverse=True)
     total = sum(time for time, _ in spent)
     return ", ".join(f"{name} {time / total:.0%}" for time, name in spent[:n])
 
@@ -159,9 +161,9 @@ def measure(task, pairs=PAIRS):
 def run(device="cpu", only=None, folder=io.ROOT / "results" / "bench"):
     """Measure the rows of `device`, or the row `only`, and write them into <device>.csv and .json; print the table.
 
-    Written after every row, which replaces what was measured of it before; the other rows stay, each with the commit and
-    time of its own measurement. Returns {row: why it could not be measured}. Raises InputError for an unknown device or
-    row, and where "gpu" finds none.
+    Written after every row, which replaces what was measured of it before; rows that are not, or cannot be, measured now stay,
+    each with the commit and time of its own measurement. Returns {row: why it could not be measured}. Raises InputError for an
+    unknown device or row, and where "gpu" finds none.
     """
     module = choose("device", device, DEVICES)
     if device == "gpu" and not torch.cuda.is_available():
@@ -170,8 +172,11 @@ def run(device="cpu", only=None, folder=io.ROOT / "results" / "bench"):
     if only is not None:
         choose("row", only, rows)
     path = io.folder(folder) / f"{device}.json"
-    lines = io.read_result(path)["numbers"] if path.exists() else []
-    where, failed = "cuda" if device == "gpu" else "cpu", {}
+    try:
+        lines = io.read_result(path)["numbers"] if path.exists() else []
+    except InputError as error:
+        raise InputError(f"{error}; or delete {path.name}: all rows are then measured anew") from None
+    table, where, failed = pd.DataFrame(lines, columns=COLUMNS), "cuda" if device == "gpu" else "cpu", {}
     for name in [only] if only else rows:
         started = time.time()
         print(f"{name} ...", flush=True)
@@ -182,6 +187,9 @@ def run(device="cpu", only=None, folder=io.ROOT / "results" / "bench"):
                     new += measure(task)
             except NotMeasured as error:
                 failed[name] = str(error)
+                if not new and any(line["row"] == name and line["ours"] is not None for line in lines):
+                    print(f"{name}: what was measured of it before stays")
+                    continue
                 new += [{"task": rows[name].__doc__.splitlines()[0].rstrip("."), "note": f"not measured: {error}"}]
             facts = io.provenance(started=started, device=where)
             commit = (facts["commit"] or "")[:9] + ("+" if facts["dirty"] else "")  # +: with changes

@@ -7,6 +7,7 @@ speed. Pictures are drawn (rr.synthetic) or come with scikit-image: nothing is d
 import copy
 import cProfile
 import json
+import math
 import os
 import pstats
 import subprocess
@@ -94,11 +95,8 @@ def packed(size=224, n=256, batch=64, passes=8):
         pack = packing.pack(source, size, Path(folder) / "packed")
         shares, jpegs = list(np.arange(n).reshape(-1, batch)), Files(files)
 
-        x = torch.from_numpy(np.empty((batch, 3, size, size), np.float32))
-
-        def ours():  # images only, as the peers; data.batches adds labels and masks of the fields of view
-            for share in passes * shares:
-                pack.batch(share, out=x)
+        def ours():  # as rr.train reads, with labels and masks of the fields of view; the peers give images only
+            _all(data.batches(pack, passes * shares))
 
         gate = max(float((batch.x - torch.stack([jpegs[i] for i in share])).abs().mean())
                    for batch, share in zip(data.batches(pack, shares), shares))  # fmt: skip
@@ -159,15 +157,19 @@ def photographs(frames=((1024, 768), (1024, 1024), (2048, 1536), (3000, 2250)), 
             boxes = [(row["box_left"], row["box_top"], row["box_left"] + row["box_side"], row["box_top"] + row["box_side"])
                      for row in rows]  # fmt: skip
 
-            def theirs(method=None, **options):
+            def theirs(method=None, draft=False):
                 resized = []
                 for file, box in zip(files, boxes):
                     with Image.open(file) as opened:
-                        resized.append(np.asarray(opened.convert("RGB").crop(box).resize((size, size), method, **options), float))
+                        width, side = opened.width, box[2] - box[0]
+                        if draft:
+                            opened.draft("RGB", [math.ceil(length * size / side) for length in opened.size])
+                        crop = opened.convert("RGB").crop([round(edge * opened.width / width) for edge in box])
+                        resized.append(np.asarray(crop.resize((size, size), method), float))
                 return resized
 
             differences = [np.abs(crop - area).mean() for crop, area in zip(crops, theirs(Image.BOX))]
-            peers = {"PIL: resize": theirs, "PIL: BOX, reducing_gap": partial(theirs, Image.BOX, reducing_gap=2)}
+            peers = {"PIL: resize": theirs, "PIL: draft, BOX": partial(theirs, Image.BOX, draft=True)}
             ours, found, search = lambda: [source.image(i, size) for i in range(len(files))], [], photo.find_fov
             with patch.object(photo, "find_fov", lambda image: found.append(search(image)) or found[-1]):
                 ours()

@@ -216,31 +216,43 @@ def _diffusers(size, dim):
                        norm_num_groups=min(32, dim), down_block_types=down, up_block_types=up)  # fmt: skip
 
 
+def macs(component, size):
+    """MAC of one image of this size, see `work`."""
+    return work(component, size)[0]
+
+
 NETWORKS = {"denoising_diffusion_pytorch": _ddpm, "diffusers": _diffusers}  # module => its U-Net
+SIZES = {"parameters": lambda component, size: parameters(component), "MAC": macs}  # in which ours is no smaller than a peer
 
 
 def diffusion(size=128, batch=32, dim=64, steps=5, device="cuda", side=SIDE, vae=(512, 32, 128)):
-    """G4: training of the noise model's U-Net, against S and against peers with no more parameters; the VAE, against S."""
+    """G4: training of the noise model's U-Net, against S and peers with no more parameters, or MAC; the VAE, against S."""
     images, width, latent = vae
     torch.manual_seed(0)
     yield share("VAE", VAE(size, latent, width, timed=False), size, images, 0.40, steps, device, side, lr=1e-3)[0]
 
-    peers, missing = {}, None
+    missing, tasks = None, {}
     for module, build in NETWORKS.items():
         try:
             need(module)
-            peers[f"{module}, bf16"] = build(size, dim)
         except NotMeasured as error:  # said in the end: the others go on
             missing = error
-    least = max(map(parameters, peers.values()), default=2e7)
-    width = next(width for width in count(8, 8) if parameters(noise_model(size, width)) >= least)
-    task, step, eyes = share(f"U-Net of width {width}", noise_model(size, width), size, batch, 0.40, steps, device, side)
-    yield task
-    sizes = {"ours": parameters(noise_model(size, width)), **{name: parameters(peer) for name, peer in peers.items()}}
-    for name, peer in peers.items():
-        calls = {name: repeated(training(Noise(peer), device, fast=False), eyes, steps)}
-        note = ", ".join(f"{each}: {sizes[each] / 1e6:.1f} M parameters" for each in ("ours", name))
-        yield Task(task.name, "images", task.amount, task.ours, 2.5, task.gate, calls, note=note, why=task.why)
+            continue
+        peer = Noise(build(size, dim))
+        theirs = {f"{module}, bf16": repeated(training(peer, device, fast=False), pictures(batch, size, device), steps)}
+        for what, of in SIZES.items():
+            width = next(width for width in count(8, 8) if of(noise_model(size, width), size) >= of(peer, size))
+            if width not in tasks:
+                name = f"U-Net of width {width}"
+                tasks[width], _, _ = share(name, noise_model(size, width), size, batch, 0.40, steps, device, side)
+                yield tasks[width]
+            note = ", ".join(f"{whose}: {parameters(each) / 1e6:.1f} M parameters, {macs(each, size) / 1e9:.1f} GMAC an image"
+                             for whose, each in (("ours", noise_model(size, width)), (module, peer)))  # fmt: skip
+            task = tasks[width]
+            yield Task(f"{task.name}, no fewer {what}", "images", task.amount, task.ours, 2.5, task.gate, theirs,
+                       note=note, why=task.why)  # fmt: skip
+    if not tasks:
+        yield share(f"U-Net of width {dim}", noise_model(size, dim), size, batch, 0.40, steps, device, side)[0]
     if missing:
         raise missing
 

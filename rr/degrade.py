@@ -188,7 +188,7 @@ def _illuminate(x, p, s, u, v):
     what follows are then known from those of x.
     """
     brightness, contrast, saturation = (1 + s * (p[name] - 1) for name in ("brightness", "contrast", "saturation"))
-    luma = x.new_tensor(LUMA)
+    luma = torch.tensor(LUMA).to(x.device, non_blocking=True)  # new_tensor would make a GPU wait
     factor = (contrast * brightness)[:, None, None]
     saturation = saturation[:, None, None]
     colours = factor * (saturation * torch.eye(3, device=x.device) + (1 - saturation) * luma)  # (N, 3, 3)
@@ -199,7 +199,7 @@ def _illuminate(x, p, s, u, v):
     inner, soft = p["halo_inner"], 0.28 * p["halo_width"]
     r2 = _distance2(u, v, p["halo_u"], p["halo_v"])
     ring = _blurred_disc(r2, inner + p["halo_width"], soft) - _blurred_disc(r2, inner, soft)
-    tint = (x.new_tensor(TINTS) / 255)[p["halo_tint"].long().clamp(0, 2)]
+    tint = torch.tensor(TINTS).to(x.device, non_blocking=True)[p["halo_tint"].long().clamp(0, 2)] / 255
     halo = (s * means.mean(1))[:, None] * tint  # (N, 3)
     # the hole only darkens images that are bright enough: a ramp around cofe-Net's threshold (mean > 0.25), because a
     # step would make the same eye at two sizes differ

@@ -61,7 +61,7 @@ def _read(file, name, least=None):
                     scale = max(least / min(width, height), THUMB / max(width, height))
                     photo.draft(None, (math.ceil(scale * width), math.ceil(scale * height)))  # of a JPEG only
                 photo.load()
-                photo = ImageOps.exif_transpose(photo)
+                ImageOps.exif_transpose(photo, in_place=True)
     except FileNotFoundError:
         raise InputError(f"{name}: no such file") from None
     except Image.DecompressionBombError:
@@ -81,7 +81,7 @@ def _read(file, name, least=None):
     if "A" in photo.mode or "a" in photo.mode or "transparency" in photo.info:
         photo = photo.convert("RGBA")
         photo = Image.alpha_composite(Image.new("RGBA", photo.size, "black"), photo)
-    return np.array(photo.convert("RGB")), width, height
+    return np.array(photo if photo.mode == "RGB" else photo.convert("RGB")), width, height
 
 
 class Fov(NamedTuple):
@@ -221,7 +221,7 @@ def crop_fov(image, size=None, required=True, frame=None):
     """
     height, width = image.shape[:2]
     full_width, full_height = frame or (width, height)
-    sx, sy = full_width / width, full_height / height
+    scale = round(full_width / width)  # a pixel of a JPEG's smaller copy is a block of 2, 4 or 8, the last one not always whole
     fov = find_fov(image)
     if fov is None:
         if required:
@@ -229,17 +229,19 @@ def crop_fov(image, size=None, required=True, frame=None):
         side = max(full_height, full_width)
         box, fov = Box((full_width - side) // 2, (full_height - side) // 2, side), Fov(*[np.nan] * 5)
     else:
-        fov = Fov(fov.x * sx, fov.y * sy, fov.r * (sx + sy) / 2, fov.top * sy, fov.bottom * sy)
+        fov = Fov(fov.x * scale, fov.y * scale, fov.r * scale, fov.top * scale, min(fov.bottom * scale, full_height))
         box = Box(round(fov.x - fov.r), round(fov.y - fov.r), max(1, round(2 * fov.r)))
         x, y, r, top, bottom = np.array(fov) / box.side
         x0, y0 = box.left / box.side, box.top / box.side
         fov = Fov(*map(float, (x - x0, y - y0, r, top - y0, bottom - y0)))
-    left, top, right, bottom = box.left / sx, box.top / sy, (box.left + box.side) / sx, (box.top + box.side) / sy
+    left, top, right, bottom = (edge / scale for edge in (box.left, box.top, box.left + box.side, box.top + box.side))
     x, y = int(np.floor(left)), int(np.floor(top))
     square = Image.fromarray(image).crop((x, y, int(np.ceil(right)), int(np.ceil(bottom))))
     size = size or box.side
     exact = (left - x, top - y, min(right - x, square.width), min(bottom - y, square.height))  # between pixels of a smaller copy
-    return np.array(square.resize((size, size), Image.LANCZOS, exact, reducing_gap=3)), fov, box
+    # Reduced by Hamming's window, twice as fast as Lanczos's and nearer to the mean over the area
+    method = Image.HAMMING if exact[2] - exact[0] > size else Image.LANCZOS
+    return np.array(square.resize((size, size), method, exact, reducing_gap=3)), fov, box
 
 
 def put_back(image, patch, box, inside):

@@ -7,6 +7,7 @@ return a `Source` (a table, and one image at a time), and `read_labels` (a label
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -157,12 +158,9 @@ def folder(path, csv=None):
 
 def _files(path, endings):
     """Relative paths of the files in a folder and its subfolders whose names end so, sorted."""
-    found = sorted(
-        os.path.relpath(os.path.join(where, name), path).replace(os.sep, "/")
-        for where, _, names in os.walk(path)
-        for name in names
-        if name.lower().endswith(endings) and not name.startswith(".")
-    )
+    found = [Path(where, name).relative_to(path).as_posix() for where, _, names in os.walk(path) for name in names
+             if name.lower().endswith(endings)]  # fmt: skip
+    found = sorted(name for name in found if not re.search(r"(^|/)\.", name))  # none that is hidden, or in a hidden folder
     for name in found:
         if name != name.encode(errors="replace").decode():
             raise InputError(f"{path}: the name of the file {ascii(name)} is not UTF-8; rename it")
@@ -231,7 +229,8 @@ def parquet(path, shards, csv=None):
     names, every = pd.Series(names, dtype=str), pd.concat(parts, ignore_index=True)
     recipe, missing, at = _recipe("parquet", path, shards) | {"images": rows}, [], np.arange(rows)
     if csv is not None:
-        table, missing, seen = _labelled(csv, names.fillna(pd.Series(numbered)), path)
+        names = names.fillna(pd.Series(numbered))
+        table, missing, seen = _labelled(csv, names, path)
         at = pd.Series(at, index=names)[table["name"]].to_numpy()  # unique: _match has seen to it
         order = np.argsort(at)  # as they lie in the shards, which are read from front to back
         table, at = table.iloc[order].reset_index(drop=True), at[order]

@@ -15,6 +15,7 @@ Several processes share a step's images (DDP), and if asked also parameters, gra
 
 import copy
 import math
+import os
 import pickle
 import sys
 import time
@@ -26,6 +27,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -50,6 +52,7 @@ STRATEGIES = {
     "ddp": lambda world: DDPStrategy(gradient_as_bucket_view=True),
     "fsdp": lambda world: ModelParallelStrategy(_sharded, data_parallel_size=world, tensor_parallel_size=1),
 }
+BATCH_NORM = nn.BatchNorm1d, nn.BatchNorm2d
 EVERY = 20  # steps between two looks at a GPU's losses: each look waits for the GPU
 WHOLE = StateDictOptions(full_state_dict=True)  # of sharded tensors: gathered from all processes
 
@@ -59,7 +62,7 @@ def fabric(device="auto", devices=1, nodes=1, strategy="ddp"):
 
     device: "auto" | "cpu" | "cuda". strategy, of several devices: "ddp", every process holds the whole component, or "fsdp"
     (PyTorch's fully_shard), each a share of it. Several have to be launched: `fabric.launch()`. Raises InputError for other
-    names, and for GPUs that are not there.
+    names, for GPUs that are not there, and for other numbers than those that torchrun or srun have started.
     """
     choose("device", device, ("auto", "cpu", "cuda"))
     shared = choose("strategy", strategy, STRATEGIES)
@@ -67,6 +70,13 @@ def fabric(device="auto", devices=1, nodes=1, strategy="ddp"):
         raise InputError("device 'cuda': torch sees no GPU here; use cpu or auto")
     if devices < 1 or nodes < 1:
         raise InputError(f"{devices} devices on {nodes} nodes: at least one of each")
+    started = os.environ.get("WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS")
+    if nodes > 1 and not started:
+        raise InputError(f"{nodes} nodes: start the command on each with torchrun or srun")
+    if started and int(started) != devices * nodes:
+        raise InputError(f"{devices} devices on {nodes} nodes, and {started} processes from torchrun or srun; start as many")
+    if strategy == "fsdp" and devices * nodes == 1:
+        raise InputError("fsdp: divides a component among several devices; ask for more, or for ddp")
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if on_gpu and devices > torch.cuda.device_count():
         raise InputError(f"{devices} devices: torch sees {torch.cuda.device_count()} GPUs here; ask for as many, or for cpu")
@@ -77,6 +87,7 @@ def fabric(device="auto", devices=1, nodes=1, strategy="ddp"):
 
 
 def _sharded(module, mesh):
+    module.to(memory_format=torch.contiguous_format)  # parameters: it shares no others. Images stay as they are
     fully_shard(module, mesh=mesh["data_parallel"])
     register_fsdp_forward_method(module, "loss")
     return module
@@ -108,7 +119,7 @@ def train(
     Ends with the averaged weights of the best epoch (lowest val_loss) in `model`. Continues after the last finished
     epoch if `folder` holds the state of a run with the same configuration, else starts afresh. The log lies in
     folder/history.csv. Raises InputError if there are fewer images than one batch, the loss is not finite, or not even
-    single images fit into memory.
+    the smallest micro-batches fit into memory.
     """
     rows, val_rows, folder = np.asarray(rows), np.asarray(val_rows), Path(folder)
     if len(rows) < batch or len(val_rows) == 0:
@@ -116,8 +127,12 @@ def train(
                          "use more images or a smaller batch")
     world, rank, device, component = fabric.world_size, fabric.global_rank, fabric.device, type(model)
     steps = math.ceil(len(rows) / batch)  # per epoch
-    if len(rows) // steps < world:
-        raise InputError(f"batch of {batch}: cannot be shared by {world} processes; use at least one image for each")
+    least = len(rows) // steps // world  # images that a process has of a step
+    normalised = any(isinstance(part, BATCH_NORM) for part in model.modules())  # by the variance of a slot's images, two at least
+    needed, most = (2, least // 2) if normalised else (1, math.ceil(batch / world))
+    if least < needed:
+        raise InputError(f"batch of {batch}: cannot be shared by {world} processes; use at least {needed * world} images")
+    micro = min(micro, most)
     config = {"code": _code(component), "component": component.__name__, "arguments": model.arguments,
               "epochs": epochs, "batch": batch, "lr": lr, "ema": ema, "seed": seed,
               "optimizer": optimizer, "data": data.hash, "rows": len(rows), **(facts or {})}
@@ -127,6 +142,7 @@ def train(
     module.mark_forward_method("loss")
     if isinstance(next(model.parameters()), DTensor):
         averaged = _sharded(copy.deepcopy(whole), fabric.strategy.device_mesh)
+    probe = model if whole is averaged else whole
     average = averaging(averaged, model, ema)
     if device.type == "cuda":
         compiled(model)
@@ -141,7 +157,7 @@ def train(
         step, first, best, spent = (state[key] for key in ("step", "epoch", "best", "seconds"))
         history = log.query("step <= @step").to_dict("records")
 
-    tried = False
+    at_once, trials = batch, 2  # images in validation; before the second step the optimizer has its state
     for epoch in range(first, epochs):
         model.train()
         parts = np.array_split(np.random.default_rng([seed, epoch]).permutation(rows), steps)
@@ -149,8 +165,8 @@ def train(
         pending, images, tick = [], 0, time.perf_counter()  # since the last look at the losses
         for part, share in zip(parts, batches(data, mine, device)):
             step += 1
-            if not tried:
-                micro, tried = _fitting(module, share, len(part), (seed, step), micro, fabric), True
+            if trials:
+                micro, trials = _fitting(probe, share, len(part), (seed, step), micro, most, fabric), trials - 1
             losses = _gradients(module, share, len(part), (seed, step), micro, fabric)
             opt.step()
             opt.zero_grad()
@@ -169,9 +185,10 @@ def train(
                 if number % steps:
                     yield row
             pending, images, tick = [], 0, time.perf_counter()
+        _share_statistics([*model.buffers(), *averaged.buffers()], fabric)
         if whole is not averaged:
             whole.load_state_dict(get_model_state_dict(averaged, options=WHOLE))
-        row["val_loss"] = validate(whole, data, val_rows, batch, fabric)
+        row["val_loss"], at_once = validate(whole, data, val_rows, at_once, fabric)
         state = {"model": get_model_state_dict(model, options=WHOLE), "averaged": whole.state_dict(),
                  "optimizer": get_optimizer_state_dict(model, opt.optimizer, options=WHOLE)}  # fmt: skip
         if rank == 0:
@@ -191,43 +208,77 @@ def train(
         torch.compiler.set_stance("force_eager")  # what follows has batches of all sizes, each of which would be compiled
 
 
-def _gradients(module, share, n, numbers, micro, fabric, trial=False):
+def _share_statistics(buffers, fabric):
+    """Give every process the mean of all (batch normalisation's statistics), so that all validate, and resume, one model."""
+    if fabric.world_size > 1:
+        for buffer in buffers:
+            if buffer.is_floating_point():
+                buffer.copy_(fabric.all_reduce(buffer.clone(), reduce_op="mean"))
+
+
+def _slots(share, numbers, micro, fabric):
+    """Yield the micro-batches of this process's share of a step, each with its number of images and its generator.
+
+    One without images, where the share has fewer than `micro`, yields an image that counts 0: all processes go in step.
+    """
+    for k, part in enumerate(zip(*(values.tensor_split(micro) for values in share))):
+        n, generator = len(part[0]), _generator(*numbers, fabric.global_rank * micro + k)
+        yield n, Batch(*part) if n else Batch(*(values[:1] for values in share)), generator
+
+
+def _gradients(module, share, n, numbers, micro, fabric):
     """Add up the gradients of the mean loss of a step of n images, of which `share` are this process's.
 
-    Returns {name: loss}, which averaged over the processes are the step's losses. In a trial all gradients are zero, and no
-    process waits for those of another, which may have run out of memory.
+    Returns {name: loss}, which averaged over the processes are the step's losses.
     """
     world, losses = fabric.world_size, {}
-    for k, part in enumerate(zip(*(values.tensor_split(micro) for values in share))):
-        weight = 0.0 if trial else len(part[0]) * world / n  # processes are averaged, wanted is the mean over images
-        last = k == micro - 1 and not trial
-        with fabric.no_backward_sync(module, enabled=world > 1 and not last):
+    for k, (size, part, generator) in enumerate(_slots(share, numbers, micro, fabric)):
+        weight = size * world / n  # processes are averaged, wanted is the mean over images
+        with fabric.no_backward_sync(module, enabled=world > 1 and k < micro - 1):
             with fabric.autocast():  # Fabric's wrapper does so for `forward` alone
-                values = module.loss(Batch(*part), _generator(*numbers, fabric.global_rank * micro + k))
+                values = module.loss(part, generator)
             fabric.backward(weight * values["loss"])
         losses = {name: losses.get(name, 0) + weight * value.detach() for name, value in values.items()}
     return losses
 
 
-def _fitting(module, share, n, numbers, micro, fabric):
-    """How many micro-batches a step needs to fit into every process's memory: tried, and all traces removed."""
-    while True:
-        before = [buffer.clone() for buffer in module.buffers()]
-        try:
-            _gradients(module, share, n, numbers, micro, fabric, trial=True)
-            failed = 0.0
-        except torch.OutOfMemoryError:
-            failed = 1.0
-        module.zero_grad()
-        for buffer, value in zip(module.buffers(), before):
-            buffer.copy_(value)
-        if fabric.all_reduce(torch.tensor(failed, device=fabric.device), reduce_op="sum") == 0:
-            return micro
-        if 2 * micro > n // fabric.world_size:
-            raise InputError("out of memory with single images; train a smaller component or on smaller images")
-        micro *= 2
+def _fitting(probe, share, n, numbers, micro, most, fabric):
+    """How many micro-batches, from `micro` to `most`, a step of n images needs to fit into every process's memory.
+
+    Tried on `probe`, a module that waits for no other process, which may have run out of memory; it is left as it was.
+    """
+    parameters = [p for p in probe.parameters() if p.requires_grad]
+
+    def attempt():
+        for _, part, generator in _slots(share, numbers, micro, fabric):
+            with fabric.autocast():
+                loss = probe.loss(part, generator)["loss"]
+            torch.autograd.grad(loss, parameters, allow_unused=True)
+
+    probe.train()
+    before = [buffer.clone() for buffer in probe.buffers()]
+    while not _fits(attempt, fabric):
+        if micro == most:
+            raise InputError(f"out of memory with {most} micro-batches per process, the most that a step of {n} images has; "
+                             "train a smaller component or on smaller images")  # fmt: skip
+        micro = min(2 * micro, most)
         if fabric.is_global_zero:
             print(f"out of memory: the step's {n} images are taken in {micro} micro-batches per process")
+    for buffer, value in zip(probe.buffers(), before):
+        buffer.copy_(value)
+    return micro
+
+
+def _fits(call, fabric):
+    """Whether call() finds enough memory in every process; none goes on before all of them know."""
+    try:
+        call()
+        failed = 0.0
+    except torch.OutOfMemoryError:
+        failed = 1.0
+    if failed:
+        torch.cuda.empty_cache()
+    return fabric.all_reduce(torch.tensor(failed, device=fabric.device), reduce_op="sum").item() == 0
 
 
 def run(title, model, data, rows, val_rows, *, folder, epochs, batch, **options):
@@ -270,14 +321,27 @@ def _alone(folder, fabric):
 
 @torch.no_grad()
 def validate(model, data, rows, batch, fabric):
-    """Mean loss over `rows` in evaluation mode, shared by the processes; the same noise and degradations at every call."""
+    """(mean loss over `rows`, batch): in evaluation mode, shared by the processes; the same noise at every call.
+
+    The batch, images that a process takes at once, is halved until it fits into memory.
+    """
     model.eval()
-    starts = range(fabric.global_rank * batch, len(rows), fabric.world_size * batch)
     total = torch.zeros((), dtype=torch.float64, device=fabric.device)
-    for start, share in zip(starts, batches(data, [rows[start : start + batch] for start in starts], fabric.device)):
-        with fabric.autocast():
-            total += len(share.x) * model.loss(share, _generator(0, start // batch, 0))["loss"]
-    return fabric.all_reduce(total, reduce_op="sum").item() / len(rows)
+
+    def add_up():
+        total.zero_()
+        starts = range(fabric.global_rank * batch, len(rows), fabric.world_size * batch)
+        for start, share in zip(starts, batches(data, [rows[start : start + batch] for start in starts], fabric.device)):
+            with fabric.autocast():
+                total.add_(len(share.x) * model.loss(share, _generator(0, start // batch, 0))["loss"])
+
+    while not _fits(add_up, fabric):
+        if batch == 1:
+            raise InputError("out of memory with single images in validation; train a smaller component or on smaller images")
+        batch = math.ceil(batch / 2)
+        if fabric.is_global_zero:
+            print(f"out of memory: validation takes {batch} images at once")
+    return fabric.all_reduce(total, reduce_op="sum").item() / len(rows), batch
 
 
 def history(folder):

@@ -9,10 +9,12 @@ import signal
 import sys
 from pathlib import Path
 
+import lightning
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from rr import recipes, train
+from rr import checkpoint, recipes, train
 from rr.data import Packed
 
 
@@ -24,24 +26,29 @@ class Plain(nn.Module):
         self.arguments = {}
         self.net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.GroupNorm(2, 8), nn.SiLU(), nn.Flatten(), nn.LazyLinear(1))
         self.net(torch.zeros(1, 3, 80, 80))
+        self.register_buffer("unused", torch.zeros(3))  # DDP sends buffers round before a step
 
     def loss(self, batch, generator):
         return {"loss": (self.net(batch.x)[:, 0] - batch.labels[:, 0]).square().mean()}
 
 
 class Hungry(Plain):
-    """Runs out of memory, in one process only."""
+    """Runs out of memory, in the last process only."""
 
-    largest = 3  # images in a batch; more "do not fit"
+    largest = last = None  # images in a batch, more "do not fit"; the last process's number
 
     def loss(self, batch, generator):
-        if self.training and len(batch.x) > self.largest and torch.distributed.get_rank() == 1:
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        if rank == self.last and len(batch.x) > self.largest[not self.training]:
             raise torch.OutOfMemoryError("a test's")
         return super().loss(batch, generator)
 
 
-def main(out, data, component, devices=1, strategy="ddp", micro=1, epochs=2, batch=8, die=0, largest=3, **words):
-    """Train into `out`; write the rows that every process saw; die: the last process kills itself after so many steps."""
+def main(out, data, component, devices=1, strategy="ddp", micro=1, epochs=2, batch=8, die=0, largest=(3, 8), layout="", **words):
+    """Train into `out`; write the first weights, and the rows that every process saw.
+
+    die: the last process kills itself after so many steps. largest: images in training and in validation that Hungry can hold.
+    """
     fabric = train.fabric("cpu", devices, strategy=strategy)
     fabric.launch()
     torch.set_num_threads(1)  # sums depend on the number of threads
@@ -55,7 +62,13 @@ def main(out, data, component, devices=1, strategy="ddp", micro=1, epochs=2, bat
         plan = {"model": {"plain": Plain, "hungry": Hungry}[component](), "data": data, "rows": rows, "seed": 0,
                 "val_rows": data.labelled("val"), "lr": 1e-2, "ema": 0.9}  # fmt: skip
     plan |= {"folder": out, "epochs": epochs, "batch": batch}
-    Hungry.largest = largest
+    if layout == "contiguous":
+        plan["model"].to(memory_format=torch.contiguous_format)
+    kind = type(plan["model"])
+    Hungry.largest, Hungry.last = largest, devices - 1
+    if fabric.is_global_zero:
+        out.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in plan["model"].state_dict().items()}, out / "start.safetensors")
     seen, batches = [], train.batches
 
     def watched(data, shares, device):
@@ -67,6 +80,11 @@ def main(out, data, component, devices=1, strategy="ddp", micro=1, epochs=2, bat
     for row in train.train(fabric=fabric, micro=micro, **plan):
         if row["step"] == die and fabric.global_rank == fabric.world_size - 1:
             os.kill(os.getpid(), signal.SIGKILL)
+    if fabric.is_global_zero:  # what one process says of the weights that were saved
+        train.batches = batches
+        saved = checkpoint.load(out / "last", kind)
+        loss, _ = train.validate(saved, plan["data"], plan["val_rows"], batch, lightning.Fabric(accelerator="cpu", devices=1))
+        (out / "validated.json").write_text(json.dumps(loss))
     (out / f"seen-{fabric.global_rank}.json").write_text(json.dumps(seen))
 
 

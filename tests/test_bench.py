@@ -50,7 +50,8 @@ def rows(monkeypatch):
 
     def b():
         """B: what may be missing."""
-        yield Task("b", "images", 2, int, 0, GOOD)
+        if state.missing != "at once":
+            yield Task("b", "images", 2, int, 0, GOOD)
         if state.missing:
             raise NotMeasured("peer: not installed; `pip install peer`")
         yield Task("c", "images", 2, int, np.inf, GOOD)
@@ -116,6 +117,14 @@ def test_a_row_that_cannot_be_measured_says_so_and_others_go_on(rows, tmp_path, 
     table = pd.read_csv(tmp_path / "cpu.csv")
     assert list(table["task"]) == ["a", "b", "B: what may be missing"]  # what B measured before is not lost
     assert table["note"].iloc[2] == "not measured: peer: not installed; `pip install peer`" and pd.isna(table["ours"].iloc[2])
+
+    rows.missing = "at once"
+    assert bench.run("cpu", only="B", folder=tmp_path) == failed
+    assert "B: what was measured of it before stays" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "cpu.csv"), table)
+    (tmp_path / "cpu.csv").unlink()
+    with pytest.raises(io.InputError, match="run it again; or delete cpu.json: all rows are then measured anew"):
+        bench.run("cpu", folder=tmp_path)
 
     monkeypatch.setattr(bench, "run", lambda device, only: failed)
     monkeypatch.setattr(sys, "argv", ["rr", "bench", "cpu"])

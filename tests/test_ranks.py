@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
@@ -80,15 +81,16 @@ def test_two_processes_train_what_one_trains_with_the_doubled_batch(packed, alon
 )  # fmt: skip
 def test_every_component_draws_the_same_in_two_processes_as_in_two_micro_batches(packed, tmp_path, component, words):
     words |= {"epochs": 1, "batch": 16}
-    one = trained(packed, tmp_path / "one", component, micro=2, **words)
-    two = trained(packed, tmp_path / "two", component, devices=2, **words)
-    losses = [np.genfromtxt(tmp_path / name / "history.csv", delimiter=",", names=True)["loss"] for name in ("one", "two")]
-    np.testing.assert_allclose(*losses, rtol=1e-4)
-    parameters = [name for name in one if "running_" not in name and "num_batches" not in name]
-    # statistics of batch normalisation are those of the first process's images, in one process of both
-    assert furthest({name: one[name] for name in parameters}, two) < 1e-4
-
-
+    for strategy, layout in {"ddp": "", "fsdp": "contiguous"}.items():  # the latter takes weights in no other one
+        one = trained(packed, tmp_path / f"one-{strategy}", component, micro=2, layout=layout, **words)
+        two = trained(packed, tmp_path / strategy, component, devices=2, strategy=strategy, **words)
+        # statistics of batch normalisation: one process has seen all images, of two each its own
+        parameters = {name: one[name] for name in one if "running_" not in name and "num_batches" not in name}
+        moved = furthest(parameters, load_file(tmp_path / strategy / "start.safetensors"))
+        logs = [pd.read_csv(tmp_path / name / "history.csv") for name in (f"one-{strategy}", strategy)]
+        np.testing.assert_allclose(*(log["loss"] for log in logs), rtol=1e-4)
+        assert furthest(parameters, two) < min(1e-4, moved / 10)
+        assert logs[1]["val_loss"].iloc[-1] == pytest.approx(read_json(tmp_path / strategy / "validated.json"), rel=1e-6)
 def test_a_process_killed_in_the_middle_leaves_a_run_that_continues_to_the_same_end(packed, alone, tmp_path):
     whole = trained(packed, tmp_path / "whole", devices=2, epochs=3)
     killed = start(packed, tmp_path / "cut", devices=2, epochs=3, die=9)  # in the second epoch of six steps
@@ -101,14 +103,30 @@ def test_a_process_killed_in_the_middle_leaves_a_run_that_continues_to_the_same_
     assert (tmp_path / "whole" / "history.csv").read_text().count("\n") == 19
 
 
-def test_a_process_that_runs_out_of_memory_makes_all_take_smaller_bites_of_the_same_batch(packed, alone, tmp_path):
-    done = start(packed, tmp_path, "hungry", devices=2)
+@pytest.mark.parametrize(
+    "micro, more",
+    [
+        (2, {"devices": 2}),
+        (2, {"devices": 2, "strategy": "fsdp"}),
+        (8, {"largest": (1, 8)}),  # some steps have 7 images
+        (2, {"devices": 2, "largest": (3, 2)}),
+    ],
+)
+def test_a_process_that_runs_out_of_memory_makes_all_take_smaller_bites_of_the_same_batch(packed, alone, tmp_path, micro, more):
+    done = start(packed, tmp_path, "hungry", **more)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "out of memory: the step's 8 images are taken in 2 micro-batches per process" in done.stdout
-    assert read_json(tmp_path / "config.json")["provenance"]["micro_batches"] == 2
+    assert f"out of memory: the step's 8 images are taken in {micro} micro-batches per process" in done.stdout
+    assert ("out of memory: validation takes 2 images at once" in done.stdout) == (more.get("largest") == (3, 2))
+    assert read_json(tmp_path / "config.json")["provenance"]["micro_batches"] == micro
     assert furthest(alone[0], weights(tmp_path)) < ROUNDING
 
 
-def test_single_images_that_do_not_fit_are_said_in_one_line(packed, tmp_path):
-    done = start(packed, tmp_path, "hungry", devices=2, largest=0)
-    assert done.returncode != 0 and "out of memory with single images" in done.stderr
+@pytest.mark.parametrize("largest, where", [((0, 8), "with 4 micro-batches"), ((3, 0), "with single images in validation")])
+def test_images_that_do_not_fit_one_by_one_are_said_in_one_line(packed, tmp_path, largest, where):
+    done = start(packed, tmp_path, "hungry", devices=2, largest=largest)
+    assert done.returncode != 0 and where in done.stderr
+
+
+def test_batch_normalisation_is_not_left_with_a_single_image(packed, tmp_path):
+    done = start(packed, tmp_path, "readability", devices=2, batch=3)
+    assert done.returncode != 0 and "batch of 3: cannot be shared by 2 processes; use at least 4 images" in done.stderr
