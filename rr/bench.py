@@ -28,7 +28,7 @@ DEVICES = {"cpu": "rr.bench_cpu", "gpu": "rr.bench_gpu"}  # argument of `rr benc
 PAIRS = 5
 PEERS = {  # module => its name in the package index
     "denoising_diffusion_pytorch": "denoising-diffusion-pytorch", "diffusers": "diffusers",
-    "lpips": "lpips", "papermill": "papermill", "skimage": "scikit-image", "timm": "timm", "torchmetrics": "torchmetrics",
+    "lpips": "lpips", "papermill": "papermill", "skimage": "scikit-image", "torchmetrics": "torchmetrics",
 }  # fmt: skip
 COLUMNS = ["row", "task", "peer", "unit", "ours", "theirs", "ratio", "low", "high", "target", "met", "gate", "value", "limit",
            "ok", "threads", "note", "seconds", "commit", "written"]  # fmt: skip
@@ -129,7 +129,7 @@ def hotspots(call, n=4):
         _synchronise()
     on_gpu = torch.cuda.is_initialized()
     column, kind = ("self_device_time_total", "CUDA") if on_gpu else ("self_cpu_time_total", "CPU")  # kernels, or operators
-    found = [each for each in profile.key_averages() if each.device_type.name == kind]
+    found = [each for each in profile.key_averages() if each.device_type.name == kind and not each.is_user_annotation]
     spent = sorted(((getattr(each, column), each.key) for each in found), reverse=True)
     total = sum(time for time, _ in spent)
     return ", ".join(f"{name} {time / total:.0%}" for time, name in spent[:n])

@@ -100,12 +100,22 @@ def packed(size=224, n=256, batch=64, passes=8):
 
         gate = max(float((batch.x - torch.stack([jpegs[i] for i in share])).abs().mean())
                    for batch, share in zip(data.batches(pack, shares), shares))  # fmt: skip
+        array = np.concatenate([pack.pixels(share).numpy() for share in shares])
+        np.save(Path(folder) / "array.npy", array)
+        mapped = np.load(Path(folder) / "array.npy", mmap_mode="r")
+
+        def from_map():
+            for share in passes * shares:
+                torch.from_numpy(mapped[share]).float().div_(255)
+
         one_by_one = DataLoader(jpegs, batch)
         at_once = DataLoader(Together(files), batch, collate_fn=lambda images: torch.stack(images).float().div_(255))
         peers = {"DataLoader: PIL": partial(_all, one_by_one), "DataLoader: torchvision, a batch at once": partial(_all, at_once)}
         yield Task(f"float batches of {batch} images of {size} px", "images", passes * n, ours, 15,
                    Gate("mean difference", gate, 1e-6), peers, peer_amount=n,
                    why=lambda: f"where ours spends its time: {hotspots(ours)}")  # fmt: skip
+        yield Task(f"float batches of {batch} images of {size} px, from arrays on both sides", "images", passes * n, ours, 1,
+                   Gate("mean difference", gate, 1e-6), {"numpy memory map, fancy index": from_map})  # fmt: skip
 
 
 def _decoded(files, i, size):
@@ -262,7 +272,7 @@ def lpips(size=224, n=8):
 
 
 def degradation(sizes=(512, 224), targets=(10, 3), n=4):
-    """T6: all three families of the degradation, against the published formulation with kernels at full resolution."""
+    """T6: all three families of the degradation, against the field's formulation, with kernels at full resolution."""
     if not REFERENCE.exists():
         raise NotMeasured(f"{REFERENCE.name}: is in the project's tests, not in the installed package; run it in a checkout")
     spec = spec_from_file_location(REFERENCE.stem, REFERENCE)

@@ -58,7 +58,7 @@ class Extractor(nn.Module):
         self.compress = nn.Sequential(nn.Conv2d(channels, width, 1), nn.BatchNorm2d(width), nn.ReLU())
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.readable = nn.Linear(width, len(LABELS))  # auxiliary task; not used by the restoration
-        self.to(memory_format=torch.channels_last)  # a tenth faster with batch normalisation, on CPU and GPU
+        self.to(memory_format=torch.channels_last)  # a tenth faster with batch normalisation, on a CPU
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 

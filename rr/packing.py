@@ -159,7 +159,9 @@ def _shards(source, recipe, out, workers):
                             reasons.append(image)
                             skipped.append(image)
                             if len(skipped) > allowed or len(skipped) == n:
-                                raise InputError(f"{len(skipped)} of the first {i + 1} images are unusable: {skipped[0]}")
+                                write_table(out / "unusable.csv", pd.DataFrame({"reason": skipped}))
+                                raise InputError(f"{len(skipped)} of the first {i + 1} images are unusable: {skipped[0]}; "
+                                                 f"{SKIPPED:.0%} of all may be; they are in {out / 'unusable.csv'}")  # fmt: skip
                             continue
                         pixels, hashed, row = image
                         file.write(pixels)
@@ -231,7 +233,7 @@ def _finish(source, recipe, out, shards):
         "table_sha256": sha256(out / "table.csv"),
     }
     write_json(out / "manifest.json", manifest)
-    for path in (out / "progress.json", *(out / f"{shard['name']}.csv" for shard in shards)):
+    for path in (out / "progress.json", out / "unusable.csv", *(out / f"{shard['name']}.csv" for shard in shards)):
         path.unlink(missing_ok=True)  # all of it is in the table and the manifest
     _sweep(out, shards)
 

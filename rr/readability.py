@@ -65,7 +65,7 @@ class Readability(nn.Module):
         self.register_buffer("pos_weight", torch.ones(len(LABELS)))
         self.register_buffer("mean", torch.tensor(self.architecture.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.architecture.std).view(3, 1, 1), persistent=False)
-        self.to(memory_format=torch.channels_last)  # a tenth faster with batch normalisation, on CPU and GPU
+        self.to(memory_format=torch.channels_last)  # a tenth faster with batch normalisation, on a CPU
 
     @property
     def network(self):

@@ -19,6 +19,7 @@ import os
 import pickle
 import sys
 import time
+import warnings
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -80,10 +81,12 @@ def fabric(device="auto", devices=1, nodes=1, strategy="ddp"):
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if on_gpu and devices > torch.cuda.device_count():
         raise InputError(f"{devices} devices: torch sees {torch.cuda.device_count()} GPUs here; ask for as many, or for cpu")
-    return lightning.Fabric(
-        accelerator="cuda" if on_gpu else "cpu", devices=devices, num_nodes=nodes,
-        precision="bf16-mixed" if on_gpu else "32-true", strategy=shared(devices * nodes) if devices * nodes > 1 else "auto",
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*srun. command is available.*")  # nobody has to use it
+        return lightning.Fabric(
+            accelerator="cuda" if on_gpu else "cpu", devices=devices, num_nodes=nodes,
+            precision="bf16-mixed" if on_gpu else "32-true", strategy=shared(devices * nodes) if devices * nodes > 1 else "auto",
+        )  # fmt: skip
 
 
 def _sharded(module, mesh):
@@ -156,6 +159,8 @@ def train(
         set_optimizer_state_dict(model, opt.optimizer, state["optimizer"], options=WHOLE)
         step, first, best, spent = (state[key] for key in ("step", "epoch", "best", "seconds"))
         history = log.query("step <= @step").to_dict("records")
+    if fabric.all_reduce(torch.tensor(float(step), device=device), reduce_op="mean").item() != step:
+        raise InputError(f"{folder}: does not hold the same state on all machines; use a folder that all of them see")
 
     at_once, trials = batch, 2  # images in validation; before the second step the optimizer has its state
     for epoch in range(first, epochs):

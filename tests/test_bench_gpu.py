@@ -1,5 +1,6 @@
 """rr.bench_gpu on a CPU, every row at its smallest: what is counted, that gates see what is wrong, that peers are called."""
 
+import copy
 import re
 from functools import partial
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from rr import bench, bench_gpu, checkpoint, weights
+from rr import bench, bench_gpu, weights
 from rr.bench import NotMeasured
 from rr.features import EXTRACTORS
 from rr.readability import Readability
@@ -61,8 +62,7 @@ def test_the_yardstick_does_the_work_of_the_formula(monkeypatch):
     copied.clear(), multiplied.clear()
     call()
     assert 2 * sum(copied) == 28 * 25 * 8 and max(copied) == 1000
-    ((rows, inner, columns),) = multiplied
-    assert 2 * rows * inner * columns == 6 * 64**2 * 10 * 8
+    assert sum(2 * rows * inner * columns for rows, inner, columns in multiplied) == 6 * 64**2 * 10 * 8
     assert "TFLOP/s" in words
 
 
@@ -74,6 +74,21 @@ def test_a_training_step_is_that_of_its_optimizer_and_lowers_the_loss():
     assert losses[-1] < losses[0] / 2 and toy.training
 
 
+def test_a_training_step_takes_its_optimizer_averages_and_is_compiled_unless_told_not_to(monkeypatch):
+    called = []
+    monkeypatch.setattr(bench_gpu, "compiled", lambda component, device: called.append("compiled"))
+    monkeypatch.setattr(bench_gpu.train, "averaging", lambda *models: lambda: called.append("averaged"))
+    toy, images = Toy(), bench_gpu.pictures(4, 32, "cpu")
+    by_hand = copy.deepcopy(toy)
+    bench_gpu.training(toy, "cpu", "rmsprop", lr=1e-2)(images)
+    by_hand.loss(images, None)["loss"].backward()
+    torch.optim.RMSprop(by_hand.parameters(), lr=1e-2).step()
+    assert all(map(torch.equal, toy.parameters(), by_hand.parameters())) and called == ["compiled", "averaged"]
+    called.clear()
+    bench_gpu.training(Toy(), "cpu", fast=False)(images)
+    assert called == ["averaged"]
+
+
 def test_pictures_repeat_a_few_eyes_and_begin_where_told():
     batch = bench_gpu.pictures(5, 32, "cpu", different=2)
     assert torch.equal(batch.x[0], batch.x[2]) and not torch.equal(batch.x[0], batch.x[1])
@@ -81,10 +96,12 @@ def test_pictures_repeat_a_few_eyes_and_begin_where_told():
     assert batch.labels.shape == (5, 4) and 0 < batch.labels.mean() < 1 and batch.fov.dtype == torch.bool
 
 
-def test_g1_measures_against_s_and_a_plain_loop(small):
+def test_g1_measures_against_s_and_a_plain_loop(small, monkeypatch):
+    fast, honest = [], bench_gpu.training
+    monkeypatch.setattr(bench_gpu, "training", lambda *of, **how: fast.append(how.get("fast", True)) or honest(*of, **how))
     first, second = lines(bench_gpu.classifier, size=64, batch=2, steps=1, **TINY)
     assert (first["peer"], first["target"]) == ("yardstick S", 0.5) and "GMAC" in first["note"] and first["ok"]
-    assert (second["peer"], second["target"]) == ("plain loop: NCHW", 2)
+    assert (second["peer"], second["target"]) == ("plain loop: NCHW", 2) and fast == [True, False]
 
 
 def test_g2_has_a_target_for_every_extractor():
@@ -95,8 +112,8 @@ def test_g2_has_a_target_for_every_extractor():
 
 def test_g3_sees_when_the_stored_images_are_others(small, monkeypatch):
     sizes = {"size": 64, "batch": 2, "n": 4, "device": "cpu", "workers": 1}
-    (line,) = lines(bench_gpu.stored, **sizes)
-    assert line["ok"] and line["target"] == 0.97
+    kept, streamed = lines(bench_gpu.stored, **sizes)
+    assert kept["ok"] and streamed["ok"] and kept["target"] == streamed["target"] == 0.97
     honest = bench_gpu.data.batches
     monkeypatch.setattr(bench_gpu.data, "batches", lambda *of: (each._replace(x=each.x * 0.99) for each in honest(*of)))
     assert not next(bench_gpu.stored(**sizes)).gate.ok
@@ -106,7 +123,8 @@ def test_g3_sees_when_the_stored_images_are_others(small, monkeypatch):
 def test_g4_peers_have_no_more_parameters_or_no_more_to_do():
     found = lines(bench_gpu.diffusion, size=32, batch=2, dim=8, steps=1, vae=(2, 8, 8), **TINY)
     found = [line for line in found if line["target"] == 2.5]
-    assert [line["task"].split(", ")[-1] for line in found] == 2 * ["no fewer parameters", "no fewer MAC"]
+    assert len(found) == 2 * 2 * 2 and sum(line["peer"].endswith("bf16, channels_last, compiled") for line in found) == 4
+    assert {line["task"].split(", ")[-1] for line in found} == {"no fewer parameters", "no fewer MAC"}
     for line in found:
         unit = "M parameters" if "parameters" in line["task"] else "GMAC"
         ours, theirs = map(float, re.findall(rf"([0-9.]+) {unit}", line["note"]))
@@ -135,20 +153,18 @@ def test_g5_compares_few_steps_with_the_whole_chain(monkeypatch):
 
     monkeypatch.setattr(bench_gpu.Denoiser, "restore", counted)
     (line,) = lines(bench_gpu.restoration, **RESTORATION)
-    assert set(seen) == {4, None} and line["note"].startswith("4 network calls; ") and line["target"] == 60
+    assert set(seen) == {4, None} and line["note"].startswith("4 network calls for 20; ") and line["target"] == 60
     assert line["peer"] == "chain of 20 steps" and np.isfinite(line["value"])
 
 
-def test_g5_takes_a_checkpoint_and_its_gate_sees_worse_images(tmp_path, monkeypatch):
-    model = bench_gpu.Denoiser(64, "unet", "concat", "v", width=8, T=20, schedule="cosine", start=1.0, condition=(1, 1, 1))
-    checkpoint.save(tmp_path / "model", model, {})
+def test_g5_sees_worse_images(monkeypatch):
     monkeypatch.setattr(bench_gpu.metrics, "load_lpips", lambda device: None)
 
     def restore(self, y, fov, generator, steps, batch):
         return y if steps is None else 0 * y
 
     monkeypatch.setattr(bench_gpu.Denoiser, "restore", restore)
-    task = next(bench_gpu.restoration(**RESTORATION | {"folder": tmp_path / "model"}))
+    task = next(bench_gpu.restoration(**RESTORATION))
     assert not task.gate.ok and "LPIPS not measured" in task.note
 
 

@@ -1,6 +1,7 @@
 """rr.packing and rr.data: near-duplicates, splits, packs that are whole or absent."""
 
 import dataclasses
+import functools
 import io
 import os
 import pickle
@@ -98,7 +99,7 @@ def test_split_of_few(n, counts):
 
 def test_same_picture_never_in_two_splits(tmp_path, photos):
     for i in range(8):
-        Image.open(photos / "a.jpg").save(photos / f"again{i}.jpg", quality=60 + 4 * i)
+        Image.open(photos / "a.jpg").save(photos / f"again{i}.jpg", quality=72 + 3 * i)
     table = packing.pack(sources.folder(photos), 48, tmp_path / "out").table
     same = table[table["name"].str.match("a.jpg|again")]
     assert len(same) == 9 and same["group"].nunique() == same["split"].nunique() == 1
@@ -233,9 +234,39 @@ def test_bad_images_over_all_shards(tmp_path, small_shards):
     with pytest.raises(InputError, match="4 of the first 251 images are unusable: image 4") as error:
         packing.pack(flat(301, bad=[4, 5, 99, 250]), 8, tmp_path / "many")
     line(error)
+    reasons = pd.read_csv(tmp_path / "many" / "unusable.csv")["reason"].tolist()
+    assert reasons == [f"image {i}: bad" for i in (4, 5, 99, 250)] and str(tmp_path / "many" / "unusable.csv") in str(error.value)
     assert len(list((tmp_path / "many").glob("shard-*.npy"))) == 62  # what was complete is not lost
     with pytest.raises(InputError, match="2 of the first 2 images"):
         packing.pack(flat(2, bad=[0, 1]), 8, tmp_path / "all")
+
+
+@pytest.mark.parametrize("name", ["table.csv", "shard-of-glass.txt", "manifest.json", "progress.json"])
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path, name):
+    (tmp_path / name).write_text("[1]")
+    with pytest.raises(InputError, match=f"holds {name} and is no packed data set; choose an empty folder") as error:
+        packing.pack(flat(2), 8, tmp_path)
+    line(error)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.suffix != ".lock"} == {name: "[1]"} | (
+        {".lock": ""} if (tmp_path / ".lock").exists() else {})  # fmt: skip
+
+
+def test_a_whole_pack_is_used_where_nobody_may_write(tmp_path, monkeypatch):
+    first = packing.pack(flat(3), 8, tmp_path)
+    monkeypatch.setattr(packing, "alone", lambda *_: pytest.fail("would write a lock"))
+    assert packing.pack(flat(3), 8, tmp_path).hash == first.hash
+
+
+def test_a_worker_that_is_killed_is_said_in_one_line(tmp_path):
+    source = dataclasses.replace(flat(3), image=functools.partial(ended, os.getpid()))
+    with pytest.raises(InputError, match="a worker was killed.*fewer workers goes on") as error:
+        packing.pack(source, 8, tmp_path, workers=2)
+    line(error)
+
+
+def ended(parent, i, size):
+    assert os.getpid() != parent
+    os._exit(9)
 
 
 def test_more_shards_than_files_may_be_open(tmp_path, small_shards):

@@ -197,3 +197,20 @@ def test_restore_on_a_full_disk_keeps_the_old_file(command, photos, some, tmp_pa
     code, said = command("restore", photos / "a.png", "--out", out, "--checkpoint", some)
     assert code == 1 and "the disk is full" in only_line(said)
     assert (out / "a.png").read_bytes() == before and len(list(out.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "words, started, reason",
+    [
+        (["-p", "preset=paper"], {}, "-p preset: is the option --preset"),
+        (["--strategy", "fsdp"], {}, "fsdp: divides a component among several devices"),
+        (["--nodes", "2"], {}, "2 nodes: start the command on each with torchrun or srun"),
+        (["--devices", "3"], {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}, "3 devices on 1 nodes, and 2 processes"),
+        ([], {"SLURM_STEP_NUM_TASKS": "4"}, "1 devices on 1 nodes, and 4 processes from torchrun or srun"),
+        (["--devices", "2"], {}, "no complete packed data set here"),
+    ],
+)
+def test_train_says_once_and_before_it_starts_what_cannot_be(rr, tmp_path, words, started, reason):
+    done = rr("train", "vae", "--out", tmp_path / "nothing", "--device", "cpu", *words, **started)
+    (said,) = [each for each in done.stderr.splitlines() if each.startswith("error: ")]
+    assert done.returncode == 2 and reason in said and "Traceback" not in done.stderr

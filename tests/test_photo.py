@@ -244,3 +244,9 @@ def test_majority_and_holes_equal_scipy():
         assert np.array_equal(photo._most(value > 4), ndimage.median_filter(value, 3) > 4)
         for mask in (value > 3, value > 9, value > -1):
             assert np.array_equal(photo._filled(mask), ndimage.binary_fill_holes(mask))
+
+
+def test_a_strip_is_no_photograph(tmp_path):
+    Image.new("RGB", (20000, 2)).save(tmp_path / "strip.png")
+    with pytest.raises(InputError, match="strip.png: 20000 x 2 pixels"):
+        photo.read_crop(tmp_path / "strip.png", 64)

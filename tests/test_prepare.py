@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+import psutil
+
 from rr import data
 from rr.io import ROOT
 
@@ -42,6 +44,20 @@ def test_killed_it_goes_on(tmp_path):
         assert ("goes on after" in said) == (name == "cut")
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("cut", "whole"))
     assert one == two and any(name.endswith("-00004.npy") for name in one)
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    words = f"-m rr data prepare embedded --n 4000 --size 64 --workers 2 --out {tmp_path / 'x'}".split()
+    process = psutil.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.time() + 120
+    while not list((tmp_path / "x").glob(".shard-*")) or len(process.children()) < 3:  # with multiprocessing's own
+        assert process.poll() is None and time.time() < until
+        time.sleep(0.05)
+    time.sleep(5)  # until they work
+    children = process.children(recursive=True)
+    process.kill()
+    gone, alive = psutil.wait_procs(children, timeout=30)
+    assert len(gone) >= 2 and not alive
 
 
 def test_what_cannot_be_prepared(rr, tmp_path, photos):

@@ -166,21 +166,22 @@ def test_the_benchmark_and_the_cost_of_a_million_quote_their_files(tmp_path, mon
     folder = tmp_path / "results" / "bench"
     assert readme.bench("gpu").startswith("Not run") and readme.million().startswith("Not run")
     line = {"row": "T3", "task": "JPEG of 1024 px to 224 px, which looks for the eye", "peer": "PIL", "unit": "photographs/s",
-            "ours": 100.0, "theirs": 50.0, "ratio": 2.0, "target": 3, "met": False, "gate": "difference", "value": 0.5,
-            "limit": 2, "ok": True}  # fmt: skip
+            "ours": 100.0, "theirs": 50.0, "ratio": 2.0, "low": 1.5, "high": 2.5, "target": 3, "met": False, "gate": "difference",
+            "value": 0.5, "limit": 2, "ok": True}  # fmt: skip
     alone = line | {"row": "T9", "task": "eyes", "peer": None, "theirs": None, "ratio": None, "target": 90, "met": True}
     none = {"row": "T5", "task": "LPIPS", "met": None, "note": "not measured: lpips is not installed"}
     io.write_table(folder / "cpu.csv", pd.DataFrame([line, none, alone]))
     io.write_json(folder / "cpu.json", {"provenance": {"machine": "a machine"}})
     text = readme.bench("cpu")
-    assert "| T3 | JPEG of 1024 px to 224 px, which looks for the eye | 100 photographs/s | PIL | 50 | 2.00 | 3 | no |" in text
+    assert "px, which looks for the eye | 100 photographs/s | PIL | 50 | 2.00 (1.50 to 2.50) | 3 | no |" in text
     assert "| T5 | LPIPS | not measured: lpips is not installed |" in text and "nan" not in text
     assert "| T9 | eyes | 100 photographs/s |  |  |  | 90 photographs/s | yes | difference: 0.5 (limit 2) |" in text
     rows = [{"images": n, "prepare_seconds": n / 100, "prepare_images_per_s": 100.0, "peak_mib": 1000.0, "bytes": 49152 * n,
-             "epoch_images_per_s": 5000.0} for n in (1000, 10000)]  # fmt: skip
-    exponents = {"prepare_seconds": 1.0, "epoch_seconds": 1.0}
+             "epoch_images": n // 2, "epoch_images_per_s": 5000.0, "first_epoch_seconds": n / 2000}
+            for n in (1000, 10000)]  # fmt: skip
+    exponents = {"prepare_seconds": 1.0, "epoch_seconds": 1.5}
     io.write_result(folder / "scale.json", {"rows": rows, "exponents": exponents}, size=128, workers=2)
     text = readme.million()
-    assert "| 10,000 | 100 | 100 | 1,000 | 0.49 | 5,000 |" in text
-    assert "For a million that is 2.8 h, 49 GB, and 3 min to read all of them" in text and "At 224 px 151 GB" in text
+    assert "| 10,000 | 100 | 100 | 1,000 | 0.49 | 5,000 | 1,000 |" in text
+    assert "For a million that is 2.8 h, 49 GB, and 33.3 min to read all of them" in text and "At 224 px 151 GB" in text
     assert "3 h for a million of 1024 px" in text

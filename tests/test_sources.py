@@ -111,10 +111,36 @@ def test_bad_folders(tmp_path, photos):
         sources.folder(photos, csv_of(tmp_path, OURS, [["c.jpg", 1, 1, 1, 1]]))
 
 
+def test_folders_of_two_kinds_and_names_that_cannot_be_written_down(tmp_path, photos):
+    (photos / ".hidden").mkdir()
+    (photos / "a.jpg").rename(photos / ".hidden" / "a.jpg")
+    assert len(sources.folder(photos)) == 5
+    shards_of(photos / "part1", **{name: lambda i: 1 for name in sources.LABELS})
+    with pytest.raises(InputError, match="holds photographs .b.png. and parquet files .part1/part-0.parquet.") as error:
+        sources.folder(photos)
+    line(error)
+    (tmp_path / "bytes").mkdir()
+    open(bytes(tmp_path / "bytes") + b"/eye\xff.jpg", "wb").close()
+    with pytest.raises(InputError, match="is not UTF-8; rename it") as error:
+        sources.folder(tmp_path / "bytes")
+    line(error)
+
+
+def test_one_photograph_under_two_names_has_one_label(tmp_path, photos):
+    same = [["a.jpg", 1, 0, 1, 1], ["a", 1, 0, 1, 1]]
+    assert sources.folder(photos, csv_of(tmp_path, OURS, same)).table["name"].tolist() == ["a.jpg"]
+    with pytest.raises(InputError, match="1 images stand there under two names with different labels .first: a.jpg") as error:
+        sources.folder(photos, csv_of(tmp_path, OURS, [same[0], ["a", 1, 1, 1, 1]]))
+    line(error)
+    (tmp_path / "twice.csv").write_text("name,fundus,fundus,macula,disc,retina\na.jpg,1,0,1,1,1\n")
+    with pytest.raises(InputError, match="column fundus comes twice"):
+        sources.read_labels(tmp_path / "twice.csv")
+
+
 def test_bad_photographs_are_skipped_up_to_a_limit(tmp_path, photos):
-    (photos / "bad1.jpg").write_bytes(b"")
+    (photos / "bad1.jpg").symlink_to(photos / "nothing.jpg")
     packed = packing.pack(sources.folder(photos), 32, tmp_path / "out")
-    assert len(packed) == 6 and "bad1.jpg" in packed.manifest["skipped"][0]
+    assert len(packed) == 6 and packed.manifest["skipped"] == ["bad1.jpg: no such file"]  # relative to the folder
     assert packed.table["name"].tolist() == sources.folder(photos).table["name"].drop(2).tolist()
     (photos / "bad2.jpg").write_bytes(b"")
     with pytest.raises(InputError, match="are unusable"):
@@ -246,6 +272,32 @@ def test_parquet_with_a_csv(tmp_path):
     assert source.table["macula"].tolist() == [0, 0, 1] and source.missing == ["gone"]
     whole = shards_of(tmp_path / "again")
     assert np.array_equal(source.image(2, 32)[0], photo.read_crop(io.BytesIO(whole[9]), 32)[0])
+
+
+def test_parquet_rows_without_paths_are_numbered(tmp_path):
+    (tmp_path / "bare").mkdir()
+    table = {"image": [{"bytes": encoded(i)} for i in range(3)]}
+    pq.write_table(pa.table(table), tmp_path / "bare" / "x.parquet")
+    rows = [["x.parquet/2", 1, 1, 1, 0], ["x.parquet/0", 1, 0, 1, 0]]
+    source = sources.folder(tmp_path / "bare", csv_of(tmp_path, OURS, rows))
+    assert source.table["name"].tolist() == ["x.parquet/0", "x.parquet/2"]
+    assert np.array_equal(source.image(1, 32)[0], photo.read_crop(io.BytesIO(encoded(2)), 32)[0])
+
+
+def test_a_damaged_page_costs_its_rows_only(tmp_path):
+    shards_of(tmp_path / "shards", counts=(9,), **{name: lambda i: 1 for name in sources.LABELS})
+    path = tmp_path / "shards" / "part-0.parquet"
+    content, second = bytearray(path.read_bytes()), pq.ParquetFile(path).metadata.row_group(1).column(0)
+    start = second.dictionary_page_offset or second.data_page_offset
+    content[start : start + 40] = bytes(40)
+    path.write_bytes(content)
+    source = sources.folder(tmp_path / "shards")
+    for i in (3, 4, 5):
+        with pytest.raises(InputError, match="part-0.parquet: damaged at row . of row group 1") as error:
+            source.image(i, 32)
+        line(error)
+    for i in (6, 2):
+        assert np.array_equal(source.image(i, 32)[0], photo.read_crop(io.BytesIO(encoded(i)), 32)[0])
 
 
 def test_parquet_without_labels_shows_its_text(tmp_path):
