@@ -217,7 +217,7 @@ def test_t1_compares_what_the_notebooks_print(theirs, error, monkeypatch):
 
 def test_t2_packed_batches_are_those_of_the_jpegs(monkeypatch):
     sizes = {"size": 64, "n": 8, "batch": 4, "passes": 1}
-    task, arrays = tasks(bench_cpu.packed, **sizes)
+    task, _, arrays = tasks(bench_cpu.packed, **sizes)
     assert task.gate.ok and arrays.gate.ok and task.amount == task.peer_amount == 8
     honest = bench_cpu.data.batches
     negative = lambda *arguments: (batch._replace(x=1 - batch.x) for batch in honest(*arguments))  # noqa: E731
