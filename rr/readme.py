@@ -244,11 +244,10 @@ def million():
     if len(found["numbers"]["rows"]) < 2:
         return "Only one number of images was measured: `workflow/scale` measures three."
     scale, rows, facts = found["numbers"]["exponents"], found["numbers"]["rows"], found["provenance"]
-    head = ("embedded images", "preparing, s", "images/s", "memory, all processes, MiB", "disk, GB",
-            "an epoch from memory, images/s", "the first")
+    head = ("embedded images", "preparing, s", "images/s", "memory, all processes, MiB", "disk, GB", "data of an epoch, images/s")
     lines = [(f"{each['images']:,}", f"{each['prepare_seconds']:,.0f}", f"{each['prepare_images_per_s']:.0f}",
-              f"{each['peak_mib']:,.0f}", f"{each['bytes'] / 1e9:.2f}", f"{each['epoch_images_per_s']:,.0f}",
-              f"{each['epoch_images'] / each['first_epoch_seconds']:,.0f}") for each in rows]  # fmt: skip
+              f"{each['peak_mib']:,.0f}", f"{each['bytes'] / 1e9:.2f}", f"{each['epoch_images_per_s']:,.0f}")
+             for each in rows]  # fmt: skip
     largest, size = rows[-1], facts["size"]
     hours = largest["prepare_seconds"] * (1e6 / largest["images"]) ** scale["prepare_seconds"] / 3600
     epoch = 1e6 / largest["epoch_images_per_s"] * (1e6 / largest["images"]) ** (scale["epoch_seconds"] - 1) / 60
@@ -257,7 +256,7 @@ def million():
         f"{size} px, {facts['workers']} processes to prepare, one thread to read; {facts['machine']}. Seconds grow with the "
         f"power {scale['prepare_seconds']:.2f} (preparing) and {scale['epoch_seconds']:.2f} (an epoch) of the number of images. "
         f"For a million that is {hours:.1f} h, {disk:.0f} GB, and {epoch:.1f} min to read all of them on one thread, "
-        f"as long as memory holds them: beyond that, and in the first epoch, the disk decides. "
+        f"as long as memory holds them: beyond that the disk decides. "
         f"At 224 px {1e6 * 3 * 224**2 / 1e9:.0f} GB."
     )
     bench = pd.read_csv(folder / "cpu.csv") if (folder / "cpu.csv").is_file() else pd.DataFrame({"row": [], "task": []})
