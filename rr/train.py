@@ -72,8 +72,8 @@ def fabric(device="auto", devices=1, nodes=1, strategy="ddp"):
     if devices < 1 or nodes < 1:
         raise InputError(f"{devices} devices on {nodes} nodes: at least one of each")
     started = os.environ.get("WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS")
-    if nodes > 1 and not started:
-        raise InputError(f"{nodes} nodes: start the command on each with torchrun or srun")
+    if not started and (nodes > 1 or devices > 1 and "SLURM_JOB_ID" in os.environ):  # Lightning would wait for those of srun
+        raise InputError(f"{devices} devices on {nodes} nodes: start the command with torchrun or srun")
     if started and int(started) != devices * nodes:
         raise InputError(f"{devices} devices on {nodes} nodes, and {started} processes from torchrun or srun; start as many")
     if strategy == "fsdp" and devices * nodes == 1:

@@ -204,7 +204,8 @@ def test_restore_on_a_full_disk_keeps_the_old_file(command, photos, some, tmp_pa
     [
         (["-p", "preset=paper"], {}, "-p preset: is the option --preset"),
         (["--strategy", "fsdp"], {}, "fsdp: divides a component among several devices"),
-        (["--nodes", "2"], {}, "2 nodes: start the command on each with torchrun or srun"),
+        (["--nodes", "2"], {}, "2 nodes: start the command with torchrun or srun"),
+        (["--devices", "2"], {"SLURM_JOB_ID": "1"}, "2 devices on 1 nodes: start the command with torchrun or srun"),
         (["--devices", "3"], {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}, "3 devices on 1 nodes, and 2 processes"),
         ([], {"SLURM_STEP_NUM_TASKS": "4"}, "1 devices on 1 nodes, and 4 processes from torchrun or srun"),
         (["--devices", "2"], {}, "no complete packed data set here"),
