@@ -185,7 +185,7 @@ def _complete(out, recipe):
     done = done[: [*whole, False].index(False)]
     if done:
         print(f"{out}: goes on after {len(done)} shards, {sum(shard['count'] for shard in done)} images")
-    elif known or old:
+    elif old or known.get("recipe", recipe) != recipe:
         print(f"{out}: holds images of another recipe, which are replaced")
     _sweep(out, [*done, *old.get("shards", [])])
     write_json(out / "progress.json", {"recipe": recipe, "shards": done})  # from now on this folder is ours

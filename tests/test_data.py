@@ -241,6 +241,12 @@ def test_bad_images_over_all_shards(tmp_path, small_shards):
         packing.pack(flat(2, bad=[0, 1]), 8, tmp_path / "all")
 
 
+def test_stopped_before_the_first_shard_was_whole(tmp_path, small_shards, capsys):
+    with pytest.raises(ZeroDivisionError):
+        packing.pack(dataclasses.replace(flat(9), image=lambda i, size: 1 / 0 if i else flat(1).image(0, size)), 8, tmp_path)
+    assert len(packing.pack(flat(9), 8, tmp_path)) == 9 and "another recipe" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["table.csv", "shard-of-glass.txt", "manifest.json", "progress.json"])
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path, name):
     (tmp_path / name).write_text("[1]")
