@@ -40,7 +40,7 @@
 # | --- | --- |
 # | needs | nothing |
 # | writes | `restored/`, figures `00_start_here_*`, `00_start_here.json` |
-# | time | smoke: 12 s on 1 thread(s) of a CPU |
+# | time | smoke: 13 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run

@@ -19,7 +19,7 @@
 # | --- | --- |
 # | needs | nothing |
 # | writes | the packed data set `data/`, `tables/01_data_*.csv`, figures `01_data_*`, `01_data.json` |
-# | time | smoke: 14 s on 1 thread(s) of a CPU |
+# | time | smoke: 16 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run

@@ -24,7 +24,7 @@
 # | --- | --- |
 # | needs | 01_data |
 # | writes | `checkpoints/readability/`, `checkpoints/judge/`, tables and figures `02_readability_*`, `02_readability.json` |
-# | time | smoke: 167 s on 1 thread(s) of a CPU |
+# | time | smoke: 159 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run

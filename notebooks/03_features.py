@@ -18,7 +18,7 @@
 # | --- | --- |
 # | needs | 01_data |
 # | writes | `extractors/<extractor>_<seed>/`: the checkpoint, `condition.safetensors`, `result.json`; figures `03_features_*` |
-# | time | smoke: 37 s on 1 thread(s) of a CPU |
+# | time | smoke: 27 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run

@@ -18,7 +18,7 @@
 # | --- | --- |
 # | needs | 01_data |
 # | writes | `checkpoints/diffusion/`, `tables/04_diffusion_*.csv`, figures `04_diffusion_*`, `04_diffusion.json` |
-# | time | smoke: 23 s on 1 thread(s) of a CPU |
+# | time | smoke: 22 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run

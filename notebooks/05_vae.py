@@ -19,7 +19,7 @@
 # | --- | --- |
 # | needs | 01_data |
 # | writes | `checkpoints/vae/`, figures `05_vae_*`, `05_vae.json` |
-# | time | smoke: 17 s on 1 thread(s) of a CPU |
+# | time | smoke: 11 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run

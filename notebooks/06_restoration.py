@@ -20,7 +20,7 @@
 # | --- | --- |
 # | needs | 01_data, 02_readability, 03_features with the same extractor and seed (not for random, off) |
 # | writes | `runs/<configuration>_<seed>/`: `result.json`, `per_image.csv`, `eyes.png`, restorer; figures `06_restoration_*` |
-# | time | smoke: 31 s on 1 thread(s) of a CPU |
+# | time | smoke: 29 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run

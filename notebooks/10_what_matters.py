@@ -26,7 +26,7 @@
 # | --- | --- |
 # | needs | 06_restoration with all configurations of the study `matters` (rr/studies.py), 01_data, 03_features |
 # | writes | `tables/10_what_matters.*`, `10_what_matters_per_image.csv`, figures `10_what_matters_*`, `10_what_matters.json` |
-# | time | smoke: 115 s on 1 thread(s) of a CPU |
+# | time | smoke: 98 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the runs

@@ -26,7 +26,7 @@
 # | --- | --- |
 # | needs | 01_data, 02_readability, 06_restoration with all backbones, the literal protocol, the bridge, the one-step U-Net |
 # | writes | `tables/12_evaluation*`, `12_evaluation_per_image.csv`, figures `12_evaluation_*`, `12_evaluation.json` |
-# | time | smoke: 132 s on 1 thread(s) of a CPU |
+# | time | smoke: 110 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the runs
