@@ -106,8 +106,7 @@ def packed(size=224, n=256, batch=64, passes=8):
 
         gate = max(float((batch.x - torch.stack([jpegs[i] for i in share])).abs().mean())
                    for batch, share in zip(data.batches(pack, shares), shares))  # fmt: skip
-        array = np.concatenate([pack.pixels(share).numpy() for share in shares])
-        np.save(Path(folder) / "array.npy", array)
+        np.save(Path(folder) / "array.npy", pack.pixels(range(n)).numpy())
         mapped = np.load(Path(folder) / "array.npy", mmap_mode="r")
 
         def from_map():
@@ -182,10 +181,10 @@ def photographs(frames=((1024, 768), (1024, 1024), (2048, 1536), (3000, 2250)), 
                         if draft:
                             opened.draft("RGB", [math.ceil(length * size / side) for length in opened.size])
                         crop = opened.convert("RGB").crop([round(edge * opened.width / width) for edge in box])
-                        resized.append(np.asarray(crop.resize((size, size), method), float))
+                        resized.append(np.asarray(crop.resize((size, size), method)))
                 return resized
 
-            differences = [np.abs(crop - area).mean() for crop, area in zip(crops, theirs(Image.BOX))]
+            differences = [np.abs(crop.astype(float) - area).mean() for crop, area in zip(crops, theirs(Image.BOX))]
             peers = {"PIL: resize": theirs, "PIL: draft, BOX": partial(theirs, Image.BOX, draft=True)}
             ours, found, search = lambda: [source.image(i, size) for i in range(len(files))], [], photo.find_fov
             with patch.object(photo, "find_fov", lambda image: found.append(search(image)) or found[-1]):

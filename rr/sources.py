@@ -29,6 +29,7 @@ SYNFUNDUS = {  # SynFundus-1M's column => label
     "is_retinal_region_readable": "retina",
 }
 NAMES = ("name", "file_name", "idx")  # columns that may hold the image's name, in order of preference
+PARQUET = ".parquet"
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 
 
@@ -140,7 +141,7 @@ def folder(path, csv=None):
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such folder")
-    files, shards = _files(path, EXTENSIONS), _files(path, ".parquet")
+    files, shards = _files(path)
     if files and shards:
         raise InputError(f"{path}: holds photographs ({files[0]}) and parquet files ({shards[0]}); name a folder of one kind")
     if shards:
@@ -156,20 +157,27 @@ def folder(path, csv=None):
     return Source(recipe, table, partial(_photograph, path, table["name"].array), missing)
 
 
-def _files(path, endings):
-    """Relative paths of the files in a folder and its subfolders whose names end so, sorted."""
+def _files(path):
+    """(photographs, parquet files) of a folder and its subfolders: relative paths, sorted."""
     found = [Path(where, name).relative_to(path).as_posix() for where, _, names in os.walk(path) for name in names
-             if name.lower().endswith(endings)]  # fmt: skip
+             if name.lower().endswith((*EXTENSIONS, PARQUET))]  # fmt: skip
     found = sorted(name for name in found if not re.search(r"(^|/)\.", name))  # none that is hidden, or in a hidden folder
     for name in found:
         if name != name.encode(errors="replace").decode():
             raise InputError(f"{path}: the name of the file {ascii(name)} is not UTF-8; rename it")
-    return found
+    shards = [name for name in found if name.lower().endswith(PARQUET)]
+    return [name for name in found if not name.lower().endswith(PARQUET)], shards
+
+
+def _size(file):
+    try:
+        return os.path.getsize(file)
+    except FileNotFoundError:  # a broken link: named when its image is read
+        return -1
 
 
 def _recipe(kind, path, files):
-    sizes = ((path / name).stat().st_size if (path / name).exists() else -1 for name in files)  # -1: a broken link
-    listing = "".join(f"{name} {size}\n" for name, size in zip(files, sizes))
+    listing = "".join(f"{name} {_size(path / name)}\n" for name in files)
     digest = hashlib.sha256(listing.encode()).hexdigest()
     return {"kind": kind, "folder": path.resolve().name, "files": len(files), "listing_sha256": digest}
 

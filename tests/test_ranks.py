@@ -91,6 +91,8 @@ def test_every_component_draws_the_same_in_two_processes_as_in_two_micro_batches
         np.testing.assert_allclose(*(log["loss"] for log in logs), rtol=1e-4)
         assert furthest(parameters, two) < min(1e-4, moved / 10)
         assert logs[1]["val_loss"].iloc[-1] == pytest.approx(read_json(tmp_path / strategy / "validated.json"), rel=1e-6)
+
+
 def test_a_process_killed_in_the_middle_leaves_a_run_that_continues_to_the_same_end(packed, alone, tmp_path):
     whole = trained(packed, tmp_path / "whole", devices=2, epochs=3)
     killed = start(packed, tmp_path / "cut", devices=2, epochs=3, die=9)  # in the second epoch of six steps

@@ -39,11 +39,11 @@ def main(
     values: Annotated[list[str], typer.Option("-p", help="NAME=VALUE, a parameter of the component's notebook.")] = [],
 ):
     fabric = train.fabric(device, devices, nodes, strategy)
-    fabric.launch()
     given = dict(map(notebook.assigned, values))
     with tempfile.TemporaryDirectory() as folder:
-        plan = recipes.plan(component, recipes.parameters(component, given | {"preset": preset}), per_device * fabric.world_size)
+        plan = recipes.plan(component, recipes.parameters(component, given | {"preset": preset}), per_device * devices * nodes)
         plan |= {"folder": folder, "epochs": 10**6}
+        fabric.launch()  # after what may be wrong, which is then said once
         speeds = []
         for row in train.train(fabric=fabric, **plan):
             speeds.append(row["images_per_s"])
