@@ -48,7 +48,9 @@ seed: int = 0  # from 0: of everything that is drawn at random
 out: str = "results"  # folder of all results; a relative path starts at the project's root
 device: str = "auto"  # auto | cpu | cuda: where to run
 photo: str = ""  # a photograph of yours; empty: the retina that comes with scikit-image
-severity: float = 0.7  # from 0 to 1: of the degradation laid over the photograph; at 0 it is restored as it is
+severity: float = (
+    0.7  # from 0 to 1: of the degradation laid over the photograph; at 0 it is restored as it is
+)
 
 # %%
 import time
@@ -92,7 +94,9 @@ for stage, image in (("reference", x), ("input", y), ("restored", z)):
     with io.writing(home / "restored" / f"{name}_{stage}.png") as part:
         Image.fromarray(to_photograph(image)).save(part)
 figures.save(
-    figures.grid({name: torch.cat([x, y, z])}, ["photograph", "degraded (input)", "restored"], side=2.6),
+    figures.grid(
+        {name: torch.cat([x, y, z])}, ["photograph", "degraded (input)", "restored"], side=2.6
+    ),
     pictures,
     "00_start_here_photograph",
 )
@@ -130,21 +134,36 @@ maps = {
     "error": wrong / wrong.max().clamp_min(1e-6),
 }
 figures.save(
-    figures.grid({name: [figures.coloured(each)[0] for each in maps.values()]}, list(maps), side=2.6),
+    figures.grid(
+        {name: [figures.coloured(each)[0] for each in maps.values()]}, list(maps), side=2.6
+    ),
     pictures,
     "00_start_here_decision",
 )
 seen = fov[0, 0].numpy()
-alike = spearmanr(unsure[0].numpy()[seen], wrong[0].numpy()[seen]).statistic if severity else float("nan")
+alike = (
+    spearmanr(unsure[0].numpy()[seen], wrong[0].numpy()[seen]).statistic
+    if severity
+    else float("nan")
+)
 
 # %% [markdown]
 # ## What to make of it
 
 # %%
-scores = {stage: metrics.score(x, image, fov).iloc[0].dropna().to_dict() for stage, image in (("input", y), ("restored", z))}
+scores = {
+    stage: metrics.score(x, image, fov).iloc[0].dropna().to_dict()
+    for stage, image in (("input", y), ("restored", z))
+}
 io.write_result(
     home / "00_start_here.json",
-    {"photograph": name, "width": box.side, "report": report, "uncertainty_error_correlation": alike, **scores},
+    {
+        "photograph": name,
+        "width": box.side,
+        "report": report,
+        "uncertainty_error_correlation": alike,
+        **scores,
+    },
     started=started,
     device=fabric.device,
     preset=P,
@@ -155,12 +174,15 @@ io.write_result(
 before, after = scores["input"]["psnr_fov"], scores["restored"]["psnr_fov"]
 if severity == 0:
     verdict = f"The photograph was not degraded; {report['status']}. "
-    verdict += "" if report["status"] == "left alone" else f"The result stands {after:.1f} dB from it. "
+    verdict += (
+        "" if report["status"] == "left alone" else f"The result stands {after:.1f} dB from it. "
+    )
 else:
     verdict = f"Inside the field of view the input stands {before:.1f} dB from the photograph, the result {after:.1f} dB. "
     verdict += "" if after > before else "**The result is further away than the input was.** "
     verdict += f"Expected and true error, rank correlation: {alike:.2f}. "
 Markdown(
-    verdict + f"The photograph keeps its {box.side} x {box.side} pixels. One photograph says little: chapter 12 has the numbers "
+    verdict
+    + f"The photograph keeps its {box.side} x {box.side} pixels. One photograph says little: chapter 12 has the numbers "
     "on many, and the model card (`rr/recommended/README.md`) the limits. This is no medical device."
 )

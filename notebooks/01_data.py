@@ -25,9 +25,13 @@
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
 seed: int = 0  # from 0: of everything that is drawn at random
 data: str = "embedded"  # "embedded" draws eyes; otherwise a folder of photographs (SynFundus-1M's images, or your own)
-labels: str = ""  # CSV with the labels of that folder; empty: none (embedded images bring their own)
+labels: str = (
+    ""  # CSV with the labels of that folder; empty: none (embedded images bring their own)
+)
 out: str = "results"  # folder of all results; a relative path starts at the project's root
-workers: int = 1  # from 1 to 256: processes that read or draw images; the result does not depend on it
+workers: int = (
+    1  # from 1 to 256: processes that read or draw images; the result does not depend on it
+)
 
 # %%
 import time
@@ -58,11 +62,15 @@ P
 
 # %%
 eye = synthetic.fundus(seed, 3, 384)
-masks = torch.stack([torch.from_numpy(mask).expand(3, -1, -1) for mask in (eye.fov, eye.disc, eye.cup, eye.vessels)])
+masks = torch.stack(
+    [torch.from_numpy(mask).expand(3, -1, -1) for mask in (eye.fov, eye.disc, eye.cup, eye.vessels)]
+)
 x = to_tensor(eye.image)
 figures.save(
     figures.grid(
-        {f"{eye.side} eye": torch.cat([x, masks.float()])}, ["photograph", "field of view", "disc", "cup", "vessels"], side=1.6
+        {f"{eye.side} eye": torch.cat([x, masks.float()])},
+        ["photograph", "field of view", "disc", "cup", "vessels"],
+        side=1.6,
     ),
     pictures,
     "01_data_anatomy",
@@ -76,7 +84,9 @@ figures.save(
 
 # %%
 eyes = [to_tensor(synthetic.fundus(seed, i, 192).image) for i in range(40)]
-figures.save(figures.sheet(torch.cat(eyes), columns=10, side=0.9), pictures, "01_data_contact_sheet")
+figures.save(
+    figures.sheet(torch.cat(eyes), columns=10, side=0.9), pictures, "01_data_contact_sheet"
+)
 
 # %% [markdown]
 # ## The degradation $y = A(x)$
@@ -91,12 +101,21 @@ rows, quality = {}, []
 for families in (("illumination",), ("spots",), ("blur",), degrade.FAMILIES):
     name = families[0] if len(families) == 1 else "all three"
     y = torch.cat(
-        [degrade.apply(x, degrade.sample(1, torch.Generator().manual_seed(seed), families, s), fov) for s in severities]
+        [
+            degrade.apply(
+                x, degrade.sample(1, torch.Generator().manual_seed(seed), families, s), fov
+            )
+            for s in severities
+        ]
     )
     rows[name] = y
     values = metrics.score(x.expand_as(y), y, fov.expand(len(y), -1, -1, -1))
     quality.append(values.assign(family=name, severity=severities))
-figures.save(figures.grid(rows, [f"severity {s:g}" for s in severities], side=1.3), pictures, "01_data_degradation")
+figures.save(
+    figures.grid(rows, [f"severity {s:g}" for s in severities], side=1.3),
+    pictures,
+    "01_data_degradation",
+)
 
 # %% [markdown]
 # What doing nothing scores on this one eye: the first rung of every ladder in the chapters to come.
@@ -134,7 +153,9 @@ print(f"readable if g >= {degrade.G_MIN} and rho >= {degrade.RHO_MIN}")
 # %%
 packed = pack(source, P.size, home / "data", seed, workers)
 table = packed.table
-splits = table.groupby("split")[list(LABELS)].agg("mean").assign(images=table["split"].value_counts())
+splits = (
+    table.groupby("split")[list(LABELS)].agg("mean").assign(images=table["split"].value_counts())
+)
 io.write_table(home / "tables" / "01_data_splits.csv", splits.reset_index())
 splits.round(3)
 
@@ -150,7 +171,9 @@ rows = {
     )
     for pattern in patterns
 }
-figures.save(figures.grid(rows, side=1.1), pictures, "01_data_labels") if rows else Markdown("no labels given")
+figures.save(figures.grid(rows, side=1.1), pictures, "01_data_labels") if rows else Markdown(
+    "no labels given"
+)
 
 # %% [markdown]
 # ## Conclusion

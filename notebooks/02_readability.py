@@ -46,7 +46,18 @@ from rr import baselines, figures, io, train
 from rr.data import Packed
 from rr.paper import LABELS
 from rr.presets import preset as choose_preset
-from rr.readability import Readability, augment, curves, passed, readable, recipe, reliability, report, share, unweighted
+from rr.readability import (
+    Readability,
+    augment,
+    curves,
+    passed,
+    readable,
+    recipe,
+    reliability,
+    report,
+    share,
+    unweighted,
+)
 
 started = time.time()
 P = choose_preset(preset, seed=seed, weights=weights or None)
@@ -73,7 +84,9 @@ Code(getsource(Readability.weigh_classes) + "\n" + getsource(Readability.loss), 
 rows = packed.labelled("train")
 one = packed.batch(rows[:1]).expand(5, -1, -1, -1)
 figures.save(
-    figures.grid({"augmented": augment(one, torch.Generator().manual_seed(seed))}), pictures, "02_readability_augmentation"
+    figures.grid({"augmented": augment(one, torch.Generator().manual_seed(seed))}),
+    pictures,
+    "02_readability_augmentation",
 )
 
 # %% [markdown]
@@ -83,7 +96,9 @@ figures.save(
 
 # %%
 groups = packed.table.groupby("group")["split"]
-print(f"near-duplicates: {packed.manifest['near_duplicates']}, of which on two sides: {(groups.nunique() > 1).sum()}")
+print(
+    f"near-duplicates: {packed.manifest['near_duplicates']}, of which on two sides: {(groups.nunique() > 1).sum()}"
+)
 weight = Readability()
 weight.weigh_classes(packed.labels[rows])
 pd.DataFrame(
@@ -128,17 +143,23 @@ judge_log = train.run("second judge", data=packed, batch=P.batch, ema=P.ema, fab
 # %%
 test = packed.labelled("test")
 judges = {"classifier": classifier, "second judge": judge}
-found = {name: each.probabilities(packed.batch(test, fabric.device)) for name, each in judges.items()}
+found = {
+    name: each.probabilities(packed.batch(test, fabric.device)) for name, each in judges.items()
+}
 probabilities = found["classifier"]
 scores = report(packed.labels[test], probabilities)
 second = report(packed.labels[test], found["second judge"])
 io.write_table(home / "tables" / "02_readability_report.csv", scores)
 io.write_table(home / "tables" / "02_readability_judge.csv", second)
-pd.concat({"classifier": scores, "second judge": second}).droplevel(1).set_index("label", append=True).round(3).T
+pd.concat({"classifier": scores, "second judge": second}).droplevel(1).set_index(
+    "label", append=True
+).round(3).T
 
 # %%
 agree = share(readable(found["classifier"]) == readable(found["second judge"]))
-print(f"same verdict (all four labels, or not) on {agree['share']:.0%} [{agree['low']:.0%}, {agree['high']:.0%}] of {agree['n']}")
+print(
+    f"same verdict (all four labels, or not) on {agree['share']:.0%} [{agree['low']:.0%}, {agree['high']:.0%}] of {agree['n']}"
+)
 
 # %%
 figures.save(figures.confusion(scores), pictures, "02_readability_confusion")
@@ -193,9 +214,15 @@ figures.save(figures.reliability(points), pictures, "02_readability_calibration"
 eyes = (packed.labels[test, LABELS.index("fundus")] == 1).nonzero()[:, 0]
 order = eyes[probabilities[eyes, LABELS.index("disc")].argsort()]
 picks = [int(order[-1]), int(order[0])]
-captions = [", ".join(f"{label} {p:.2f}" for label, p in zip(LABELS, probabilities[i])) for i in picks]
+captions = [
+    ", ".join(f"{label} {p:.2f}" for label, p in zip(LABELS, probabilities[i])) for i in picks
+]
 figures.save(
-    figures.grid({"best, worst": packed.batch(test[picks])}, ["\n".join(c.split(", ")) for c in captions], side=1.6),
+    figures.grid(
+        {"best, worst": packed.batch(test[picks])},
+        ["\n".join(c.split(", ")) for c in captions],
+        side=1.6,
+    ),
     pictures,
     "02_readability_extremes",
 )
@@ -214,12 +241,18 @@ eyes = packed.rows("test", readable=False)
 judged = [each.probabilities(packed.batch(eyes, fabric.device)) for each in judges.values()]
 eyes = eyes[~readable(judged[0]) & ~readable(judged[1])]
 clean = packed.references("test")
-strangers = clean[torch.randint(len(clean), (len(eyes),), generator=torch.Generator().manual_seed(seed)).numpy()]
-population = baselines.population((packed.batch([i]) * packed.fov([i]), packed.fov([i])) for i in packed.references("train"))
+strangers = clean[
+    torch.randint(len(clean), (len(eyes),), generator=torch.Generator().manual_seed(seed)).numpy()
+]
+population = baselines.population(
+    (packed.batch([i]) * packed.fov([i]), packed.fov([i])) for i in packed.references("train")
+)
 methods = baselines.baselines(population)
 y, fov = packed.batch(eyes) * packed.fov(eyes), packed.fov(eyes)
 tricks = {name: methods[name](y, fov, None) for name in ("do nothing", "CLAHE", "unsharp")}
-tricks["unsharp, three times"] = methods["unsharp"](methods["unsharp"](tricks["unsharp"], fov, None), fov, None)
+tricks["unsharp, three times"] = methods["unsharp"](
+    methods["unsharp"](tricks["unsharp"], fov, None), fov, None
+)
 tricks["population mean"] = methods["population mean"](y, fov, None)
 tricks["another eye"] = packed.batch(strangers) * fov
 
@@ -232,8 +265,14 @@ for name, each in judges.items():
         passes, rises = passed(after), share(after.mean(1) > base.mean(1))
         lines.append(
             {"judge": name, "method": trick, "n": passes["n"]}
-            | {f"passed{end}": passes[key] for end, key in (("", "share"), ("_low", "low"), ("_high", "high"))}
-            | {f"raised{end}": rises[key] for end, key in (("", "share"), ("_low", "low"), ("_high", "high"))}
+            | {
+                f"passed{end}": passes[key]
+                for end, key in (("", "share"), ("_low", "low"), ("_high", "high"))
+            }
+            | {
+                f"raised{end}": rises[key]
+                for end, key in (("", "share"), ("_low", "low"), ("_high", "high"))
+            }
         )
 fooled = pd.DataFrame(lines)
 io.write_table(home / "tables" / "02_readability_fooled.csv", fooled)
@@ -248,7 +287,13 @@ figures.save(figures.shares(fooled, ("passed", "raised")), pictures, "02_readabi
 
 # %%
 if len(eyes):
-    display(figures.save(figures.grid({name: image[:6] for name, image in tricks.items()}), pictures, "02_readability_tricks"))
+    display(
+        figures.save(
+            figures.grid({name: image[:6] for name, image in tricks.items()}),
+            pictures,
+            "02_readability_tricks",
+        )
+    )
 
 # %% [markdown]
 # ## Conclusion
@@ -281,7 +326,10 @@ Markdown(
     + f"The second judge gives the same verdict on {agree['share']:.0%} of them. "
     + (
         f"Of {len(eyes)} unreadable eyes pass, with the classifier and the second judge: "
-        + "; ".join(f"{name} {row['classifier']:.0%} and {row['second judge']:.0%}" for name, row in passes.iterrows())
+        + "; ".join(
+            f"{name} {row['classifier']:.0%} and {row['second judge']:.0%}"
+            for name, row in passes.iterrows()
+        )
         + ". None of these restores anything. "
         if len(eyes)
         else "No unreadable test image is unreadable to both: too few images, or trained too little, to try to fool them. "

@@ -86,7 +86,11 @@ with torch.no_grad():
     f, A = model.attend(packed.batch(test[:1], fabric.device))
 shape = f.shape[-2:]
 tokens = [0, (shape[0] // 2) * shape[1] + shape[1] // 2, shape[0] * shape[1] - 1]
-figures.save(figures.attention(packed.batch(test[:1])[0], A[0], shape, tokens), pictures, "03_features_attention")
+figures.save(
+    figures.attention(packed.batch(test[:1])[0], A[0], shape, tokens),
+    pictures,
+    "03_features_attention",
+)
 
 # %% [markdown]
 # ## The static condition
@@ -114,7 +118,8 @@ strength = torch.cat([c[None], f[:4]]).pow(2).mean(1).sqrt().cpu()
 maps = figures.coloured(strength / strength.max())
 figures.save(
     figures.grid(
-        {"image": torch.cat([packed.mean(readable), packed.batch(test[:4])]), "strength": maps}, ["c", *["one eye"] * 4]
+        {"image": torch.cat([packed.mean(readable), packed.batch(test[:4])]), "strength": maps},
+        ["c", *["one eye"] * 4],
     ),
     pictures,
     "03_features_condition",

@@ -64,13 +64,24 @@ Code(getsource(Diffusion.add_noise), language="python")
 
 # %%
 values = [
-    pd.DataFrame({"t": range(P.T + 1), "alpha_bar": Diffusion(P.T, name).alpha_bar, "schedule": name}) for name in SCHEDULES
+    pd.DataFrame(
+        {"t": range(P.T + 1), "alpha_bar": Diffusion(P.T, name).alpha_bar, "schedule": name}
+    )
+    for name in SCHEDULES
 ]
 unscaled = torch.cumprod(1 - torch.linspace(1e-4, 0.02, P.T), 0)
-values.append(pd.DataFrame({"t": range(1, P.T + 1), "alpha_bar": unscaled, "schedule": "linear, not rescaled"}))
+values.append(
+    pd.DataFrame(
+        {"t": range(1, P.T + 1), "alpha_bar": unscaled, "schedule": "linear, not rescaled"}
+    )
+)
 curves = pd.concat(values)
 io.write_table(home / "tables" / "04_diffusion_schedules.csv", curves)
-figures.save(figures.lines(curves, "t", "alpha_bar", "schedule", "step t", r"$\bar\alpha_t$"), pictures, "04_diffusion_schedules")
+figures.save(
+    figures.lines(curves, "t", "alpha_bar", "schedule", "step t", r"$\bar\alpha_t$"),
+    pictures,
+    "04_diffusion_schedules",
+)
 
 # %%
 diffusion = Diffusion(P.T, P.schedule)
@@ -78,7 +89,11 @@ x = packed.batch(packed.references("test")[:1])
 epsilon = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
 times = [0, *(max(1, round(P.T * share)) for share in (0.05, 0.15, 0.3, 0.5, 0.75, 1))]
 noised = torch.cat([diffusion.add_noise(x, t, epsilon) for t in times])
-figures.save(figures.grid({"$x_t$": noised}, [f"t = {t}" for t in times], side=1.2), pictures, "04_diffusion_forward")
+figures.save(
+    figures.grid({"$x_t$": noised}, [f"t = {t}" for t in times], side=1.2),
+    pictures,
+    "04_diffusion_forward",
+)
 
 # %% [markdown]
 # ## The reverse step, with an oracle
@@ -98,9 +113,17 @@ rows = []
 for steps in (50, 10, 1):
     chain = diffusion.reverse(lambda x_t, t: epsilon, noised[-1:], P.T, "noise", steps=steps)
     errors = [(x_t - diffusion.add_noise(x, t, epsilon)).abs().max().item() for t, x_t, _ in chain]
-    rows.append({"sampler": f"DDIM, {steps} steps", "largest error on the way": max(errors), "at the end": errors[-1]})
+    rows.append(
+        {
+            "sampler": f"DDIM, {steps} steps",
+            "largest error on the way": max(errors),
+            "at the end": errors[-1],
+        }
+    )
 generator = torch.Generator().manual_seed(seed)
-chain = diffusion.reverse(lambda x_t, t: diffusion.noise_between(x_t, t, x), noised[-1:], P.T, "noise", generator)
+chain = diffusion.reverse(
+    lambda x_t, t: diffusion.noise_between(x_t, t, x), noised[-1:], P.T, "noise", generator
+)
 *_, (_, end, _) = chain
 rows.append({"sampler": "every step (2.4)", "at the end": (end - x).abs().max().item()})
 oracle = pd.DataFrame(rows)
@@ -132,16 +155,25 @@ for t in times[1:]:
     generator = torch.Generator().manual_seed(seed)
     x_t = model.diffusion.add_noise(x, t, torch.randn(x.shape, generator=generator).to(x))
     with torch.no_grad():
-        *_, (_, end, _) = model.diffusion.reverse(lambda x, t: model(x, t).prediction.float(), x_t, t, "noise", generator)
+        *_, (_, end, _) = model.diffusion.reverse(
+            lambda x, t: model(x, t).prediction.float(), x_t, t, "noise", generator
+        )
     pictured.append((x_t[:1].clamp(0, 1).cpu(), end[:1].cpu()))
     rows.append(
-        {"t": t, "PSNR of x_t": psnr(x_t.clamp(0, 1), x).mean().item(), "PSNR after the chain": psnr(end, x).mean().item()}
+        {
+            "t": t,
+            "PSNR of x_t": psnr(x_t.clamp(0, 1), x).mean().item(),
+            "PSNR after the chain": psnr(end, x).mean().item(),
+        }
     )
 back = pd.DataFrame(rows)
 io.write_table(home / "tables" / "04_diffusion_back.csv", back)
 figures.save(
     figures.grid(
-        {"$x_t$": torch.cat([a for a, _ in pictured]), "restored": torch.cat([b for _, b in pictured])},
+        {
+            "$x_t$": torch.cat([a for a, _ in pictured]),
+            "restored": torch.cat([b for _, b in pictured]),
+        },
         [f"t = {t}" for t in times[1:]],
         side=1.3,
     ),

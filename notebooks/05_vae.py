@@ -55,7 +55,12 @@ fabric = train.fabric(device)
 
 # %%
 Code(
-    getsource(vae.VAE.encode) + "\n" + getsource(vae.reparameterize) + "\n" + getsource(vae.VAE.decode_logits), language="python"
+    getsource(vae.VAE.encode)
+    + "\n"
+    + getsource(vae.reparameterize)
+    + "\n"
+    + getsource(vae.VAE.decode_logits),
+    language="python",
 )
 
 # %%
@@ -81,7 +86,9 @@ print(
 clean = [packed.references(split) for split in ("train", "val", "test")]
 x = packed.batch(clean[2][:256])
 floor = vae.bce(x, x).mean().item()
-print(f"floor of the BCE on the test images: {floor:,.0f} nats per image, {floor / x[0].numel():.3f} per value")
+print(
+    f"floor of the BCE on the test images: {floor:,.0f} nats per image, {floor / x[0].numel():.3f} per value"
+)
 
 # %% [markdown]
 # ## Training
@@ -115,7 +122,9 @@ with torch.no_grad():
     rows = {"z ~ N(0, 1)": model.decode(z).float().cpu()}
     for j in output.mu.std(0).topk(4).indices.tolist():
         moved = output.mu[:1].repeat(7, 1)
-        moved[:, j] = output.mu[:, j].mean() + output.mu[:, j].std() * torch.linspace(-3, 3, 7).to(moved)
+        moved[:, j] = output.mu[:, j].mean() + output.mu[:, j].std() * torch.linspace(-3, 3, 7).to(
+            moved
+        )
         rows[f"$z_{{{j}}}$: $\\pm$3 sd"] = model.decode(moved).float().cpu()
 figures.save(figures.grid(rows), pictures, "05_vae_latent")
 

@@ -33,11 +33,15 @@ backbone: str = "vae"  # unet | unet++ | resnet | densenet | vae: the base netwo
 extractor: str = "resnet34"  # attention | alexnet | resnet18 | resnet34 | resnet50 | vgg16 | resnext50 | mobilenet | random | off
 fusion: str = "bilinear-static"  # upsample-static | upsample-dynamic | bilinear-static | bilinear-dynamic | film | concat | off
 method: str = "diffusion"  # diffusion | bridge | one-step: from the noised input, or from the input itself (rr/bridge.py)
-objective: str = ""  # noise | image | v: what the backbone predicts; empty: the noise, and the image for the vae
+objective: str = (
+    ""  # noise | image | v: what the backbone predicts; empty: the noise, and the image for the vae
+)
 start: float = 0.0  # from 0 to 1: share of T to which the input is noised; 0: the preset's; 1: restore from pure noise
 condition: str = "mean"  # mean | image | noise | unreadable: c of the readable images, each image, noise, or the unreadable ones
 likelihood: str = "bce"  # bce | mse | continuous-bernoulli: of a vae that predicts images
-region: str = "disc"  # macula | disc | retina: what is unreadable in the images of the literal protocol
+region: str = (
+    "disc"  # macula | disc | retina: what is unreadable in the images of the literal protocol
+)
 
 # %%
 import time
@@ -81,7 +85,9 @@ classifier = checkpoint.load(home / "checkpoints" / "readability", Readability, 
 rows, y, x, parameters = restorer.test_pairs(packed, protocol, region)
 fov, disc = packed.fov(rows), packed.disc(rows)
 io.write_table(folder / "degradations.csv", parameters)
-figures.save(figures.grid({"input y": y[:7], "reference x": x[:7]}), pictures, "06_restoration_pairs")
+figures.save(
+    figures.grid({"input y": y[:7], "reference x": x[:7]}), pictures, "06_restoration_pairs"
+)
 
 # %% [markdown]
 # ## Condition and fusion
@@ -94,7 +100,10 @@ figures.save(figures.grid({"input y": y[:7], "reference x": x[:7]}), pictures, "
 # %%
 plan = recipes.restorer_recipe(P, packed, home, **configuration._asdict())
 model = plan["model"]
-Code(getsource(restorer.Denoiser.forward) + "\n" + getsource(restorer.Denoiser.loss), language="python")
+Code(
+    getsource(restorer.Denoiser.forward) + "\n" + getsource(restorer.Denoiser.loss),
+    language="python",
+)
 
 # %% [markdown]
 # ## Training
@@ -115,10 +124,14 @@ regen = restorer.RetinaRegen(classifier, model.to(fabric.device))
 worst = classifier.probabilities(y.to(fabric.device))[:, LABELS.index("disc")].argmin()
 one = slice(worst, worst + 1)
 steps = studies.STEPS if start else None  # None: every step of the chain
-way = regen(y[one].to(fabric.device), fov[one].to(fabric.device), seed, steps, trajectory=True, screen=False)
+way = regen(
+    y[one].to(fabric.device), fov[one].to(fabric.device), seed, steps, trajectory=True, screen=False
+)
 reference = x[worst] if protocol == "paired" else None
 figures.save(
-    figures.pipeline(y[worst], way.trajectory, way.image[0], way.before[0], way.after[0], reference),
+    figures.pipeline(
+        y[worst], way.trajectory, way.image[0], way.before[0], way.after[0], reference
+    ),
     pictures,
     "06_restoration_pipeline",
 )
@@ -140,15 +153,29 @@ per_image = pd.concat([table.assign(image=names, method=name) for name, table in
 summary = tables.summarize(scores)
 io.write_table(folder / "per_image.csv", per_image[["image", "method", *scores["do nothing"]]])
 io.write_table(folder / "metrics.csv", summary)
-tables.text(summary.pivot(index="method", columns="metric", values="mean").loc[list(outputs), list(scores["do nothing"])])
+tables.text(
+    summary.pivot(index="method", columns="metric", values="mean").loc[
+        list(outputs), list(scores["do nothing"])
+    ]
+)
 
 # %%
-print(lpips.note if lpips else "LPIPS n/a: no ImageNet weights of its trunk on this machine (see `rr doctor`)")
+print(
+    lpips.note
+    if lpips
+    else "LPIPS n/a: no ImageNet weights of its trunk on this machine (see `rr doctor`)"
+)
 shown = ["psnr", "ssim", "lpips", "psnr_fov", "ssim_fov"]
 figures.save(figures.bars(summary, shown, rungs=tables.RUNGS), pictures, "06_restoration_metrics")
 
 # %%
-order = scores["RetinaRegen"]["psnr"].sub(scores["do nothing"]["psnr"]).replace(float("-inf"), -999).argsort().to_numpy()
+order = (
+    scores["RetinaRegen"]["psnr"]
+    .sub(scores["do nothing"]["psnr"])
+    .replace(float("-inf"), -999)
+    .argsort()
+    .to_numpy()
+)
 picks = order[[0, len(order) // 4, len(order) // 2, 3 * len(order) // 4, -1]]
 figures.save(
     figures.grid(
@@ -182,11 +209,17 @@ verdicts.round(3)
 # %%
 judge = checkpoint.load(home / "checkpoints" / "judge", Readability, fabric.device)
 rechecked = {
-    name: {output: passed(each.probabilities(image[screened.cpu()].to(fabric.device))) for output, image in outputs.items()}
+    name: {
+        output: passed(each.probabilities(image[screened.cpu()].to(fabric.device)))
+        for output, image in outputs.items()
+    }
     for name, each in (("classifier", classifier), ("second judge", judge))
 }
 pd.DataFrame(
-    {name: {output: f"{facts['hits']} of {facts['n']}" for output, facts in each.items()} for name, each in rechecked.items()}
+    {
+        name: {output: f"{facts['hits']} of {facts['n']}" for output, facts in each.items()}
+        for name, each in rechecked.items()
+    }
 )
 
 # %% [markdown]
@@ -197,7 +230,12 @@ pd.DataFrame(
 # %%
 hurt = scores["do nothing"]["psnr"].to_numpy().argsort(kind="stable")
 eyes = hurt[np.linspace(0, len(hurt) - 1, studies.EYES).round().astype(int)]
-strip = np.vstack([np.hstack([to_photograph(image[i : i + 1]) for i in eyes]) for image in (y, outputs["RetinaRegen"], x)])
+strip = np.vstack(
+    [
+        np.hstack([to_photograph(image[i : i + 1]) for i in eyes])
+        for image in (y, outputs["RetinaRegen"], x)
+    ]
+)
 with io.writing(folder / "eyes.png") as part:
     Image.fromarray(strip).save(part)
 
@@ -234,11 +272,21 @@ io.write_result(
     seed=seed,
     data=packed.hash,
     models={"condition": plan["facts"]["condition"]}
-    | {part: io.read_json(folder / part / "config.json")["sha256"][:12] for part in ("classifier", "denoiser")},
-    training={key: trained[key] for key in ("commit", "code", "device", "threads", "seconds", "peak_memory_mib")},
+    | {
+        part: io.read_json(folder / part / "config.json")["sha256"][:12]
+        for part in ("classifier", "denoiser")
+    },
+    training={
+        key: trained[key]
+        for key in ("commit", "code", "device", "threads", "seconds", "peak_memory_mib")
+    },
 )
 beaten = {
-    metric: [name for name in ("do nothing", "population mean") if means["RetinaRegen"][metric] > means[name][metric]]
+    metric: [
+        name
+        for name in ("do nothing", "population mean")
+        if means["RetinaRegen"][metric] > means[name][metric]
+    ]
     for metric in ("psnr", "ssim", "psnr_disc", "ssim_disc")
 }
 Markdown(
@@ -247,7 +295,9 @@ Markdown(
     f"the population mean {means['population mean']['psnr']:.2f} / {means['population mean']['ssim']:.3f}. What it beats: "
     + "; ".join(f"{metric}: {' and '.join(names) or 'neither'}" for metric, names in beaten.items())
     + f". The classifier called {screened.sum()} inputs unreadable. Of these pass after restoration: "
-    + ", ".join(f"{each['RetinaRegen']['hits']} with the {name}" for name, each in rechecked.items())
+    + ", ".join(
+        f"{each['RetinaRegen']['hits']} with the {name}" for name, each in rechecked.items()
+    )
     + ". **The paper leaves open** the reference image, the start step, the number of test images, "
     "and the variance."
 )

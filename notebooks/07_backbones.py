@@ -41,11 +41,15 @@ from rr.presets import preset as choose_preset
 
 started = time.time()
 home, pictures = io.results(preset, out), io.figures(preset, out)
-runs = {each.backbone: group for each, group in studies.read_study(home, "backbones", seeds).items()}
+runs = {
+    each.backbone: group for each, group in studies.read_study(home, "backbones", seeds).items()
+}
 reference = studies.RETINAREGEN.backbone
 scores = comparisons.scores(runs)
 facts = tables.facts(runs, preset)
-Markdown(f"{len(runs)} configurations, {facts['n']} test images, {facts['data']} data, {facts['protocol']} protocol.")
+Markdown(
+    f"{len(runs)} configurations, {facts['n']} test images, {facts['data']} data, {facts['protocol']} protocol."
+)
 
 # %% [markdown]
 # ## The table
@@ -77,8 +81,13 @@ figures.save(bars, pictures, "07_backbones_bars")
 
 # %%
 y, _, x = runs[reference][0].eyes
-rows = {f"eye {i + 1}": [y[i], *(group[0].eyes[1, i] for group in runs.values()), x[i]] for i in range(studies.EYES)}
-figures.save(figures.grid(rows, ["input", *runs, "reference"], side=1.4), pictures, "07_backbones_eyes")
+rows = {
+    f"eye {i + 1}": [y[i], *(group[0].eyes[1, i] for group in runs.values()), x[i]]
+    for i in range(studies.EYES)
+}
+figures.save(
+    figures.grid(rows, ["input", *runs, "reference"], side=1.4), pictures, "07_backbones_eyes"
+)
 
 # %% [markdown]
 # ## What it costs
@@ -101,8 +110,16 @@ Markdown(comparisons.findings(scores, reference))
 # ## Conclusion
 
 # %%
-numbers = facts | comparisons.numbers(scores, study, reference) | {"cost": tables.cost(runs).to_dict("index")}
-known = {"preset": choose_preset(preset), "data": runs[reference][0].provenance["data"], "runs": tables.sources(runs)}
+numbers = (
+    facts
+    | comparisons.numbers(scores, study, reference)
+    | {"cost": tables.cost(runs).to_dict("index")}
+)
+known = {
+    "preset": choose_preset(preset),
+    "data": runs[reference][0].provenance["data"],
+    "runs": tables.sources(runs),
+}
 io.write_result(home / "07_backbones.json", numbers, started=started, **known)
 objectives = tables.cost(runs)["predicts"]
 effort = tables.cost(runs)["epochs"]
@@ -115,6 +132,10 @@ Markdown(
         if objectives.nunique() > 1
         else ""
     )
-    + (f" Their epochs differ ({', '.join(f'{name}: {n}' for name, n in effort.items())})." if effort.nunique() > 1 else "")
+    + (
+        f" Their epochs differ ({', '.join(f'{name}: {n}' for name, n in effort.items())})."
+        if effort.nunique() > 1
+        else ""
+    )
     + " **The paper leaves open** what its backbones predict, how long they were trained, and the variance."
 )

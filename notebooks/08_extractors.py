@@ -41,11 +41,15 @@ from rr.presets import preset as choose_preset
 
 started = time.time()
 home, pictures = io.results(preset, out), io.figures(preset, out)
-runs = {each.extractor: group for each, group in studies.read_study(home, "extractors", seeds).items()}
+runs = {
+    each.extractor: group for each, group in studies.read_study(home, "extractors", seeds).items()
+}
 reference = studies.RETINAREGEN.extractor
 scores = comparisons.scores(runs)
 facts = tables.facts(runs, preset)
-Markdown(f"{len(runs)} configurations, {facts['n']} test images, {facts['data']} data, {facts['protocol']} protocol.")
+Markdown(
+    f"{len(runs)} configurations, {facts['n']} test images, {facts['data']} data, {facts['protocol']} protocol."
+)
 
 # %% [markdown]
 # ## The table
@@ -75,7 +79,10 @@ figures.save(bars, pictures, "08_extractors_bars")
 
 # %%
 y, _, x = runs[reference][0].eyes
-rows = {f"eye {i + 1}": [y[i], *(group[0].eyes[1, i] for group in runs.values()), x[i]] for i in range(studies.EYES)}
+rows = {
+    f"eye {i + 1}": [y[i], *(group[0].eyes[1, i] for group in runs.values()), x[i]]
+    for i in range(studies.EYES)
+}
 figures.save(figures.grid(rows, ["input", *runs, "reference"]), pictures, "08_extractors_eyes")
 
 # %% [markdown]
@@ -99,8 +106,16 @@ Markdown(comparisons.findings(scores, reference))
 # ## Conclusion
 
 # %%
-numbers = facts | comparisons.numbers(scores, study, reference) | {"cost": tables.cost(runs).to_dict("index")}
-known = {"preset": choose_preset(preset), "data": runs[reference][0].provenance["data"], "runs": tables.sources(runs)}
+numbers = (
+    facts
+    | comparisons.numbers(scores, study, reference)
+    | {"cost": tables.cost(runs).to_dict("index")}
+)
+known = {
+    "preset": choose_preset(preset),
+    "data": runs[reference][0].provenance["data"],
+    "runs": tables.sources(runs),
+}
 io.write_result(home / "08_extractors.json", numbers, started=started, **known)
 Markdown(
     comparisons.conclusion(scores, study, reference)

@@ -44,7 +44,9 @@ runs = {each.fusion: group for each, group in studies.read_study(home, "fusion",
 reference = studies.RETINAREGEN.fusion
 scores = comparisons.scores(runs)
 facts = tables.facts(runs, preset)
-Markdown(f"{len(runs)} configurations, {facts['n']} test images, {facts['data']} data, {facts['protocol']} protocol.")
+Markdown(
+    f"{len(runs)} configurations, {facts['n']} test images, {facts['data']} data, {facts['protocol']} protocol."
+)
 
 # %% [markdown]
 # ## The table
@@ -74,8 +76,13 @@ figures.save(bars, pictures, "09_fusion_bars")
 
 # %%
 y, _, x = runs[reference][0].eyes
-rows = {f"eye {i + 1}": [y[i], *(group[0].eyes[1, i] for group in runs.values()), x[i]] for i in range(studies.EYES)}
-figures.save(figures.grid(rows, ["input", *runs, "reference"], side=1.4), pictures, "09_fusion_eyes")
+rows = {
+    f"eye {i + 1}": [y[i], *(group[0].eyes[1, i] for group in runs.values()), x[i]]
+    for i in range(studies.EYES)
+}
+figures.save(
+    figures.grid(rows, ["input", *runs, "reference"], side=1.4), pictures, "09_fusion_eyes"
+)
 
 # %% [markdown]
 # ## What it costs
@@ -98,8 +105,16 @@ Markdown(comparisons.findings(scores, reference))
 # ## Conclusion
 
 # %%
-numbers = facts | comparisons.numbers(scores, study, reference) | {"cost": tables.cost(runs).to_dict("index")}
-known = {"preset": choose_preset(preset), "data": runs[reference][0].provenance["data"], "runs": tables.sources(runs)}
+numbers = (
+    facts
+    | comparisons.numbers(scores, study, reference)
+    | {"cost": tables.cost(runs).to_dict("index")}
+)
+known = {
+    "preset": choose_preset(preset),
+    "data": runs[reference][0].provenance["data"],
+    "runs": tables.sources(runs),
+}
 io.write_result(home / "09_fusion.json", numbers, started=started, **known)
 Markdown(
     comparisons.conclusion(scores, study, reference)

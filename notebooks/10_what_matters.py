@@ -41,7 +41,21 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from rr import checkpoint, comparisons, evaluation, features, figures, io, matters, metrics, restorer, studies, tables, train, vae
+from rr import (
+    checkpoint,
+    comparisons,
+    evaluation,
+    features,
+    figures,
+    io,
+    matters,
+    metrics,
+    restorer,
+    studies,
+    tables,
+    train,
+    vae,
+)
 from rr.bridge import samples
 from rr.data import Packed
 from rr.diffusion import Diffusion
@@ -54,10 +68,15 @@ packed = Packed(home / "data", P.size)
 where = train.fabric(device).device
 bench = matters.bench(home, packed, where)
 x, y, fov = bench.x, bench.y, bench.fov
-every = {each: [studies.read(home, each, seed) for seed in range(seeds)] for each in studies.STUDIES["matters"]}
+every = {
+    each: [studies.read(home, each, seed) for seed in range(seeds)]
+    for each in studies.STUDIES["matters"]
+}
 ours, shown = studies.RETINAREGEN, ("psnr", "ssim")
 answers, sentences = matters.Answers(), []
-scores_of = comparisons.scores({each: runs for each, runs in every.items() if each.protocol == "paired"})
+scores_of = comparisons.scores(
+    {each: runs for each, runs in every.items() if each.protocol == "paired"}
+)
 nothing, mean_eye = (scores_of[rung] for rung in tables.RUNGS)
 print(f"{len(every)} configurations, {seeds} seed(s), {len(x)} test images of {P.size} px")
 
@@ -77,20 +96,30 @@ for backbone in studies.FACTORS["backbone"]:
         each = studies.cell(backbone, objective)
         cells[backbone, objective, "pure noise"] = scores_of[each]
         cells[backbone, objective, "noised input"] = [
-            bench.scored(bench.restored(bench.weights(each, seed), seed, steps=studies.STEPS, start=P.start))
+            bench.scored(
+                bench.restored(bench.weights(each, seed), seed, steps=studies.STEPS, start=P.start)
+            )
             for seed in range(seeds)
         ]
-cells = {(b, o, s): cells[b, o, s] for b, o, s in sorted(cells, key=lambda key: (key[0] != "vae", *key[1:]))}
+cells = {
+    (b, o, s): cells[b, o, s]
+    for b, o, s in sorted(cells, key=lambda key: (key[0] != "vae", *key[1:]))
+}
 factorial = comparisons.study({"do nothing": nothing, "population mean": mean_eye}
                               | {", ".join(key): each for key, each in cells.items()}, "do nothing")  # fmt: skip
 bars = figures.bars(factorial, shown, rungs=tables.RUNGS, seeds=None)
 figures.save(bars, pictures, "10_what_matters_factorial")
 per_image = pd.concat(
-    table[list(shown)].rename_axis("image").reset_index().assign(**dict(zip(studies.FACTORS, key)), seed=seed)
+    table[list(shown)]
+    .rename_axis("image")
+    .reset_index()
+    .assign(**dict(zip(studies.FACTORS, key)), seed=seed)
     for key, group in cells.items()
     for seed, table in enumerate(group)
 )
-io.write_table(home / "10_what_matters_per_image.csv", per_image[["image", *studies.FACTORS, "seed", *shown]])
+io.write_table(
+    home / "10_what_matters_per_image.csv", per_image[["image", *studies.FACTORS, "seed", *shown]]
+)
 
 # %% [markdown]
 # Main effects (a level against another, averaged over all other factors), and the way from the paper's worst corner to its best,
@@ -109,14 +138,26 @@ figures.save(figures.forest(panels), pictures, "10_what_matters_effects")
 
 # %%
 for row in main.itertuples():
-    answers.note(4, f"{row.factor}: {row.better} better than {row.worse}", (row.difference, row.low, row.high, row.sign))
+    answers.note(
+        4,
+        f"{row.factor}: {row.better} better than {row.worse}",
+        (row.difference, row.low, row.high, row.sign),
+    )
 for row in shares.itertuples():
     told = (row.difference, row.low, row.high, row.sign)
-    answers.note(4, f"share of {row.factor} in the difference of the corners", told, ("not told from 0", "a gain", "a loss"))
+    answers.note(
+        4,
+        f"share of {row.factor} in the difference of the corners",
+        told,
+        ("not told from 0", "a gain", "a loss"),
+    )
 largest = shares.iloc[:-1].sort_values("difference").iloc[-1]
 sentences.append(
     f"Between the corners lie {tables.interval(*shares.iloc[-1][['difference', 'low', 'high']])} dB, of which "
-    + ", ".join(f"{row.factor}: {tables.interval(row.difference, row.low, row.high)}" for row in shares.iloc[:-1].itertuples())
+    + ", ".join(
+        f"{row.factor}: {tables.interval(row.difference, row.low, row.high)}"
+        for row in shares.iloc[:-1].itertuples()
+    )
     + f": most is the {largest.factor}."
 )
 Markdown(sentences[-1])
@@ -146,29 +187,49 @@ for seed in range(seeds):
         outputs.setdefault(name, output)
     outputs.setdefault("c", as_is)
 swapped = comparisons.study(swaps, "c")
-figures.save(figures.bars(swapped, shown, rungs=tables.RUNGS, reference="c"), pictures, "10_what_matters_swaps")
+figures.save(
+    figures.bars(swapped, shown, rungs=tables.RUNGS, reference="c"),
+    pictures,
+    "10_what_matters_swaps",
+)
 
 # %%
-anew = {"do nothing": nothing, "c": scores_of[ours]} | {name: scores_of[each] for name, each in studies.CONDITIONS.items()}
+anew = {"do nothing": nothing, "c": scores_of[ours]} | {
+    name: scores_of[each] for name, each in studies.CONDITIONS.items()
+}
 twins = {
-    name: each._replace(condition="mean") if each.condition == "image" else ours for name, each in studies.CONDITIONS.items()
+    name: each._replace(condition="mean") if each.condition == "image" else ours
+    for name, each in studies.CONDITIONS.items()
 }
 anew |= {f"c of {each.extractor}": scores_of[each] for each in twins.values() if each != ours}
 trained = comparisons.study(anew, "c")
-figures.save(figures.bars(trained, shown, rungs=tables.RUNGS, reference="c"), pictures, "10_what_matters_conditions")
+figures.save(
+    figures.bars(trained, shown, rungs=tables.RUNGS, reference="c"),
+    pictures,
+    "10_what_matters_conditions",
+)
 
 # %%
 said = [
-    answers.better(1, f"the same weights do better with c than with {name}", swaps["c"], swaps[name], pairs=3) for name in moved
+    answers.better(
+        1, f"the same weights do better with c than with {name}", swaps["c"], swaps[name], pairs=3
+    )
+    for name in moved
 ]
 said += [
     answers.better(
-        1, f"trained with c better than with the condition: {name}", scores_of[twins[name]], anew[name], pairs=len(twins)
+        1,
+        f"trained with c better than with the condition: {name}",
+        scores_of[twins[name]],
+        anew[name],
+        pairs=len(twins),
     )
     for name in studies.CONDITIONS
 ]
 gap = "; ".join(f"{name}: {sum(values) / seeds:.1f}" for name, values in moved.items())
-sentences.append(" ".join(said) + f" The output moves by (root mean square, grey levels of 255) {gap}.")
+sentences.append(
+    " ".join(said) + f" The output moves by (root mean square, grey levels of 255) {gap}."
+)
 Markdown(sentences[-1])
 
 # %% [markdown]
@@ -193,11 +254,20 @@ for seed in range(seeds):
 drift = pd.DataFrame(drift, columns=["method", "t", "seed", "mean"])
 drift = drift.groupby(["method", "t"], as_index=False, sort=False)["mean"].mean()
 drift = drift.assign(low=drift["mean"], high=drift["mean"])
-both = figures.curves(drift, "t", "step t (read from right to left)", r"mean of $x_t - \sqrt{\bar\alpha_t}\,\hat{x}_0$")
+both = figures.curves(
+    drift,
+    "t",
+    "step t (read from right to left)",
+    r"mean of $x_t - \sqrt{\bar\alpha_t}\,\hat{x}_0$",
+)
 figures.save(both, pictures, "10_what_matters_state")
 
 # %%
-sentences.append(answers.better(2, "c added to the input better than to the state", state["input only"], state["state"]))
+sentences.append(
+    answers.better(
+        2, "c added to the input better than to the state", state["input only"], state["state"]
+    )
+)
 Markdown(sentences[-1])
 
 # %% [markdown]
@@ -215,13 +285,20 @@ x_t = chain.add_noise(x[:4], P.T // 2, epsilon)
 for t in range(P.T // 2, 0, -1):
     x_t = chain.ddim_step(x_t, t, t - 1, epsilon)
 error = (x_t - x[:4]).abs().max().item()
-ends = {T: (1 - torch.linspace(1e-4, 0.02, T, dtype=torch.float64)).prod().item() for T in (100, 200, 300, 1000)}
+ends = {
+    T: (1 - torch.linspace(1e-4, 0.02, T, dtype=torch.float64)).prod().item()
+    for T in (100, 200, 300, 1000)
+}
 
 few, asked = min(16, len(x)), (1, 2, 4, 8, 15, 50, 1000)
 curve = {  # name: configuration, most steps, options
     "RetinaRegen": (ours, max(1, round(P.start * P.T)), {}),
     "U-Net, v, pure noise": (studies.cell("unet", "v"), P.T, {}),
-    "the same, noised input": (studies.cell("unet", "v"), max(1, round(P.start * P.T)), {"start": P.start}),
+    "the same, noised input": (
+        studies.cell("unet", "v"),
+        max(1, round(P.start * P.T)),
+        {"start": P.start},
+    ),
     "U-Net, v, y concatenated": (studies.CONCATENATED, P.T, {}),
     "bridge": (studies.BRIDGE, P.T, {}),
     "one-step U-Net": (studies.ONE_STEP, 1, {}),
@@ -230,23 +307,34 @@ points = []
 for name, (each, most, options) in curve.items():
     for steps in [k for k in asked if k <= most]:
         values = [
-            metrics.psnr(x[:few], bench.restored(bench.weights(each, seed), seed, few, steps=steps, **options))
+            metrics.psnr(
+                x[:few],
+                bench.restored(bench.weights(each, seed), seed, few, steps=steps, **options),
+            )
             for seed in range(seeds)
         ]
         points.append((name, steps, *tables.bootstrap(sum(values) / seeds)))
 points = pd.DataFrame(points, columns=["method", "steps", "mean", "low", "high"])
-level = {"do nothing": nothing[0]["psnr"][:few].mean(), "population mean": mean_eye[0]["psnr"][:few].mean()}
-figures.save(figures.curves(points, "steps", "steps", levels=level), pictures, "10_what_matters_steps")
+level = {
+    "do nothing": nothing[0]["psnr"][:few].mean(),
+    "population mean": mean_eye[0]["psnr"][:few].mean(),
+}
+figures.save(
+    figures.curves(points, "steps", "steps", levels=level), pictures, "10_what_matters_steps"
+)
 
 # %%
-lines = [rows["mean"].idxmax() != rows.index[-1] for _, rows in points.groupby("method") if len(rows) > 1]
+lines = [
+    rows["mean"].idxmax() != rows.index[-1] for _, rows in points.groupby("method") if len(rows) > 1
+]
 tops = points.loc[points.groupby("method", sort=False)["mean"].idxmax()]
 sentences.append(
     f"With the true noise the chain returns the image within {error:.1e}; unscaled linear betas end at an alpha_bar of "
     + ", ".join(f"{value:.2g} (T = {T})" for T, value in ends.items())
     + ". Most PSNR at: "
     + "; ".join(
-        f"{row.method}: {row.steps} step(s), {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}] dB" for row in tops.itertuples()
+        f"{row.method}: {row.steps} step(s), {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}] dB"
+        for row in tops.itertuples()
     )
     + f". Of {len(lines)} curves with several points {sum(lines)} are highest before their last."
 )
@@ -265,18 +353,32 @@ judged = {"paired": {"do nothing": nothing}, "literal": {}}
 for protocol, each in (("paired", ours), ("literal", studies.LITERAL)):
     for seed in range(seeds):
         model = bench.weights(each, seed)
-        judged["paired"].setdefault(f"trained {protocol}", []).append(bench.scored(bench.restored(model, seed)))
+        judged["paired"].setdefault(f"trained {protocol}", []).append(
+            bench.scored(bench.restored(model, seed))
+        )
         table = literally.scored(literally.restored(model, seed))
         judged["literal"].setdefault(f"trained {protocol}", []).append(table)
 protocols = {name: comparisons.study(group, "trained paired") for name, group in judged.items()}
-both = pd.concat([table.assign(method=table.method + f", judged {name}") for name, table in protocols.items()])
-figures.save(figures.bars(both, shown, rungs=["do nothing, judged paired"]), pictures, "10_what_matters_protocols")
+both = pd.concat(
+    [table.assign(method=table.method + f", judged {name}") for name, table in protocols.items()]
+)
+figures.save(
+    figures.bars(both, shown, rungs=["do nothing, judged paired"]),
+    pictures,
+    "10_what_matters_protocols",
+)
 
 # %%
 means = {name: {method: sum(table["psnr"].mean() for table in group) / len(group) for method, group in each.items()}
          for name, each in judged.items()}  # fmt: skip
 sentences.append(
-    answers.better(5, "literal training better than doing nothing", judged["paired"]["trained literal"], nothing, pairs=3)
+    answers.better(
+        5,
+        "literal training better than doing nothing",
+        judged["paired"]["trained literal"],
+        nothing,
+        pairs=3,
+    )
     + " "
     + answers.better(
         5,
@@ -304,7 +406,10 @@ Markdown(sentences[-1])
 # floor and may be negative). Reconstruction and KL apart, at $t_0$.
 
 # %%
-fits, terms = {"do nothing": nothing} | {name: scores_of[each] for name, each in studies.LIKELIHOODS.items()}, []
+fits, terms = (
+    {"do nothing": nothing} | {name: scores_of[each] for name, each in studies.LIKELIHOODS.items()},
+    [],
+)
 with torch.no_grad():
     for name, each in studies.LIKELIHOODS.items():
         for seed in range(seeds):
@@ -315,12 +420,22 @@ with torch.no_grad():
             reconstruction = model.backbone.nll(output, x.to(where)).mean().item() / x[0].numel()
             terms.append((name, seed, reconstruction, vae.bce(output.prediction, x.to(where)).mean().item() / x[0].numel(),
                           vae.kl(output.mu, output.logvar).mean().item() / x[0].numel()))  # fmt: skip
-terms = pd.DataFrame(terms, columns=["likelihood", "seed", "own reconstruction", "its BCE", "KL"]).drop(columns="seed")
+terms = pd.DataFrame(
+    terms, columns=["likelihood", "seed", "own reconstruction", "its BCE", "KL"]
+).drop(columns="seed")
 terms = terms.groupby("likelihood", sort=False).mean()
 entropy = vae.bce(x, x).mean().item() / x[0].numel()
 likelihoods = comparisons.study(fits, "bce")
-figures.save(figures.bars(likelihoods, shown, rungs=tables.RUNGS, reference="bce"), pictures, "10_what_matters_likelihoods")
-Markdown(tables.markdown(terms.map(lambda value: f"{value:.4f}"), "Nats per value of an image, test images."))
+figures.save(
+    figures.bars(likelihoods, shown, rungs=tables.RUNGS, reference="bce"),
+    pictures,
+    "10_what_matters_likelihoods",
+)
+Markdown(
+    tables.markdown(
+        terms.map(lambda value: f"{value:.4f}"), "Nats per value of an image, test images."
+    )
+)
 
 # %%
 bce = terms.loc["bce"]
@@ -328,7 +443,8 @@ sentences.append(
     f"Of {bce['its BCE']:.4f} nats per value, {entropy:.4f} are the entropy of the image, which no model can leave: "
     f"{entropy / (bce['its BCE'] + bce['KL']):.1%} of the loss; {bce['its BCE'] - entropy:.4f} are error, {bce['KL']:.4f} KL. "
     + " ".join(
-        answers.better(6, f"bce better than {name}", fits["bce"], fits[name], pairs=2) for name in ("mse", "continuous-bernoulli")
+        answers.better(6, f"bce better than {name}", fits["bce"], fits[name], pairs=2)
+        for name in ("mse", "continuous-bernoulli")
     )
 )
 Markdown(sentences[-1])
@@ -341,17 +457,27 @@ Markdown(sentences[-1])
 
 # %%
 table1 = {each.extractor: scores_of[each] for each in studies.STUDIES["extractors"]}
-controls = {"random": scores_of[studies.CONDITIONS["random extractor"]], "none": scores_of[studies.CONDITIONS["none"]]}
+controls = {
+    "random": scores_of[studies.CONDITIONS["random extractor"]],
+    "none": scores_of[studies.CONDITIONS["none"]],
+}
 fusions = {each.fusion: scores_of[each] for each in studies.STUDIES["fusion"] if each != ours}
 constant = comparisons.study({"do nothing": nothing} | table1 | controls | fusions, "resnet34")
 dots = comparisons.per_seed(table1 | controls | fusions) if seeds > 1 else None
 figures.save(
-    figures.bars(constant, shown, rungs=tables.RUNGS, seeds=dots, reference="resnet34"), pictures, "10_what_matters_constants"
+    figures.bars(constant, shown, rungs=tables.RUNGS, seeds=dots, reference="resnet34"),
+    pictures,
+    "10_what_matters_constants",
 )
 
 # %%
 sentences.append(
-    " ".join(answers.better(7, f"resnet34 better than {name}", table1["resnet34"], controls[name], pairs=2) for name in controls)
+    " ".join(
+        answers.better(
+            7, f"resnet34 better than {name}", table1["resnet34"], controls[name], pairs=2
+        )
+        for name in controls
+    )
     + f" Extractors: {comparisons.spread_in_words(table1, 'psnr')}"
     + f" Fusions: {comparisons.spread_in_words(fusions | {ours.fusion: scores_of[ours]}, 'psnr')}"
     + (" With one seed chance cannot be told." if seeds == 1 else "")
@@ -367,20 +493,29 @@ Markdown(sentences[-1])
 # %%
 eye = checkpoint.load(io.extractor_folder(home, ours.extractor, 0), features.Extractor, where)
 with torch.no_grad():
-    f = eye.compress(eye.trunk((y[:few].to(where) - eye.mean) / eye.std)).flatten(2).transpose(1, 2)  # N, h w, width
+    f = (
+        eye.compress(eye.trunk((y[:few].to(where) - eye.mean) / eye.std)).flatten(2).transpose(1, 2)
+    )  # N, h w, width
     order = torch.randperm(f.shape[1], generator=torch.Generator().manual_seed(0)).to(where)
-    pooled = [(tokens + eye.attention(tokens, tokens, tokens)[0]).mean(1) for tokens in (f, f[:, order])]
+    pooled = [
+        (tokens + eye.attention(tokens, tokens, tokens)[0]).mean(1) for tokens in (f, f[:, order])
+    ]
 distance = {
     "tokens shuffled, pooled": (pooled[0] - pooled[1]).norm(dim=1),
     "another eye, pooled": (pooled[0] - pooled[0].roll(1, 0)).norm(dim=1),
 }
 size = pooled[0].norm(dim=1).mean().item()
 panel = pd.DataFrame(
-    {"label": name, **dict(zip(("difference", "low", "high"), tables.bootstrap(value.cpu() / size)))}
+    {
+        "label": name,
+        **dict(zip(("difference", "low", "high"), tables.bootstrap(value.cpu() / size))),
+    }
     for name, value in distance.items()
 )
 figures.save(
-    figures.forest({"distance of the pooled features": panel}, "distance / mean length of the features"),
+    figures.forest(
+        {"distance of the pooled features": panel}, "distance / mean length of the features"
+    ),
     pictures,
     "10_what_matters_place",
 )
@@ -388,7 +523,9 @@ figures.save(
 # %%
 lengths = [value.mean().item() for value in distance.values()]
 ratio = lengths[0] / lengths[1]
-sentences.append(f"Shuffling all {f.shape[1]} tokens moves the pooled features by {ratio:.1e} of the distance to another eye.")
+sentences.append(
+    f"Shuffling all {f.shape[1]} tokens moves the pooled features by {ratio:.1e} of the distance to another eye."
+)
 Markdown(sentences[-1])
 
 # %% [markdown]
@@ -400,13 +537,20 @@ Markdown(sentences[-1])
 
 # %%
 beyond = {"do nothing": nothing, "population mean": mean_eye, "RetinaRegen": scores_of[ours]}
-beyond |= {"U-Net, v, pure noise": scores_of[studies.cell("unet", "v")], "y concatenated": scores_of[studies.CONCATENATED]}
+beyond |= {
+    "U-Net, v, pure noise": scores_of[studies.cell("unet", "v")],
+    "y concatenated": scores_of[studies.CONCATENATED],
+}
 beyond |= {"one-step U-Net": scores_of[studies.ONE_STEP], "bridge": scores_of[studies.BRIDGE]}
 drawn = [samples(bench.weights(studies.BRIDGE, seed), y.to(where), fov.to(where), torch.Generator().manual_seed(seed), 8)
          for seed in range(seeds)]  # fmt: skip
 beyond["bridge, mean of 8"] = [bench.scored(mean) for mean, _ in drawn]
 extended = comparisons.study(beyond, "one-step U-Net")
-figures.save(figures.bars(extended, shown, rungs=tables.RUNGS, reference="one-step U-Net"), pictures, "10_what_matters_beyond")
+figures.save(
+    figures.bars(extended, shown, rungs=tables.RUNGS, reference="one-step U-Net"),
+    pictures,
+    "10_what_matters_beyond",
+)
 
 # %% [markdown]
 # From the test image that was hurt the most to the one hurt the least. Brighter in the last two rows: less certain, more wrong
@@ -425,9 +569,19 @@ images |= {
         ("bridge", studies.BRIDGE, {}),
     )
 }
-images |= {f"spread of 8 (to {spread[picks].max():.2f})": figures.coloured(spread[picks, 0] / spread[picks].max())}
-images |= {f"error of their mean (to {wrong[picks].max():.2f})": figures.coloured(wrong[picks, 0] / wrong[picks].max())}
-figures.save(figures.grid(images | {"reference": x[picks]}, side=1.2), pictures, "10_what_matters_eyes")
+images |= {
+    f"spread of 8 (to {spread[picks].max():.2f})": figures.coloured(
+        spread[picks, 0] / spread[picks].max()
+    )
+}
+images |= {
+    f"error of their mean (to {wrong[picks].max():.2f})": figures.coloured(
+        wrong[picks, 0] / wrong[picks].max()
+    )
+}
+figures.save(
+    figures.grid(images | {"reference": x[picks]}, side=1.2), pictures, "10_what_matters_eyes"
+)
 
 # %%
 agree = tables.bootstrap(evaluation.certain_of(spread, drawn[0][0].cpu(), x, fov))
@@ -439,7 +593,10 @@ questions = {
     "mean of eight samples of the bridge better than one": ("bridge, mean of 8", "bridge"),
 }
 sentences.append(
-    " ".join(answers.better(0, claim, beyond[a], beyond[b], pairs=len(questions)) for claim, (a, b) in questions.items())
+    " ".join(
+        answers.better(0, claim, beyond[a], beyond[b], pairs=len(questions))
+        for claim, (a, b) in questions.items()
+    )
     + f" Rank correlation of the pixels' spread and error within an image: {agree[0]:.2f} [{agree[1]:.2f}, {agree[2]:.2f}]."
 )
 Markdown(sentences[-1])
@@ -461,17 +618,23 @@ reader = pd.DataFrame(
     {
         "point": verdicts.point.map(lambda point: str(point or "beyond")).to_numpy(),
         "answer": verdicts.answer.to_numpy(),
-        "difference / dB": [tables.interval(*each) for each in verdicts[["difference", "low", "high"]].to_numpy()],
+        "difference / dB": [
+            tables.interval(*each) for each in verdicts[["difference", "low", "high"]].to_numpy()
+        ],
     },
     index=verdicts.claim,
 )
 caption = (
     f"What matters. Points: 1 condition, 2 state, 4 factorial, 5 protocols, 6 loss, 7 constants. Embedded data, preset {preset}, "
     f"{P.size} px, n = {len(x)} test images, seeds: {seeds}. Difference in PSNR, paired over images; the interval holds for all "
-    "comparisons of a kind together." + (" One training each: other seeds may change an answer." if seeds == 1 else "")
+    "comparisons of a kind together."
+    + (" One training each: other seeds may change an answer." if seeds == 1 else "")
 )
 tables.write(home / "tables", "10_what_matters", verdicts, reader, caption)
-factorial_cells = {", ".join(key): sum(table["psnr"].mean() for table in group) / seeds for key, group in cells.items()}
+factorial_cells = {
+    ", ".join(key): sum(table["psnr"].mean() for table in group) / seeds
+    for key, group in cells.items()
+}
 numbers = {
     "n": len(x),
     "seeds": seeds,

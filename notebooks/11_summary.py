@@ -101,11 +101,15 @@ Markdown(tables.markdown(shown, caption))
 # Left the paper's values, right ours; the rungs are ours alone. Of the other four backbones the paper gives the range only.
 
 # %%
-means, sds = (study.pivot(index="method", columns="metric", values=value) for value in ("mean", "sd"))
+means, sds = (
+    study.pivot(index="method", columns="metric", values=value) for value in ("mean", "sd")
+)
 lowest, highest = (f"{end} of the other four backbones" for end in paper.OTHER_BACKBONES)
 means.loc[lowest], means.loc[highest] = means.loc[others].min(), means.loc[others].max()
 beside = [("C1", rung, None) for rung in tables.RUNGS] + [("C1", ours, paper.RETINAREGEN)]
-beside += zip(["C2"] * 3, (lowest, highest, ours), (*paper.OTHER_BACKBONES.values(), paper.RETINAREGEN))
+beside += zip(
+    ["C2"] * 3, (lowest, highest, ours), (*paper.OTHER_BACKBONES.values(), paper.RETINAREGEN)
+)
 beside += [("C3", names["extractors"][word], score) for word, score in paper.EXTRACTORS.items()]
 beside += [("C4", names["fusion"][word], score) for word, score in paper.FUSIONS.items()]
 rows = pd.DataFrame(
@@ -119,7 +123,8 @@ table = tables.beside(rows)
 caption = (
     "The paper's numbers and ours, not to be compared in size: paper: SynFundus-1M, protocol, reference and number of images not "
     f"stated; ours: {facts['data']} data, {facts['protocol']} protocol, preset {preset}, {facts['size']} px, n = {facts['n']} "
-    f"test images, seeds: {seeds}" + (", mean ± standard deviation over seeds." if seeds > 1 else ".")
+    f"test images, seeds: {seeds}"
+    + (", mean ± standard deviation over seeds." if seeds > 1 else ".")
 )
 tables.write(home / "tables", "11_summary", rows, table, caption)
 Markdown(tables.markdown(table, caption))
@@ -146,7 +151,9 @@ for metric in METRICS:
     for claim in pairs:
         word, pair, (difference, low, high) = comparisons.verdict(scores, pairs[claim], metric)
         lines.append((claim, metric, word, *pair, difference, low, high))
-seen = pd.DataFrame(lines, columns=["claim", "metric", "verdict", "better", "worse", "difference", "low", "high"])
+seen = pd.DataFrame(
+    lines, columns=["claim", "metric", "verdict", "better", "worse", "difference", "low", "high"]
+)
 seen = seen.sort_values("claim", kind="stable", ignore_index=True)
 shown = tables.orders(seen)
 certainty = comparisons.certainty(seeds, max(map(len, pairs.values())))
@@ -169,20 +176,36 @@ figures.save(bars, pictures, "11_summary_ladder")
 
 # %%
 cost = tables.cost(runs)
-tables.write(home / "tables", "11_summary_cost", cost.reset_index(names="configuration"), cost, "What each configuration cost.")
+tables.write(
+    home / "tables",
+    "11_summary_cost",
+    cost.reset_index(names="configuration"),
+    cost,
+    "What each configuration cost.",
+)
 Markdown(tables.markdown(cost))
 
 # %% [markdown]
 # ## Conclusion
 
 # %%
-numbers = facts | {"verdicts": [each._asdict() for each in verdicts], "claims": rows.to_dict("records")}
+numbers = facts | {
+    "verdicts": [each._asdict() for each in verdicts],
+    "claims": rows.to_dict("records"),
+}
 numbers |= {"orders": seen.to_dict("records"), "cost": cost.to_dict("index")}
-known = {"preset": choose_preset(preset), "data": runs[ours][0].provenance["data"], "runs": tables.sources(runs)}
+known = {
+    "preset": choose_preset(preset),
+    "data": runs[ours][0].provenance["data"],
+    "runs": tables.sources(runs),
+}
 io.write_result(home / "11_summary.json", numbers, started=started, **known)
 eight = study[study.method.isin(names["extractors"].values())]
 Markdown(
-    "\n".join(f"* **{each.claim}**, {each.says}: **{each.verdict}** ({each.because})." for each in verdicts)
+    "\n".join(
+        f"* **{each.claim}**, {each.says}: **{each.verdict}** ({each.because})."
+        for each in verdicts
+    )
     + "\n\nAmong our extractors the best is: "
     + "; ".join(
         f"{tables.SHOWN[metric][0]}: {' and '.join(tables.best(eight, metric))} (all: {values.min():.3f} to {values.max():.3f})"
@@ -190,7 +213,11 @@ Markdown(
         if (values := eight[eight.metric == metric]["mean"]).notna().all()
     )
     + f".\n\nOn {facts['n']} test images of {facts['data']} data, {facts['protocol']} protocol, preset {preset}; "
-    + ("the backbones differ in objective too, see 07_backbones. " if cost["predicts"].nunique() > 1 else "")
+    + (
+        "the backbones differ in objective too, see 07_backbones. "
+        if cost["predicts"].nunique() > 1
+        else ""
+    )
     + certainty
     + " An order that is not seen here may still hold on the paper's data, and one that is seen may not. "
     "**The paper leaves open** the reference image, the number of test images, the seeds and the variance."

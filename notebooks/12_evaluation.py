@@ -48,7 +48,19 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from rr import baselines, bridge, checkpoint, corrector, downstream, evaluation, figures, io, metrics, studies, tables
+from rr import (
+    baselines,
+    bridge,
+    checkpoint,
+    corrector,
+    downstream,
+    evaluation,
+    figures,
+    io,
+    metrics,
+    studies,
+    tables,
+)
 from rr.data import Packed
 from rr.evaluation import FULL, REFERENCE, UNDEGRADED
 from rr.presets import preset as choose_preset
@@ -72,16 +84,34 @@ on = fabric(device).device
 # %%
 train_rows = packed.references("train")
 size = 256 if photos else P.size
-images = evaluation.photographs(photos, size, names) if photos else evaluation.test_images(packed, limit)
-others = evaluation.photographs(train_photos, size, apart_from=images if photos else None) if train_photos else None
+images = (
+    evaluation.photographs(photos, size, names) if photos else evaluation.test_images(packed, limit)
+)
+others = (
+    evaluation.photographs(train_photos, size, apart_from=images if photos else None)
+    if train_photos
+    else None
+)
 known = (
     baselines.population([(others.x, others.fov)])
     if others
-    else baselines.population((packed.batch([i]) * packed.fov([i]), packed.fov([i])) for i in train_rows)
+    else baselines.population(
+        (packed.batch([i]) * packed.fov([i]), packed.fov([i])) for i in train_rows
+    )
 )
-strangers = others.x if others else evaluation.resize(packed.batch(train_rows[:100]) * packed.fov(train_rows[:100]), size)
-source = f"photographs ({Path(photos).name})" if photos else f"{packed.manifest['recipe']['source']['kind']} data"
-Markdown(f"{len(images.names)} images of {size} px, {source}; {len(evaluation.CONDITIONS)} conditions.")
+strangers = (
+    others.x
+    if others
+    else evaluation.resize(packed.batch(train_rows[:100]) * packed.fov(train_rows[:100]), size)
+)
+source = (
+    f"photographs ({Path(photos).name})"
+    if photos
+    else f"{packed.manifest['recipe']['source']['kind']} data"
+)
+Markdown(
+    f"{len(images.names)} images of {size} px, {source}; {len(evaluation.CONDITIONS)} conditions."
+)
 
 # %% [markdown]
 # ## The methods
@@ -93,14 +123,23 @@ Markdown(f"{len(images.names)} images of {size} px, {source}; {len(evaluation.CO
 # the paper compares its own with cost most and are scored at one condition only, that of the ladder.
 
 # %%
-backbones = {f"RetinaRegen ({each.backbone})": each for each in studies.STUDIES["backbones"] if each != studies.RETINAREGEN}
+backbones = {
+    f"RetinaRegen ({each.backbone})": each
+    for each in studies.STUDIES["backbones"]
+    if each != studies.RETINAREGEN
+}
 kinds = {"diffusion": Denoiser, "one-step": bridge.Bridge, "bridge": bridge.Bridge}
 models = {
-    name: [checkpoint.load(studies.folder(home, each, i) / "denoiser", kinds[each.method], on) for i in range(seeds)]
+    name: [
+        checkpoint.load(studies.folder(home, each, i) / "denoiser", kinds[each.method], on)
+        for i in range(seeds)
+    ]
     for name, each in (studies.EVALUATED | backbones).items()
 }
 trained = {
-    name: [evaluation.at_size(evaluation.trained(model, i), P.size) for i, model in enumerate(group)]
+    name: [
+        evaluation.at_size(evaluation.trained(model, i), P.size) for i, model in enumerate(group)
+    ]
     for name, group in models.items()
 }
 
@@ -109,7 +148,9 @@ lowest = {name: [method] for name, method in evaluation.know_nothing(strangers).
 classical = {name: [method] for name, method in baselines.baselines(known).items()}
 methods = classical | {name: trained[name] for name in studies.EVALUATED}
 models["recommended"] = [corrector.load_recommended(on)]
-methods["recommended"] = [evaluation.trained(models["recommended"][0], None)]  # the mean of its decisions
+methods["recommended"] = [
+    evaluation.trained(models["recommended"][0], None)
+]  # the mean of its decisions
 judges = {
     name: (checkpoint.load(home / "checkpoints" / folder, Readability, on), P.size)
     for name, folder in {"classifier": "readability", "second judge": "judge"}.items()
@@ -117,7 +158,11 @@ judges = {
 whole = evaluation.screened(judges["classifier"][0], models["RetinaRegen"][0])
 methods["RetinaRegen, screened"] = [evaluation.at_size(whole, P.size)]
 lpips = metrics.load_lpips(weights=P.weights, device=on)
-print(lpips.note if lpips else "LPIPS n/a: no ImageNet weights of its trunk on this machine (see `rr doctor`)")
+print(
+    lpips.note
+    if lpips
+    else "LPIPS n/a: no ImageNet weights of its trunk on this machine (see `rr doctor`)"
+)
 
 # %% [markdown]
 # ## The ladder
@@ -131,13 +176,22 @@ table = pd.concat(
     [
         evaluation.evaluate(lowest, images, (FULL,), judges=judges, lpips=lpips, seed=seed),
         evaluation.evaluate(methods, images, judges=judges, lpips=lpips, seed=seed),
-        evaluation.evaluate({name: trained[name] for name in backbones}, images, (FULL,), judges=judges, lpips=lpips, seed=seed),
+        evaluation.evaluate(
+            {name: trained[name] for name in backbones},
+            images,
+            (FULL,),
+            judges=judges,
+            lpips=lpips,
+            seed=seed,
+        ),
     ],
     ignore_index=True,
 )
 io.write_table(home / f"{stem}_per_image.csv", table.round(4))
 everywhere = table[table.method.isin(methods)]
-ladder = evaluation.summarize(table[(table.family == FULL.family) & (table.severity == FULL.severity)])
+ladder = evaluation.summarize(
+    table[(table.family == FULL.family) & (table.severity == FULL.severity)]
+)
 untrained = [*lowest, *classical]
 shown = ["psnr", "ssim", "psnr_fov", "ssim_fov"] + (["lpips"] if lpips else [])
 figures.save(figures.bars(ladder, shown, rungs=untrained), pictures, f"{stem}_ladder")
@@ -149,9 +203,15 @@ figures.save(figures.bars(ladder, shown, rungs=untrained), pictures, f"{stem}_la
 # and was in no training. At 80 px the mild blur is narrower than a pixel.
 
 # %%
-one = [evaluation.degraded(images, condition, seed)[0][0] for condition in evaluation.CONDITIONS[1:]]
+one = [
+    evaluation.degraded(images, condition, seed)[0][0] for condition in evaluation.CONDITIONS[1:]
+]
 rows = {family: one[3 * i : 3 * i + 3] for i, family in enumerate(evaluation.OPERATORS)}
-figures.save(figures.grid(rows, [f"severity {value:.2g}" for value in evaluation.SEVERITIES]), pictures, f"{stem}_conditions")
+figures.save(
+    figures.grid(rows, [f"severity {value:.2g}" for value in evaluation.SEVERITIES]),
+    pictures,
+    f"{stem}_conditions",
+)
 
 # %% [markdown]
 # ## Methods and families
@@ -175,7 +235,9 @@ Markdown(tables.markdown(gains, f"PSNR in dB. {note}"))
 
 # %%
 of_ssim = evaluation.gains(summary, "ssim")
-tables.write(home / "tables", f"{stem}_ssim", summary[summary.metric == "ssim"], of_ssim, f"SSIM. {note}")
+tables.write(
+    home / "tables", f"{stem}_ssim", summary[summary.metric == "ssim"], of_ssim, f"SSIM. {note}"
+)
 Markdown(tables.markdown(of_ssim, f"SSIM. {note}"))
 
 # %% [markdown]
@@ -187,7 +249,9 @@ io.write_table(home / "tables" / f"{stem}_severities.csv", by_severity)
 gain = by_severity[by_severity.metric == "psnr"]
 gain = gain.pivot(index="method", columns=["family", "severity"], values="difference")
 gain = gain.loc[[name for name in methods if name != REFERENCE], list(evaluation.CONDITIONS[1:])]
-figures.save(figures.heat(gain, "gain in PSNR over doing nothing / dB", 10), pictures, f"{stem}_families")
+figures.save(
+    figures.heat(gain, "gain in PSNR over doing nothing / dB", 10), pictures, f"{stem}_families"
+)
 
 # %% [markdown]
 # ## What a reader uses
@@ -200,8 +264,15 @@ figures.save(figures.heat(gain, "gain in PSNR over doing nothing / dB", 10), pic
 
 # %%
 instruments = downstream.reliability(size, 12)
-trust = {name: dict(zip(("mean", "low", "high"), tables.bootstrap(values))) for name, values in instruments.items()}
-Markdown("\n".join(f"* {name}: {tables.interval(*values.values(), sign='')}" for name, values in trust.items()))
+trust = {
+    name: dict(zip(("mean", "low", "high"), tables.bootstrap(values)))
+    for name, values in instruments.items()
+}
+Markdown(
+    "\n".join(
+        f"* {name}: {tables.interval(*values.values(), sign='')}" for name, values in trust.items()
+    )
+)
 
 # %%
 passed = {evaluation.PASSED + judge: (evaluation.PASSED + judge, 2) for judge in judges}
@@ -227,7 +298,9 @@ good = evaluation.over_enhancement(everywhere)
 unasked = pd.DataFrame(
     {
         "median PSNR / dB": [f"{value:.1f}" for value in good.psnr],
-        "changed visibly": [tables.interval(*row, 2, "") for row in good[["changed", "low", "high"]].to_numpy()],
+        "changed visibly": [
+            tables.interval(*row, 2, "") for row in good[["changed", "low", "high"]].to_numpy()
+        ],
     },
     index=good.index,
 )
@@ -236,7 +309,13 @@ caption = (
     f"{evaluation.ROUNDING}), and the share that is changed visibly (below {evaluation.UNCHANGED:.0f} dB), with its 95 % "
     "bootstrap interval over images."
 )
-tables.write(home / "tables", f"{stem}_undegraded", good.rename_axis("method").reset_index(), unasked, caption)
+tables.write(
+    home / "tables",
+    f"{stem}_undegraded",
+    good.rename_axis("method").reset_index(),
+    unasked,
+    caption,
+)
 Markdown(tables.markdown(unasked, caption))
 
 # %% [markdown]
@@ -246,17 +325,37 @@ Markdown(tables.markdown(unasked, caption))
 # reference, worst first. Nobody chose them.
 
 # %%
-failures = {name: evaluation.worst(everywhere, name) for name in ("RetinaRegen", "bridge", "recommended")}
-galleries = {name: evaluation.gallery(rows, methods[name][0], images, seed) for name, rows in failures.items()}
-io.write_table(home / "tables" / f"{stem}_failures.csv", pd.concat(failures.values())[[*evaluation.KEYS, "psnr", "difference"]])
-titles = ["input", "output", "reference"] * max(len(row) // 3 for rows in galleries.values() for row in rows.values())
-figures.save(figures.grid(galleries["RetinaRegen"], titles, side=0.8), pictures, f"{stem}_failures_retinaregen")
+failures = {
+    name: evaluation.worst(everywhere, name) for name in ("RetinaRegen", "bridge", "recommended")
+}
+galleries = {
+    name: evaluation.gallery(rows, methods[name][0], images, seed)
+    for name, rows in failures.items()
+}
+io.write_table(
+    home / "tables" / f"{stem}_failures.csv",
+    pd.concat(failures.values())[[*evaluation.KEYS, "psnr", "difference"]],
+)
+titles = ["input", "output", "reference"] * max(
+    len(row) // 3 for rows in galleries.values() for row in rows.values()
+)
+figures.save(
+    figures.grid(galleries["RetinaRegen"], titles, side=0.8),
+    pictures,
+    f"{stem}_failures_retinaregen",
+)
 
 # %%
-figures.save(figures.grid(galleries["bridge"], titles, side=0.8), pictures, f"{stem}_failures_bridge")
+figures.save(
+    figures.grid(galleries["bridge"], titles, side=0.8), pictures, f"{stem}_failures_bridge"
+)
 
 # %%
-figures.save(figures.grid(galleries["recommended"], titles, side=0.8), pictures, f"{stem}_failures_recommended")
+figures.save(
+    figures.grid(galleries["recommended"], titles, side=0.8),
+    pictures,
+    f"{stem}_failures_recommended",
+)
 
 # %% [markdown]
 # ## More steps
@@ -271,15 +370,21 @@ counts, own_size = (1, 2, 4, 8), {"bridge": P.size, "recommended": size}
 rows = []
 for name, side in own_size.items():
     for steps in counts:
-        again = evaluation.at_size(evaluation.trained(models[name][0], None if name == "recommended" else 0, steps), side)
-        rows.append((name, steps, *tables.bootstrap(metrics.psnr(images.x, again(y, images.fov, None)))))
+        again = evaluation.at_size(
+            evaluation.trained(models[name][0], None if name == "recommended" else 0, steps), side
+        )
+        rows.append(
+            (name, steps, *tables.bootstrap(metrics.psnr(images.x, again(y, images.fov, None))))
+        )
 curve = pd.DataFrame(rows, columns=["method", "steps", "mean", "low", "high"])
 shown_curve = pd.DataFrame(
     {f"steps: {steps}": [tables.interval(*row, sign="") for row in rows[["mean", "low", "high"]].to_numpy()]
      for steps, rows in curve.groupby("steps")}, index=list(own_size))  # fmt: skip
 caption = f"PSNR in dB, all families at two thirds, {len(images.names)} images, {source}; plain 95 % intervals over images."
 tables.write(home / "tables", f"{stem}_steps", curve, shown_curve, caption)
-figures.save(figures.lines(curve, "steps", "mean", "method", ylabel="PSNR / dB"), pictures, f"{stem}_steps")
+figures.save(
+    figures.lines(curve, "steps", "mean", "method", ylabel="PSNR / dB"), pictures, f"{stem}_steps"
+)
 
 # %% [markdown]
 # ## Does it know where it is wrong?
@@ -293,14 +398,28 @@ K = 8  # restorations
 small = [evaluation.resize(image, P.size) for image in (y, images.x)]
 inside = evaluation.resize(images.fov.float(), P.size) > 0.5
 drawn = {
-    name: bridge.samples(models[name][0], small[0].to(on), inside.to(on), torch.Generator().manual_seed(seed), K)
+    name: bridge.samples(
+        models[name][0], small[0].to(on), inside.to(on), torch.Generator().manual_seed(seed), K
+    )
     for name in ("RetinaRegen", "bridge")
 }
-certain = {name: evaluation.certain_of(sd.cpu(), mean.cpu(), small[1], inside) for name, (mean, sd) in drawn.items()}
+certain = {
+    name: evaluation.certain_of(sd.cpu(), mean.cpu(), small[1], inside)
+    for name, (mean, sd) in drawn.items()
+}
 own = models["recommended"][0].run(y.to(on), images.fov.to(on))
-certain["recommended"] = evaluation.certain_of(own.uncertainty.cpu(), own.image.cpu(), images.x, images.fov)
-correlation = {name: dict(zip(("mean", "low", "high"), tables.bootstrap(values))) for name, values in certain.items()}
-Markdown("\n".join(f"* {name}: {tables.interval(*values.values())}" for name, values in correlation.items()))
+certain["recommended"] = evaluation.certain_of(
+    own.uncertainty.cpu(), own.image.cpu(), images.x, images.fov
+)
+correlation = {
+    name: dict(zip(("mean", "low", "high"), tables.bootstrap(values)))
+    for name, values in certain.items()
+}
+Markdown(
+    "\n".join(
+        f"* {name}: {tables.interval(*values.values())}" for name, values in correlation.items()
+    )
+)
 
 # %% [markdown]
 # ## Ten images
@@ -314,7 +433,9 @@ restored = {name: evaluation.restored(name, methods[name][0], y, images.fov, par
             for name in ("CLAHE", "RetinaRegen", "bridge", "recommended")}  # fmt: skip
 maps = own.uncertainty.cpu()[ten, 0]
 rows = {"clean": images.x, "degraded =\ndo nothing": y} | restored
-rows = {name: image[ten] for name, image in rows.items()} | {"uncertainty": figures.coloured(maps / maps.amax().clamp(min=1e-6))}
+rows = {name: image[ten] for name, image in rows.items()} | {
+    "uncertainty": figures.coloured(maps / maps.amax().clamp(min=1e-6))
+}
 figures.save(figures.grid(rows), pictures, f"{stem}_sheet")
 
 # %% [markdown]
@@ -323,9 +444,16 @@ figures.save(figures.grid(rows), pictures, f"{stem}_sheet")
 # %%
 psnr = summary[(summary.metric == "psnr") & (summary.family != UNDEGRADED.family)]
 rivals = [name for name in classical if name != REFERENCE and "known" not in name]
-best = psnr[psnr.method.isin(rivals)].sort_values("mean", kind="stable").groupby("family", sort=False).tail(1)
+best = (
+    psnr[psnr.method.isin(rivals)]
+    .sort_values("mean", kind="stable")
+    .groupby("family", sort=False)
+    .tail(1)
+)
 best = best.set_index("family")["method"]
-against = evaluation.summarize(everywhere, only=["psnr"], reference="recommended").set_index(["family", "method"])
+against = evaluation.summarize(everywhere, only=["psnr"], reference="recommended").set_index(
+    ["family", "method"]
+)
 numbers = {
     "images": images.names, "n": len(images.names), "size": size, "source": source, "seeds": seeds,
     "lpips": lpips.note if lpips else "n/a",
@@ -337,7 +465,15 @@ numbers = {
     "steps": curve.to_dict("records"), "uncertainty": correlation,
     "failures": {name: rows[["image", "family", "severity", "difference"]].to_dict("records") for name, rows in failures.items()},
 }  # fmt: skip
-io.write_result(home / f"{stem}.json", numbers, started=started, device=on, preset=P, seed=seed, data=packed.hash)
+io.write_result(
+    home / f"{stem}.json",
+    numbers,
+    started=started,
+    device=on,
+    preset=P,
+    seed=seed,
+    data=packed.hash,
+)
 lines = []
 for family, rows in psnr.groupby("family", sort=False):
     helps, harms = rows[rows.difference_low > 0].method, rows[rows.difference_high < 0].method

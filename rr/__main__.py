@@ -45,14 +45,30 @@ def fail(message):
 @app.command()
 def reproduce(
     preset: Preset = "smoke",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of every configuration: seeds 0, 1, ...")] = 1,
-    study: Annotated[str, typer.Option(help=f"all, or one: {', '.join(workflow.NOTEBOOKS)}.")] = "all",
-    jobs: Annotated[int | None, typer.Option(min=1, help="Notebooks side by side; default: 2, or the profile's.")] = None,
-    profile: Annotated[str, typer.Option(help="Where it runs: laptop, slurm, or a folder with a Snakemake profile.")] = "laptop",
-    out: Annotated[str, typer.Option(help="Folder of the results; a relative one lies in the project.")] = "results",
-    data: Annotated[Path | None, typer.Option(help="A folder of photographs instead of the embedded eyes.")] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs of every configuration: seeds 0, 1, ...")
+    ] = 1,
+    study: Annotated[
+        str, typer.Option(help=f"all, or one: {', '.join(workflow.NOTEBOOKS)}.")
+    ] = "all",
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Notebooks side by side; default: 2, or the profile's."),
+    ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(help="Where it runs: laptop, slurm, or a folder with a Snakemake profile."),
+    ] = "laptop",
+    out: Annotated[
+        str, typer.Option(help="Folder of the results; a relative one lies in the project.")
+    ] = "results",
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of photographs instead of the embedded eyes.")
+    ] = None,
     labels: Annotated[Path | None, typer.Option(help="Their labels, a CSV.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run, and why.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would run, and why.")
+    ] = False,
 ):
     """Run every notebook that has no result yet, or whose parameters have changed, and say where everything lies."""
     from rr import reproduce
@@ -61,7 +77,10 @@ def reproduce(
         raise InputError(f"--data {data}: no such folder")
     if labels and not (labels.is_file() and data):
         raise InputError(f"--labels {labels}: must be a CSV that labels the photographs in --data")
-    sources = {"data": str(data.absolute()) if data else "", "labels": str(labels.absolute()) if labels else ""}
+    sources = {
+        "data": str(data.absolute()) if data else "",
+        "labels": str(labels.absolute()) if labels else "",
+    }
     plan = reproduce.Plan(preset, out, seeds, study, profile, jobs, **sources)
     if dry_run:
         reproduce.preview(plan)
@@ -78,7 +97,10 @@ def reproduce(
     for what, place in places.items():
         if place.is_dir():
             print(f"  {what + ':':21}{_short(place)}/")
-    print(f"all on one page: rr report --preset {preset}" + ("" if out == "results" else f" --out {out}"))
+    print(
+        f"all on one page: rr report --preset {preset}"
+        + ("" if out == "results" else f" --out {out}")
+    )
 
 
 def _short(path):
@@ -92,24 +114,40 @@ def _short(path):
 
 @app.command()
 def run(
-    name: Annotated[str, typer.Argument(metavar="NOTEBOOK", help="Name (01_data) or path of a notebook.")],
-    values: Annotated[list[str], typer.Option("-p", metavar="NAME=VALUE", help="A parameter; may be repeated.")] = [],
-    executed: Annotated[Path | None, typer.Option(help="The executed notebook; default: among the results.")] = None,
-    mark: Annotated[Path | None, typer.Option(help="For the workflow: a file to write in the end.")] = None,
+    name: Annotated[
+        str, typer.Argument(metavar="NOTEBOOK", help="Name (01_data) or path of a notebook.")
+    ],
+    values: Annotated[
+        list[str], typer.Option("-p", metavar="NAME=VALUE", help="A parameter; may be repeated.")
+    ] = [],
+    executed: Annotated[
+        Path | None, typer.Option(help="The executed notebook; default: among the results.")
+    ] = None,
+    mark: Annotated[
+        Path | None, typer.Option(help="For the workflow: a file to write in the end.")
+    ] = None,
 ):
     """Run one notebook with papermill; its parameters are checked before anything starts."""
     path = notebook.find(name)
     given = {}
     for key, text in map(notebook.assigned, values):
-        is_path = key in ("data", "labels", "photo", "photos", "train_photos") and Path(text).exists()
-        given[key] = str(Path(text).absolute()) if is_path else text  # notebooks run in the project's root
+        is_path = (
+            key in ("data", "labels", "photo", "photos", "train_photos") and Path(text).exists()
+        )
+        given[key] = (
+            str(Path(text).absolute()) if is_path else text
+        )  # notebooks run in the project's root
     every = notebook.check(path, given)
     home = io.results(every["preset"], every["out"]) if {"preset", "out"} <= every.keys() else None
     if executed is None:
         if home is None:
-            raise InputError(f"{path.name}: has no parameters preset and out; say with --executed where to write it")
+            raise InputError(
+                f"{path.name}: has no parameters preset and out; say with --executed where to write it"
+            )
         executed = home / "executed" / f"{workflow.name(path.stem, every)}.ipynb"
-    if mark is None and home is not None:  # by hand: perhaps with other values than the workflow's, which makes it again
+    if (
+        mark is None and home is not None
+    ):  # by hand: perhaps with other values than the workflow's, which makes it again
         workflow.mark(home, workflow.name(path.stem, every)).unlink(missing_ok=True)
     with workflow.owned(), workflow.lease(), workflow.reported(executed, mark, path.stem, given):
         forked.execute(path, given, executed)
@@ -131,7 +169,9 @@ def restore(
     targets = _targets(photos, out)
     report = read_json(out / "restore.json") if (out / "restore.json").exists() else {}
     if not isinstance(report, dict):
-        raise InputError(f"{out / 'restore.json'}: not made by `rr restore`; move it away or choose another --out")
+        raise InputError(
+            f"{out / 'restore.json'}: not made by `rr restore`; move it away or choose another --out"
+        )
 
     from PIL import Image
 
@@ -142,7 +182,9 @@ def restore(
     io.folder(out)
     folder = checkpoint or corrector.RECOMMENDED
     if (folder / "denoiser").is_dir():
-        method = partial(restorer.restore_photograph, restorer.RetinaRegen.load(folder, where), seed=seed)
+        method = partial(
+            restorer.restore_photograph, restorer.RetinaRegen.load(folder, where), seed=seed
+        )
     else:
         method = partial(corrector.restore_photograph, corrector.load_recommended(where, folder))
     print(f"restorer: {_short(folder)}")
@@ -161,7 +203,12 @@ def restore(
                 facts = {"status": "failed", "error": line}
             else:
                 print(f"{target}: {facts['status']}; {_judged(facts)}")
-            report[target.name] = {"input": str(photo), "checkpoint": str(folder), "seed": seed, **facts}
+            report[target.name] = {
+                "input": str(photo),
+                "checkpoint": str(folder),
+                "seed": seed,
+                **facts,
+            }
     finally:
         write_json(out / "restore.json", report)
     if failed:
@@ -172,13 +219,20 @@ def _judged(facts):
     """What a restorer's report says of one photograph, in a few words."""
     if "before" not in facts:
         if facts["status"] == "left alone":
-            return "nothing found that this restorer can correct, which does not mean that it is good"
+            return (
+                "nothing found that this restorer can correct, which does not mean that it is good"
+            )
         blur = f", blur of {facts['blur']:.1f}/512 of the width undone" if facts["blur"] else ""
         return f"light and colour corrected by {facts['correction']:.0%} of what was proposed{blur}"
     from rr.restorer import RetinaRegen
 
-    before, after = (sum(p >= RetinaRegen.THRESHOLD for p in facts[when].values()) for when in ("before", "after"))
-    return f"{before} of 4 labels readable before, {after} after" + (", judged worse than before" if after < before else "")
+    before, after = (
+        sum(p >= RetinaRegen.THRESHOLD for p in facts[when].values())
+        for when in ("before", "after")
+    )
+    return f"{before} of 4 labels readable before, {after} after" + (
+        ", judged worse than before" if after < before else ""
+    )
 
 
 def _targets(photos, out):
@@ -194,7 +248,9 @@ def _targets(photos, out):
             visible = (each for each in photo.iterdir() if not each.name.startswith("."))
             inside = sorted(each for each in visible if each.suffix.lower() in EXTENSIONS)
             if not inside:
-                raise InputError(f"{photo}: no photographs in this folder ({', '.join(EXTENSIONS)})")
+                raise InputError(
+                    f"{photo}: no photographs in this folder ({', '.join(EXTENSIONS)})"
+                )
             inputs += inside
         else:
             inputs.append(photo)
@@ -202,12 +258,16 @@ def _targets(photos, out):
     for photo in dict.fromkeys(inputs):
         target = out / f"{photo.stem}.png"
         if target in targets:
-            raise InputError(f"{targets[target]}, {photo}: both would become {target}; restore them in two calls to two --out")
+            raise InputError(
+                f"{targets[target]}, {photo}: both would become {target}; restore them in two calls to two --out"
+            )
         targets[target] = photo
     originals = {photo.resolve() for photo in inputs}
     for target in targets:
         if target.resolve() in originals:
-            raise InputError(f"{target}: is itself a photograph to restore and would be lost; choose another --out")
+            raise InputError(
+                f"{target}: is itself a photograph to restore and would be lost; choose another --out"
+            )
     return targets
 
 
@@ -235,11 +295,15 @@ def train(
     """
     if component == "corrector":
         if values or batch or preset != "smoke" or strategy != "ddp":
-            raise InputError("corrector: knows no preset, batch, -p or other strategy than ddp; see --photos, --seed, --out")
+            raise InputError(
+                "corrector: knows no preset, batch, -p or other strategy than ddp; see --photos, --seed, --out"
+            )
         if photos and not photos.is_dir():
             raise InputError(f"--photos {photos}: no such folder")
     elif photos:
-        raise InputError(f"--photos: is for the corrector; {component} is trained on the data set of 01_data")
+        raise InputError(
+            f"--photos: is for the corrector; {component} is trained on the data set of 01_data"
+        )
     from rr import corrector, recipes, train
 
     choose("component", component, [*recipes.COMPONENTS, "corrector"])
@@ -268,12 +332,20 @@ app.add_typer(data, name="data")
 
 @data.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help='A folder of images or of parquet shards, or "embedded".')],
+    source: Annotated[
+        str, typer.Argument(help='A folder of images or of parquet shards, or "embedded".')
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the packed data set.")],
     labels: Annotated[Path | None, typer.Option(help="The labels of these images, a CSV.")] = None,
-    size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the packed images, px.")] = 224,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split; of the eyes, if they are drawn.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes; the result does not depend on it.")] = 1,
+    size: Annotated[
+        int, typer.Option(min=32, max=1024, help="Side of the packed images, px.")
+    ] = 224,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the split; of the eyes, if they are drawn.")
+    ] = 0,
+    workers: Annotated[
+        int, typer.Option(min=1, max=256, help="Processes; the result does not depend on it.")
+    ] = 1,
     n: Annotated[int, typer.Option(min=1, help="How many embedded eyes.")] = 1000,
 ):
     """Turn images and their labels into shards of equal size, once; the same call continues where it was stopped."""
@@ -285,19 +357,28 @@ def prepare(
     if not source:
         raise InputError('the name of the source is empty; give a folder, or "embedded"')
     started = time.time()
-    packed = packing.pack(sources.source(source, str(labels or ""), n, seed), size, out, seed, workers)
+    packed = packing.pack(
+        sources.source(source, str(labels or ""), n, seed), size, out, seed, workers
+    )
     shards = {out / f"{shard['name']}.npy": shard["count"] for shard in packed.manifest["shards"]}
     made = sum(count for path, count in shards.items() if path.stat().st_mtime >= started)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
     if workers > 1:  # a bound: each as large as the largest
         memory += workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    megabytes, rate = sum(path.stat().st_size for path in shards) / 1e6, made / (time.time() - started)
+    megabytes, rate = (
+        sum(path.stat().st_size for path in shards) / 1e6,
+        made / (time.time() - started),
+    )
     print(f"{_short(out)}: {len(packed)} images of {size} px, {megabytes:.1f} MB; {made} made now, {rate:.1f} images/s; "
           f"at most {memory / 1024:.0f} MiB of memory")  # fmt: skip
     if skipped := packed.manifest["skipped"]:
-        print(f"{len(skipped)} images could not be used and were left out (all in manifest.json), the first: {skipped[0]}")
+        print(
+            f"{len(skipped)} images could not be used and were left out (all in manifest.json), the first: {skipped[0]}"
+        )
     if missing := packed.manifest["missing"]:
-        print(f"{missing} names of the labels have no image (missing.csv), the first: {packed.manifest['missing_first'][0]}")
+        print(
+            f"{missing} names of the labels have no image (missing.csv), the first: {packed.manifest['missing_first'][0]}"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------- bench
@@ -324,7 +405,9 @@ def bench(
 @app.command()
 def report(
     preset: Preset = "smoke",
-    out: Annotated[str, typer.Option(help="Folder of the results; a relative one lies in the project.")] = "results",
+    out: Annotated[
+        str, typer.Option(help="Folder of the results; a relative one lies in the project.")
+    ] = "results",
 ):
     """Put all figures, tables and executed notebooks of a preset on pages that open offline."""
     choose("preset", preset, PRESETS)
@@ -350,19 +433,26 @@ def doctor():
         try:
             row(package, version(package))
         except ModuleNotFoundError:
-            raise InputError(f"{package}: not installed; `pip install -r requirements.lock`") from None
+            raise InputError(
+                f"{package}: not installed; `pip install -r requirements.lock`"
+            ) from None
     try:
         import torch
         import torchvision.ops  # noqa: F401  torchvision of another torch fails here
 
         from rr import data, features, weights
     except (ImportError, RuntimeError) as error:
-        raise InputError(f"torch and torchvision do not import ({error}); take both from one place") from None
+        raise InputError(
+            f"torch and torchvision do not import ({error}); take both from one place"
+        ) from None
 
     print("device")
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
-        row(f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
+        row(
+            f"cuda:{index}",
+            f"{torch.cuda.get_device_name(index)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free",
+        )
     if not torch.cuda.is_available():
         row("cuda", "no GPU: preset smoke takes minutes, course and paper want one")
     row("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")
@@ -370,21 +460,35 @@ def doctor():
     broken = []
     print(f"pretrained weights ({weights.FOLDER}={os.environ.get(weights.FOLDER, '')})")
     trunks = [build.__name__ for build, *_ in filter(None, features.EXTRACTORS.values())]
-    for name in sorted({"inception_v3", "alexnet", *trunks}):  # the classifier, LPIPS, the extractors
+    for name in sorted(
+        {"inception_v3", "alexnet", *trunks}
+    ):  # the classifier, LPIPS, the extractors
         try:
             path = weights.available(name)
         except InputError as error:
             broken.append(error)
             break
-        row(name, path or f"missing: downloaded when needed, or put it into a folder and set {weights.FOLDER}")
+        row(
+            name,
+            path
+            or f"missing: downloaded when needed, or put it into a folder and set {weights.FOLDER}",
+        )
 
     print("made so far")
     for name in PRESETS:
         folder = io.results(name)
         results = sorted(path.stem for path in folder.glob("[0-9]*.json"))
-        row(name, f"results {', '.join(results)}" if results else f"nothing; make it: rr reproduce --preset {name}")
-        for what, where in (("runs of 06_restoration", "runs/*/result.json"), ("trained extractors", "extractors/*/config.json"),
-                            ("trained restorers", "runs/*/denoiser/config.json")):
+        row(
+            name,
+            f"results {', '.join(results)}"
+            if results
+            else f"nothing; make it: rr reproduce --preset {name}",
+        )
+        for what, where in (
+            ("runs of 06_restoration", "runs/*/result.json"),
+            ("trained extractors", "extractors/*/config.json"),
+            ("trained restorers", "runs/*/denoiser/config.json"),
+        ):
             if found := len(list(folder.glob(where))):
                 row("", f"{what}: {found}")
         for manifest in sorted(folder.glob("data/**/manifest.json")):

@@ -33,8 +33,13 @@ def anatomy(rng):
     diameter = rng.uniform(0.100, 0.140)
     F = diameter * np.clip(rng.normal(2.5, 0.08), 2.3, 2.7)
     dip = np.deg2rad(np.clip(rng.normal(7, 3), 1, 14))
-    t, s = F * complex(-nasal * np.cos(dip), np.sin(dip)), F * complex(-nasal * np.sin(dip), -np.cos(dip))
-    fovea = complex(0.5 - nasal * 0.45 * (F - 0.27), 0.5) + complex(*rng.normal(0, (0.022, 0.018)).clip(-0.045, 0.045))
+    t, s = (
+        F * complex(-nasal * np.cos(dip), np.sin(dip)),
+        F * complex(-nasal * np.sin(dip), -np.cos(dip)),
+    )
+    fovea = complex(0.5 - nasal * 0.45 * (F - 0.27), 0.5) + complex(
+        *rng.normal(0, (0.022, 0.018)).clip(-0.045, 0.045)
+    )
     rx, ry = diameter / 2 * rng.uniform([0.90, 1.0], [0.98, 1.06])
     ratio = np.clip(rng.gamma(8, 0.055), 0.2, 0.78)  # cup to disc
     shift = (1 - ratio) * complex(-0.25 * nasal * rx, rng.normal(0, 0.1) * ry)
@@ -69,14 +74,24 @@ def trunks(rng):
     n = len(kind)
     artery, superior = np.arange(n) % 8 >= 4, np.arange(n) < 8
     start = jitter(rng, 0.012, n) - 0.04
-    c1 = np.array([0.08 + 0.48j, 0.02 + 0.45j, -0.08 + 0.36j, 0.20 + 0.10j])[kind] + jitter(rng, 0.06, n)
-    c2 = np.array([0.85 + 1.25j, 0.35 + 1.00j, -0.35 + 0.70j, 0.45 + 0.30j])[kind] + jitter(rng, 0.10, n)
+    c1 = np.array([0.08 + 0.48j, 0.02 + 0.45j, -0.08 + 0.36j, 0.20 + 0.10j])[kind] + jitter(
+        rng, 0.06, n
+    )
+    c2 = np.array([0.85 + 1.25j, 0.35 + 1.00j, -0.35 + 0.70j, 0.45 + 0.30j])[kind] + jitter(
+        rng, 0.10, n
+    )
     end = np.array([3.10 + 0.45j, 1.20 + 2.10j, -0.90 + 1.50j, 0.78 + 0.10j])[kind]
     end = end + jitter(rng, np.array([0.30, 0.28, 0.28, 0.06])[kind], n)
     nasal = (kind == 3) & (rng.random(n) < 0.6)
     c1.real[nasal], c2.real[nasal], end.real[nasal] = -0.2, -0.5, -1.0
-    path = curves(rng, *(DISC + np.where(superior, p, p.conj()) for p in (start, c1, c2, end)), 0.022)
-    radius = np.where(artery, ARTERY, VEIN) * np.array([1.0, 0.62, 0.68, 0.36])[kind] * rng.uniform(0.85, 1.12, n)
+    path = curves(
+        rng, *(DISC + np.where(superior, p, p.conj()) for p in (start, c1, c2, end)), 0.022
+    )
+    radius = (
+        np.where(artery, ARTERY, VEIN)
+        * np.array([1.0, 0.62, 0.68, 0.36])[kind]
+        * rng.uniform(0.85, 1.12, n)
+    )
     return path, radius, artery
 
 
@@ -86,15 +101,23 @@ def branch(rng, path, radius, artery, sites, length):
     Returns the radius along the vessels (n,P) and the branches, about `length` F long: path, starting radius, artery.
     """
     n, u = len(path), np.linspace(0, 1, POINTS)
-    at = ((0.08 + 0.87 * (np.arange(sites) + rng.random((n, sites))) / sites) * (POINTS - 1)).astype(int)  # (n,sites)
-    hand = np.where((np.arange(sites) + rng.integers(2, size=(n, 1))) % 2, 1.0, -1.0)  # left and right in turn
+    at = (
+        (0.08 + 0.87 * (np.arange(sites) + rng.random((n, sites))) / sites) * (POINTS - 1)
+    ).astype(int)  # (n,sites)
+    hand = np.where(
+        (np.arange(sites) + rng.integers(2, size=(n, 1))) % 2, 1.0, -1.0
+    )  # left and right in turn
     ratio = rng.uniform(0.3, 0.9, (n, sites))
     main, side = np.empty((n, sites + 1)), np.empty((n, sites))
     main[:, 0] = radius
     for j in range(sites):
         main[:, j + 1], side[:, j] = murray(main[:, j], ratio[:, j])
-    along = np.take_along_axis(main, (np.arange(POINTS)[:, None] > at[:, None]).sum(2), 1)  # branchings upstream
-    bend = ((-0.45 * hand * ratio**2)[:, None] * np.maximum(u[:, None] - u[at][:, None], 0)).sum(2)  # (n,P)
+    along = np.take_along_axis(
+        main, (np.arange(POINTS)[:, None] > at[:, None]).sum(2), 1
+    )  # branchings upstream
+    bend = ((-0.45 * hand * ratio**2)[:, None] * np.maximum(u[:, None] - u[at][:, None], 0)).sum(
+        2
+    )  # (n,P)
     path += (bend - u * bend[:, -1:]) * (1j * (path[:, -1:] - path[:, :1]))
 
     start = np.take_along_axis(path, at, 1)
@@ -102,12 +125,19 @@ def branch(rng, path, radius, artery, sites, length):
     heading = (np.take_along_axis(path, at + 1, 1) - start)[keep]
     heading /= abs(heading)
     start, hand, ratio, m = start[keep], hand[keep], ratio[keep], keep.sum()
-    angle = 1j * hand * np.deg2rad(85 - 42 * ratio + rng.normal(0, 8, m))  # a thin branch leaves more steeply
+    angle = (
+        1j * hand * np.deg2rad(85 - 42 * ratio + rng.normal(0, 8, m))
+    )  # a thin branch leaves more steeply
     way = length * rng.uniform(0.6, 1.3, m) * (0.5 + 0.6 * ratio) * heading * np.exp(0.8 * angle)
     fall = -np.sign(start.imag) * way.imag  # a branch ends before it crosses the horizontal raphe
     way *= np.where(fall > 0, np.clip((abs(start.imag) - 0.05) / np.maximum(fall, 1e-3), 0.2, 1), 1)
     c1, c2 = start + way / 3 * np.exp(0.2 * angle), start + way - way / 3 * np.exp(-0.25 * angle)
-    return along, curves(rng, start, c1, c2, start + way, 0.035), side[keep], artery[np.nonzero(keep)[0]]
+    return (
+        along,
+        curves(rng, start, c1, c2, start + way, 0.035),
+        side[keep],
+        artery[np.nonzero(keep)[0]],
+    )
 
 
 def vessel_tree(rng):

@@ -95,10 +95,10 @@ class UNet(nn.Module):
         t = self.time(t)
         h, skips = self.stem(x), []
         for i, block in enumerate(self.down):
-            h = block(F.max_pool2d(h, 2) if i else h, t)                   # N, width 2^i, H / 2^i
+            h = block(F.max_pool2d(h, 2) if i else h, t)  # N, width 2^i, H / 2^i
             skips.append(h)
         for i in reversed(range(LEVELS - 1)):
-            h = self.up[i](torch.cat([skips[i], _double(h)], 1), t)        # N, width 2^i, H / 2^i
+            h = self.up[i](torch.cat([skips[i], _double(h)], 1), t)  # N, width 2^i, H / 2^i
         return Output(self.head(h))
 
 
@@ -113,7 +113,9 @@ class UNetPlusPlus(nn.Module):
         c = [width * 2**i for i in range(LEVELS)]
         self.time = TimeEmbedding(TIME)
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
-        self.nodes = nn.ModuleDict({f"{i}{0}": DoubleConv(c[max(i - 1, 0)], c[i]) for i in range(LEVELS)})
+        self.nodes = nn.ModuleDict(
+            {f"{i}{0}": DoubleConv(c[max(i - 1, 0)], c[i]) for i in range(LEVELS)}
+        )
         for j in range(1, LEVELS):
             for i in range(LEVELS - j):
                 self.nodes[f"{i}{j}"] = DoubleConv(j * c[i] + c[i + 1], c[i])
@@ -132,14 +134,18 @@ class UNetPlusPlus(nn.Module):
             grid.append([self.nodes[f"{i}0"](F.max_pool2d(grid[i - 1][0], 2), t)])
         for j in range(1, LEVELS):
             for i in range(LEVELS - j):
-                grid[i].append(self.nodes[f"{i}{j}"](torch.cat([*grid[i], _double(grid[i + 1][j - 1])], 1), t))
+                grid[i].append(
+                    self.nodes[f"{i}{j}"](torch.cat([*grid[i], _double(grid[i + 1][j - 1])], 1), t)
+                )
         return Output(self.head(grid[0][-1]))
 
 
 def _checked(x):
     """x with its channels last: a tenth faster on a CPU (`rr bench`, T8), and what a GPU's convolutions take."""
     if x.shape[-1] % 2 ** (LEVELS - 1) or x.shape[-2] % 2 ** (LEVELS - 1):
-        raise InputError(f"image {x.shape[-1]}x{x.shape[-2]}: this backbone needs sides that are multiples of 8")
+        raise InputError(
+            f"image {x.shape[-1]}x{x.shape[-2]}: this backbone needs sides that are multiples of 8"
+        )
     return x.contiguous(memory_format=torch.channels_last)
 
 

@@ -24,11 +24,16 @@ Method = Callable[[Tensor, Tensor, Params], Tensor]
 
 SWAP_SIGMA = 25 / 256  # illumination and colour are what is coarser than this
 UNSHARP_SIGMA, UNSHARP_AMOUNT = 2 / 256, 1.0
-CLAHE_TILES, CLAHE_CLIP = 8, 2.0  # 8x8 tiles; no bin of a tile's histogram counts more than twice the mean bin
+CLAHE_TILES, CLAHE_CLIP = (
+    8,
+    2.0,
+)  # 8x8 tiles; no bin of a tile's histogram counts more than twice the mean bin
 CLAHE_BINS = 256
 NOISE_TO_SIGNAL = 1e-2  # Wiener's constant: frequencies of which the blur left less than its root, 10 %, are given up
 RIM = 0.99  # where the blur saw at least that much of the field of view, the surround changed nothing to speak of
-FILL_SIGMA = 1 / 64  # first and finest of the low-passes that continue an image beyond its field of view
+FILL_SIGMA = (
+    1 / 64
+)  # first and finest of the low-passes that continue an image beyond its field of view
 
 
 class Population(NamedTuple):
@@ -47,7 +52,9 @@ def population(batches: Iterable[tuple[Tensor, Tensor]]) -> Population:
         m, s = _moments(x.double(), fov)
         mean, std, count = mean + m.sum(0).flatten(), std + s.sum(0).flatten(), count + len(x)
     if count == 0:
-        raise InputError("population: no images; give batches of readable images with their fields of view")
+        raise InputError(
+            "population: no images; give batches of readable images with their fields of view"
+        )
     return Population(*((total / count).float().cpu() for total in (image, mean, std)))
 
 
@@ -100,7 +107,9 @@ def clahe(y, fov, params):
         lab = rgb2lab(image)
         L, low, high = lab[..., 0] / 100, lab[..., 0].min(), lab[..., 0].max()
         if high > low:
-            lab[..., 0] = low + (high - low) * equalize_adapthist(L, clip_limit=CLAHE_CLIP / CLAHE_BINS, nbins=CLAHE_BINS)
+            lab[..., 0] = low + (high - low) * equalize_adapthist(
+                L, clip_limit=CLAHE_CLIP / CLAHE_BINS, nbins=CLAHE_BINS
+            )
             image[:] = lab2rgb(lab)
     return torch.from_numpy(x_hat).permute(0, 3, 1, 2).to(y.device).clamp(0, 1) * fov
 
@@ -133,7 +142,9 @@ def surround(y, fov, sigma):
     B = blur(fov.to(y), sigma).clamp_min(0.01)
     mixed, a = (1 - B) * fov, 0
     for _ in range(2):  # the second time without the little of a that is in y where B is nearly 1
-        excess = (mixed * (y - B * continued((y - (1 - B) * a) / B, fov & (B > RIM)))).sum(dim=(2, 3), keepdim=True)
+        excess = (mixed * (y - B * continued((y - (1 - B) * a) / B, fov & (B > RIM)))).sum(
+            dim=(2, 3), keepdim=True
+        )
         a = (excess / (mixed**2).sum(dim=(2, 3), keepdim=True).clamp_min(1e-9)).clamp(0, 1)
     return a
 
@@ -194,4 +205,8 @@ def _resized(image, y):
     """A population's image (1, 3, H, W) at y's size and on its device."""
     size = y.shape[-2:]
     image = image.to(y)
-    return image if image.shape[-2:] == size else torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
+    return (
+        image
+        if image.shape[-2:] == size
+        else torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
+    )

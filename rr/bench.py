@@ -24,7 +24,10 @@ from rr import io, weights
 from rr.io import InputError
 from rr.presets import choose
 
-DEVICES = {"cpu": "rr.bench_cpu", "gpu": "rr.bench_gpu"}  # argument of `rr bench` => module of its rows
+DEVICES = {
+    "cpu": "rr.bench_cpu",
+    "gpu": "rr.bench_gpu",
+}  # argument of `rr bench` => module of its rows
 PAIRS = 5
 PEERS = {  # module => its name in the package index
     "denoising_diffusion_pytorch": "denoising-diffusion-pytorch", "diffusers": "diffusers",
@@ -75,7 +78,9 @@ def need(*modules):
     """Raises NotMeasured, with the command that installs it, unless every one of these peers can be imported."""
     for module in modules:
         if find_spec(module) is None:
-            raise NotMeasured(f"{PEERS[module]}: not installed; `pip install {PEERS[module]}`, or all: `pip install '.[bench]'`")
+            raise NotMeasured(
+                f"{PEERS[module]}: not installed; `pip install {PEERS[module]}`, or all: `pip install '.[bench]'`"
+            )
 
 
 def parameters(model):
@@ -89,7 +94,9 @@ def with_trunk(peer):
         raise NotMeasured("LPIPS: no ImageNet weights of AlexNet here, and a random trunk measures nothing; "
                           f"{weights.FOLDER}=FOLDER with torchvision's file")  # fmt: skip
     tensors, _ = weights.state("alexnet")
-    peer.net.load_state_dict({key: tensors[f"features.{key.split('.', 1)[1]}"] for key in peer.net.state_dict()})
+    peer.net.load_state_dict(
+        {key: tensors[f"features.{key.split('.', 1)[1]}"] for key in peer.net.state_dict()}
+    )
     return peer.requires_grad_(False)
 
 
@@ -103,7 +110,9 @@ def seconds(call):
 
 
 def _synchronise():
-    if torch.cuda.is_initialized():  # this process has used a GPU: what it was asked before must not count, nor be left over
+    if (
+        torch.cuda.is_initialized()
+    ):  # this process has used a GPU: what it was asked before must not count, nor be left over
         torch.cuda.synchronize()
 
 
@@ -128,8 +137,14 @@ def hotspots(call, n=4):
         call()
         _synchronise()
     on_gpu = torch.cuda.is_initialized()
-    column, kind = ("self_device_time_total", "CUDA") if on_gpu else ("self_cpu_time_total", "CPU")  # kernels, or operators
-    found = [each for each in profile.key_averages() if each.device_type.name == kind and not each.is_user_annotation]
+    column, kind = (
+        ("self_device_time_total", "CUDA") if on_gpu else ("self_cpu_time_total", "CPU")
+    )  # kernels, or operators
+    found = [
+        each
+        for each in profile.key_averages()
+        if each.device_type.name == kind and not each.is_user_annotation
+    ]
     spent = sorted(((getattr(each, column), each.key) for each in found), reverse=True)
     total = sum(time for time, _ in spent)
     return ", ".join(f"{name} {time / total:.0%}" for time, name in spent[:n])
@@ -146,16 +161,26 @@ def measure(task, pairs=PAIRS):
             task.ours()
             rates = task.amount / np.array([[seconds(task.ours), np.nan] for _ in range(pairs)])
         else:
-            rates = np.array([task.amount, task.peer_amount or task.amount]) / compare(task.ours, call, pairs)
+            rates = np.array([task.amount, task.peer_amount or task.amount]) / compare(
+                task.ours, call, pairs
+            )
         ours, theirs = np.median(rates, axis=0)
         ratios = rates[:, 0] / rates[:, 1]
         line = {"task": task.name, "peer": peer, "unit": f"{task.unit}/s", "ours": ours, "theirs": theirs,
                 "ratio": np.median(ratios), "low": ratios.min(), "high": ratios.max(), "target": task.target}  # fmt: skip
         line["met"] = bool((line["ratio"] if call else ours) >= task.target)
-        line |= {"gate": task.gate.what, "value": float(task.gate.value), "limit": task.gate.limit, "ok": bool(task.gate.ok)}
+        line |= {
+            "gate": task.gate.what,
+            "value": float(task.gate.value),
+            "limit": task.gate.limit,
+            "ok": bool(task.gate.ok),
+        }
         if not line["met"] and task.why:
             reason = reason or task.why()
-        yield line | {"threads": task.threads, "note": "; ".join(filter(None, [task.note, "" if line["met"] else reason]))}
+        yield line | {
+            "threads": task.threads,
+            "note": "; ".join(filter(None, [task.note, "" if line["met"] else reason])),
+        }
 
 
 def run(device="cpu", only=None, folder=io.ROOT / "results" / "bench"):
@@ -175,30 +200,60 @@ def run(device="cpu", only=None, folder=io.ROOT / "results" / "bench"):
     try:
         lines = io.read_result(path)["numbers"] if path.exists() else []
     except InputError as error:
-        raise InputError(f"{error}; or delete {path.name}: all rows are then measured anew") from None
-    table, where, failed = pd.DataFrame(lines, columns=COLUMNS), "cuda" if device == "gpu" else "cpu", {}
+        raise InputError(
+            f"{error}; or delete {path.name}: all rows are then measured anew"
+        ) from None
+    table, where, failed = (
+        pd.DataFrame(lines, columns=COLUMNS),
+        "cuda" if device == "gpu" else "cpu",
+        {},
+    )
     for name in [only] if only else rows:
         started = time.time()
         print(f"{name} ...", flush=True)
-        with _threads(torch.get_num_threads() if device == "gpu" else 1):  # a Task that uses more says so
+        with _threads(
+            torch.get_num_threads() if device == "gpu" else 1
+        ):  # a Task that uses more says so
             new = []
             try:
                 for task in rows[name]():
                     new += measure(task)
             except NotMeasured as error:
                 failed[name] = str(error)
-                if not new and any(line["row"] == name and line["ours"] is not None for line in lines):
+                if not new and any(
+                    line["row"] == name and line["ours"] is not None for line in lines
+                ):
                     print(f"{name}: what was measured of it before stays")
                     continue
-                new += [{"task": rows[name].__doc__.splitlines()[0].rstrip("."), "note": f"not measured: {error}"}]
+                new += [
+                    {
+                        "task": rows[name].__doc__.splitlines()[0].rstrip("."),
+                        "note": f"not measured: {error}",
+                    }
+                ]
             facts = io.provenance(started=started, device=where)
-            commit = (facts["commit"] or "")[:9] + ("+" if facts["dirty"] else "")  # +: with changes
-            own = {"row": name, "seconds": facts["seconds"], "commit": commit, "written": facts["written"]}
-            lines = [line for line in lines if line["row"] in rows and line["row"] != name] + [line | own for line in new]
+            commit = (facts["commit"] or "")[:9] + (
+                "+" if facts["dirty"] else ""
+            )  # +: with changes
+            own = {
+                "row": name,
+                "seconds": facts["seconds"],
+                "commit": commit,
+                "written": facts["written"],
+            }
+            lines = [line for line in lines if line["row"] in rows and line["row"] != name] + [
+                line | own for line in new
+            ]
             lines.sort(key=lambda line: list(rows).index(line["row"]))
             table = pd.DataFrame(lines, columns=COLUMNS)
             io.write_table(path.with_suffix(".csv"), table)
-            io.write_result(path, table.to_dict("records"), files=[f"{device}.csv"], device=where, peers=_peers())
+            io.write_result(
+                path,
+                table.to_dict("records"),
+                files=[f"{device}.csv"],
+                device=where,
+                peers=_peers(),
+            )
     show(table[table["row"].isin([only] if only else rows)])
     print(f"{path.with_suffix('.csv')}")
     return failed
@@ -231,7 +286,9 @@ def show(table):
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(caption="ratio: of the rates, the median of five pairs; quality: measured <= limit")
+    shown = Table(
+        caption="ratio: of the rates, the median of five pairs; quality: measured <= limit"
+    )
     for head in ("", "task", "against", "ours", "theirs", "ratio >= target", "quality"):
         shown.add_column(head, overflow="fold", no_wrap=head in ("", "ours", "theirs"))
     for line in table.itertuples():
@@ -239,13 +296,17 @@ def show(table):
             shown.add_row(line.row, line.task, "not measured")
             continue
         reached = f"{_digits(line.ratio if line.peer else line.ours)} >= {line.target:g} "
-        quality = f"{line.gate}: {line.value:.2g} <= {line.limit:.2g} " + ("ok" if line.ok else "NOT OK")
+        quality = f"{line.gate}: {line.value:.2g} <= {line.limit:.2g} " + (
+            "ok" if line.ok else "NOT OK"
+        )
         shown.add_row(line.row, f"{line.task} ({line.unit})", line.peer, _digits(line.ours), _digits(line.theirs),
                       reached + ("met" if line.met else "MISSED"), quality)  # fmt: skip
     console = Console(markup=False, highlight=False)
     console.print(shown)
     for (row, task), notes in table.groupby(["row", "task"], sort=False)["note"]:
-        if note := max(notes.dropna(), key=len, default=""):  # a missed line's says more than that of a line that was met
+        if note := max(
+            notes.dropna(), key=len, default=""
+        ):  # a missed line's says more than that of a line that was met
             console.print(f"{row} {task}: {note}")
 
 

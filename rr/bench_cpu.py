@@ -29,17 +29,40 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import functional as tv
 
-from rr import backbones, corrector, data, degrade, forked, io, metrics, packing, photo, sources, studies, synthetic, train
+from rr import (
+    backbones,
+    corrector,
+    data,
+    degrade,
+    forked,
+    io,
+    metrics,
+    packing,
+    photo,
+    sources,
+    studies,
+    synthetic,
+    train,
+)
 from rr.bench import Gate, NotMeasured, Task, hotspots, need, parameters, seconds, with_trunk
 from rr.diffusion import Diffusion
 from rr.paper import LABELS
 from rr.photo import read_photograph, to_photograph, to_tensor
 from rr.readability import Readability
 
-ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}  # of processes started here
+ONE_THREAD = {
+    f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")
+}  # of processes started here
 REFERENCE = io.ROOT / "tests" / "cofe_reference.py"  # of the degradation
-SHAPES = (64, 112), (64, 56), (128, 56), (128, 28), (256, 28), (192, 35)  # of 3x3 convolutions: channels, side
-NOTEBOOK = '''# %% tags=["parameters"]
+SHAPES = (
+    (64, 112),
+    (64, 56),
+    (128, 56),
+    (128, 28),
+    (256, 28),
+    (192, 35),
+)  # of 3x3 convolutions: channels, side
+NOTEBOOK = """# %% tags=["parameters"]
 number: int = 1  # printed
 
 # %%
@@ -47,7 +70,7 @@ import torch, torchvision
 import rr.restorer
 
 print(number, torch.ones(2).sum())
-'''
+"""
 
 
 def notebook():
@@ -59,8 +82,13 @@ def notebook():
     import nbformat
     import papermill
 
-    with TemporaryDirectory() as folder, forked.server(1) as variables:  # as `rr reproduce` starts it, once for all notebooks
-        script, twin, ours, theirs = (Path(folder) / name for name in ("tiny.py", "tiny.ipynb", "ours.ipynb", "theirs.ipynb"))
+    with (
+        TemporaryDirectory() as folder,
+        forked.server(1) as variables,
+    ):  # as `rr reproduce` starts it, once for all notebooks
+        script, twin, ours, theirs = (
+            Path(folder) / name for name in ("tiny.py", "tiny.ipynb", "ours.ipynb", "theirs.ipynb")
+        )
         script.write_text(NOTEBOOK)
         jupytext.write(jupytext.read(script, fmt="py:percent"), twin)
 
@@ -69,19 +97,38 @@ def notebook():
                                   cwd=folder, check=True, capture_output=True, text=True).stderr  # fmt: skip
 
         def printed(path):
-            return [output.text for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
+            return [
+                output.text
+                for cell in nbformat.read(path, 4).cells
+                for output in cell.get("outputs", [])
+            ]
 
         run = partial(command, "rr", "run", script, "--executed", ours)
         papermill_command = partial(command, "papermill", twin, theirs, "-k", "python3")
-        papermill_warm = partial(papermill.execute_notebook, twin, theirs, kernel_name="python3", progress_bar=False)
+        papermill_warm = partial(
+            papermill.execute_notebook, twin, theirs, kernel_name="python3", progress_bar=False
+        )
         if "without the server" in run():
             raise NotMeasured("the server of forks takes no job here; `rr run` says why")
         papermill_command()
         differ = printed(ours) != printed(theirs) or not printed(ours)
-        peers = {"papermill": papermill_command, "papermill: execute_notebook, warm": papermill_warm}
-        yield Task("a notebook that imports torch", "notebooks", 1, run, 5, Gate("outputs that differ", differ, 0), peers,
-                   note="ours: the command `rr run`, while a server of forks is there, which is not counted",
-                   why=lambda: f"`rr --help`, Python and imports, takes {seconds(partial(command, 'rr', '--help')):.2f} s of it")
+        peers = {
+            "papermill": papermill_command,
+            "papermill: execute_notebook, warm": papermill_warm,
+        }
+        yield Task(
+            "a notebook that imports torch",
+            "notebooks",
+            1,
+            run,
+            5,
+            Gate("outputs that differ", differ, 0),
+            peers,
+            note="ours: the command `rr run`, while a server of forks is there, which is not counted",
+            why=lambda: (
+                f"`rr --help`, Python and imports, takes {seconds(partial(command, 'rr', '--help')):.2f} s of it"
+            ),
+        )
 
 
 def packed(size=224, n=256, batch=64, passes=8):
@@ -114,9 +161,17 @@ def packed(size=224, n=256, batch=64, passes=8):
                 torch.from_numpy(mapped[share]).float().div_(255)
 
         one_by_one = DataLoader(jpegs, batch)
-        at_once = DataLoader(Together(files), batch, collate_fn=lambda images: torch.stack(images).float().div_(255))
-        peers = {"DataLoader: PIL": partial(_all, one_by_one), "DataLoader: torchvision, a batch at once": partial(_all, at_once)}
-        for call, what in ((ours, ""), (with_masks, ", ours with labels and masks, as rr.train reads")):
+        at_once = DataLoader(
+            Together(files), batch, collate_fn=lambda images: torch.stack(images).float().div_(255)
+        )
+        peers = {
+            "DataLoader: PIL": partial(_all, one_by_one),
+            "DataLoader: torchvision, a batch at once": partial(_all, at_once),
+        }
+        for call, what in (
+            (ours, ""),
+            (with_masks, ", ours with labels and masks, as rr.train reads"),
+        ):
             yield Task(f"float batches of {batch} images of {size} px{what}", "images", passes * n, call, 15,
                        Gate("mean difference", gate, 1e-6), peers, peer_amount=n,
                        why=lambda: f"where ours spends its time: {hotspots(call)}")  # fmt: skip
@@ -179,15 +234,31 @@ def photographs(frames=((1024, 768), (1024, 1024), (2048, 1536), (3000, 2250)), 
                     with Image.open(file) as opened:
                         width, side = opened.width, box[2] - box[0]
                         if draft:
-                            opened.draft("RGB", [math.ceil(length * size / side) for length in opened.size])
-                        crop = opened.convert("RGB").crop([round(edge * opened.width / width) for edge in box])
+                            opened.draft(
+                                "RGB", [math.ceil(length * size / side) for length in opened.size]
+                            )
+                        crop = opened.convert("RGB").crop(
+                            [round(edge * opened.width / width) for edge in box]
+                        )
                         resized.append(np.asarray(crop.resize((size, size), method)))
                 return resized
 
-            differences = [np.abs(crop.astype(float) - area).mean() for crop, area in zip(crops, theirs(Image.BOX))]
-            peers = {"PIL: resize": theirs, "PIL: draft, BOX": partial(theirs, Image.BOX, draft=True)}
-            ours, found, search = lambda: [source.image(i, size) for i in range(len(files))], [], photo.find_fov
-            with patch.object(photo, "find_fov", lambda image: found.append(search(image)) or found[-1]):
+            differences = [
+                np.abs(crop.astype(float) - area).mean()
+                for crop, area in zip(crops, theirs(Image.BOX))
+            ]
+            peers = {
+                "PIL: resize": theirs,
+                "PIL: draft, BOX": partial(theirs, Image.BOX, draft=True),
+            }
+            ours, found, search = (
+                lambda: [source.image(i, size) for i in range(len(files))],
+                [],
+                photo.find_fov,
+            )
+            with patch.object(
+                photo, "find_fov", lambda image: found.append(search(image)) or found[-1]
+            ):
                 ours()
 
             def told():
@@ -196,7 +267,10 @@ def photographs(frames=((1024, 768), (1024, 1024), (2048, 1536), (3000, 2250)), 
                     return ours()
 
             gate = Gate("mean difference from PIL's BOX, of 255", max(differences), 2)
-            for call, how in ((told, "told where the eye is, as the peer"), (ours, "which looks for the eye")):
+            for call, how in (
+                (told, "told where the eye is, as the peer"),
+                (ours, "which looks for the eye"),
+            ):
                 yield Task(f"JPEG of {name} to {size} px, {how}", "photographs", len(files), call, 3, gate, peers,
                            why=lambda: f"where ours spends its time: {functions(lambda: source.image(0, size))}")  # fmt: skip
 
@@ -205,7 +279,10 @@ def functions(call, n=4):
     """The n Python or C functions in which call() spends most of its time, each with its share, in words."""
     profile = cProfile.Profile()
     profile.runcall(call)
-    spent = sorted(((own, name) for (_, _, name), (_, _, own, _, _) in pstats.Stats(profile).stats.items()), reverse=True)
+    spent = sorted(
+        ((own, name) for (_, _, name), (_, _, own, _, _) in pstats.Stats(profile).stats.items()),
+        reverse=True,
+    )
     total = sum(own for own, _ in spent)
     return ", ".join(f"{name} {own / total:.0%}" for own, name in spent[:n])
 
@@ -227,7 +304,13 @@ def ssim(size=224, n=64):
     x, y = _pairs(n, size)
     arrays = list(zip(x.numpy(), y.numpy()))
 
-    score = partial(structural_similarity, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)
+    score = partial(
+        structural_similarity,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1,
+    )
 
     def by_image():
         return np.array([score(a, b, channel_axis=0) for a, b in arrays])
@@ -246,7 +329,9 @@ def ssim(size=224, n=64):
 def _pairs(n, size):
     """Eyes (n, 3, size, size) in [0, 1], and the same with noise."""
     x = torch.cat([to_tensor(synthetic.fundus(0, i % 16, size).image) for i in range(n)])
-    return x, (x + 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    return x, (x + 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(
+        0, 1
+    )
 
 
 def lpips(size=224, n=8):
@@ -254,7 +339,9 @@ def lpips(size=224, n=8):
     need("lpips")
     import lpips as package
 
-    model = with_trunk(package.LPIPS(net="alex", pnet_rand=True, verbose=False))  # pnet_rand: no download of its own
+    model = with_trunk(
+        package.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    )  # pnet_rand: no download of its own
     distance = metrics.load_lpips()
     fast = copy.deepcopy(model).to(memory_format=torch.channels_last)
     methods = len(studies.STUDIES["extractors"])  # the largest study of the paper, Table 1
@@ -269,10 +356,15 @@ def lpips(size=224, n=8):
     def theirs(model, **layout):
         with torch.inference_mode():
             a = x.contiguous(**layout)
-            return torch.stack([model(a, y.contiguous(**layout), normalize=True).flatten() for y in outputs])
+            return torch.stack(
+                [model(a, y.contiguous(**layout), normalize=True).flatten() for y in outputs]
+            )
 
     gate = Gate("largest difference", float((ours() - theirs(model)).abs().max()), 1e-5)
-    peers = {"lpips": partial(theirs, model), "lpips: channels_last": partial(theirs, fast, memory_format=torch.channels_last)}
+    peers = {
+        "lpips": partial(theirs, model),
+        "lpips: channels_last": partial(theirs, fast, memory_format=torch.channels_last),
+    }
     yield Task(f"LPIPS, {size} px, {methods} methods", "images", n * methods, ours, 1.9, gate, peers,
                why=lambda: f"where ours spends its time: {hotspots(ours)}")  # fmt: skip
 
@@ -280,7 +372,9 @@ def lpips(size=224, n=8):
 def degradation(sizes=(512, 224), targets=(10, 3), n=4):
     """T6: all three families of the degradation, against the field's formulation, with kernels at full resolution."""
     if not REFERENCE.exists():
-        raise NotMeasured(f"{REFERENCE.name}: is in the project's tests, not in the installed package; run it in a checkout")
+        raise NotMeasured(
+            f"{REFERENCE.name}: is in the project's tests, not in the installed package; run it in a checkout"
+        )
     spec = spec_from_file_location(REFERENCE.stem, REFERENCE)
     reference = module_from_spec(spec)
     spec.loader.exec_module(reference)
@@ -318,7 +412,11 @@ def classifier(sizes=(80, 224), batch=8):
         flops = _flops(step)
         first = step()
         note = f"{batch} images, {parameters(model) / 1e6:.1f} M parameters, {flops / 1e9:.0f} GFLOP a step"
-        gate = Gate("loss on one batch after 10 steps, over the first", [step() for _ in range(10)][-1] / first, 1)
+        gate = Gate(
+            "loss on one batch after 10 steps, over the first",
+            [step() for _ in range(10)][-1] / first,
+            1,
+        )
         yield Task(f"InceptionV3, training step, {size} px", "GFLOP", flops / 1e9, step, 0.55, gate,
                    {f"3x3 convolution, {shape}": ceiling}, _flops(ceiling) / 1e9, note=note,
                    why=lambda: f"where its time goes: {hotspots(step)}")  # fmt: skip
@@ -344,7 +442,9 @@ def _ceiling(batch):
 
             call()
             rate = _flops(call) / min(seconds(call) for _ in range(3))
-            words = f"{channels} channels, {side} px" + (", channels_last" if layout is torch.channels_last else "")
+            words = f"{channels} channels, {side} px" + (
+                ", channels_last" if layout is torch.channels_last else ""
+            )
             best = max(best, (rate, call, words), key=lambda each: each[0])
     return best[1:]
 
@@ -354,27 +454,41 @@ def denoiser(dims=(8, 16), size=64, batch=8, steps=200, n=256):
     need("denoising_diffusion_pytorch")
     from denoising_diffusion_pytorch import Unet
 
-    eyes = 2 * torch.cat([to_tensor(synthetic.fundus(0, i, size).image) for i in range(n)]) - 1  # the peer's range
+    eyes = (
+        2 * torch.cat([to_tensor(synthetic.fundus(0, i, size).image) for i in range(n)]) - 1
+    )  # the peer's range
     for dim in dims:
         torch.manual_seed(0)
         peer, flash = Unet(dim), Unet(dim, flash_attn=True)
-        width = next(width for width in count(8, 4) if parameters(backbones.UNet(width)) >= parameters(peer))
+        width = next(
+            width for width in count(8, 4) if parameters(backbones.UNet(width)) >= parameters(peer)
+        )
         model = backbones.UNet(width)
-        psnr = {name: _trained(each, eyes, batch // 2, steps) for name, each in {"ours": model, "theirs": peer}.items()}
+        psnr = {
+            name: _trained(each, eyes, batch // 2, steps)
+            for name, each in {"ours": model, "theirs": peer}.items()
+        }
         note = "; ".join(f"{name}: {parameters(each) / 1e6:.2f} M parameters, {_macs(each, size) / 1e9:.2f} GMAC an image, "
                          f"{psnr[name]:.2f} dB after {steps} steps of {batch // 2} images"
                          for name, each in {"ours": model, "theirs": peer}.items())  # fmt: skip
         gate = Gate("validation PSNR of theirs over ours, dB", psnr["theirs"] - psnr["ours"], 0)
         x, t = eyes[:batch], torch.arange(1, batch + 1)
-        calls = [partial(step, x, t, torch.randn_like(x)) for step in map(_step, (model, peer, flash))]
-        peers = {f"denoising_diffusion_pytorch: Unet({dim})": calls[1], f"Unet({dim}, flash_attn=True)": calls[2]}
+        calls = [
+            partial(step, x, t, torch.randn_like(x)) for step in map(_step, (model, peer, flash))
+        ]
+        peers = {
+            f"denoising_diffusion_pytorch: Unet({dim})": calls[1],
+            f"Unet({dim}, flash_attn=True)": calls[2],
+        }
         yield Task(f"U-Net of width {width}, training step, {size} px", "images", batch, calls[0], 3, gate,
                    peers, note=note, why=lambda: f"where ours spends its time: {hotspots(calls[0])}")  # fmt: skip
 
 
 def _macs(model, size):
     with torch.no_grad():
-        return _flops(lambda: model(torch.rand(1, 3, size, size), torch.ones(1, dtype=torch.long))) / 2
+        return (
+            _flops(lambda: model(torch.rand(1, 3, size, size), torch.ones(1, dtype=torch.long))) / 2
+        )
 
 
 def _step(model):
@@ -409,7 +523,9 @@ def _trained(model, eyes, batch, steps):
         t = torch.randint(1, 101, (batch,), generator=generator)
         step(training[here], t, torch.randn(training[here].shape, generator=generator))
     t = torch.linspace(1, 100, len(x)).round().long()
-    x_t = diffusion.add_noise(x, t, torch.randn(x.shape, generator=torch.Generator().manual_seed(1)))
+    x_t = diffusion.add_noise(
+        x, t, torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    )
     model.eval()
     with torch.no_grad():
         x_0 = diffusion.x_0("noise", _predicted(model, x_t, t), x_t, t).clamp(-1, 1)
@@ -440,12 +556,31 @@ def absolute(size=224, n=16, side=2000):
         photo, out = Path(folder) / "photo.jpg", Path(folder) / "restored"
         eye = synthetic.fundus(0, 0, 512)
         params = degrade.sample(1, torch.Generator().manual_seed(0), severity=1.0)
-        degraded = degrade.apply(to_tensor(eye.image), params, torch.from_numpy(eye.fov)[None, None])
-        Image.fromarray(_framed(to_photograph(degraded), side, 3 * side // 4)).save(photo, quality=92)
+        degraded = degrade.apply(
+            to_tensor(eye.image), params, torch.from_numpy(eye.fov)[None, None]
+        )
+        Image.fromarray(_framed(to_photograph(degraded), side, 3 * side // 4)).save(
+            photo, quality=92
+        )
 
         def restore():
-            words = [sys.executable, "-c", PEAK, sys.executable, "-m", "rr", "restore", photo, "--out", out, "--device", "cpu"]
-            done = subprocess.run(words, env=os.environ | ONE_THREAD, capture_output=True, text=True)
+            words = [
+                sys.executable,
+                "-c",
+                PEAK,
+                sys.executable,
+                "-m",
+                "rr",
+                "restore",
+                photo,
+                "--out",
+                out,
+                "--device",
+                "cpu",
+            ]
+            done = subprocess.run(
+                words, env=os.environ | ONE_THREAD, capture_output=True, text=True
+            )
             if done.returncode:
                 raise RuntimeError(f"rr restore: {done.stderr}")
             return int(done.stdout.splitlines()[-1]) / 2**20  # KiB on Linux

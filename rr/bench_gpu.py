@@ -39,7 +39,13 @@ from rr.vae import VAE
 
 GIB = 2**30
 SIDE = 8192  # of the matrix product's square factor: as fast as products get
-SHARES = {"resnet34": 0.60, "vgg16": 0.65, "resnet50": 0.55, "resnext50": 0.50, "mobilenet": 0.45}  # of S, per extractor
+SHARES = {
+    "resnet34": 0.60,
+    "vgg16": 0.65,
+    "resnet50": 0.55,
+    "resnext50": 0.50,
+    "mobilenet": 0.45,
+}  # of S, per extractor
 
 
 def training(component, device, optimizer="adamw", lr=1e-4, fast=True):
@@ -52,7 +58,10 @@ def training(component, device, optimizer="adamw", lr=1e-4, fast=True):
     average = train.averaging(copy.deepcopy(component), component, 0.99)
     if fast:
         compiled(component, device)
-    opt, generator = train.OPTIMIZERS[optimizer](component.parameters(), lr=lr), torch.Generator().manual_seed(0)
+    opt, generator = (
+        train.OPTIMIZERS[optimizer](component.parameters(), lr=lr),
+        torch.Generator().manual_seed(0),
+    )
 
     def step(batch):
         with precision(device):
@@ -110,8 +119,14 @@ def work(component, size):
 
 def yardstick(mac, outputs, images, device, side=SIDE):
     """(call, its rates in words): the product and the copy of a training step on so many images, see above."""
-    rows, half = 8 * max(1, round(6 * mac * images / (2 * side**2) / 8)), round(14 * outputs * images)
-    a, b = (torch.empty(n, side, dtype=torch.bfloat16, device=device).uniform_() for n in (min(rows, 4 * side), side))
+    rows, half = (
+        8 * max(1, round(6 * mac * images / (2 * side**2) / 8)),
+        round(14 * outputs * images),
+    )
+    a, b = (
+        torch.empty(n, side, dtype=torch.bfloat16, device=device).uniform_()
+        for n in (min(rows, 4 * side), side)
+    )
     product = a @ b
     source = torch.randint(256, (min(half, GIB),), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -145,16 +160,33 @@ def share(name, component, size, batch, target, steps, device, side, **options):
     images = pictures(batch, size, device)
     torch.manual_seed(0)
     with torch.no_grad():
-        plain = copy.deepcopy(component).to(device).train().loss(images, torch.Generator().manual_seed(0))["loss"].item()
+        plain = (
+            copy.deepcopy(component)
+            .to(device)
+            .train()
+            .loss(images, torch.Generator().manual_seed(0))["loss"]
+            .item()
+        )
     step = training(component, device, **options)
     torch.manual_seed(0)
     losses = [step(images).item() for _ in range(20)]
     wrong = abs(losses[0] / plain - 1) if np.mean(losses[-5:]) < np.mean(losses[:5]) else np.inf
     call, words = yardstick(mac, outputs, batch * steps, device, side)
     ours = repeated(step, images, steps)
-    gate = Gate("first loss, relative to float32 uncompiled; infinite if it does not fall", wrong, 0.05)
-    task = Task(f"{name}, training, {size} px, batch {batch}", "images", batch * steps, ours, target, gate,
-                {"yardstick S": call}, note=words, why=lambda: f"where its time goes: {hotspots(partial(step, images), 3)}")
+    gate = Gate(
+        "first loss, relative to float32 uncompiled; infinite if it does not fall", wrong, 0.05
+    )
+    task = Task(
+        f"{name}, training, {size} px, batch {batch}",
+        "images",
+        batch * steps,
+        ours,
+        target,
+        gate,
+        {"yardstick S": call},
+        note=words,
+        why=lambda: f"where its time goes: {hotspots(partial(step, images), 3)}",
+    )
     return task, step, images  # fmt: skip
 
 
@@ -162,10 +194,14 @@ def classifier(size=224, batch=256, steps=10, device="cuda", side=SIDE):
     """G1: training of InceptionV3, against S, and against the plain loop: bf16 autocast, nothing else."""
     options = {"optimizer": "rmsprop"}
     torch.manual_seed(0)
-    task, step, images = share("InceptionV3", Readability(), size, batch, 0.50, steps, device, side, **options)
+    task, step, images = share(
+        "InceptionV3", Readability(), size, batch, 0.50, steps, device, side, **options
+    )
     yield task
     torch.manual_seed(0)
-    plain = training(Readability().to(memory_format=torch.contiguous_format), device, fast=False, **options)
+    plain = training(
+        Readability().to(memory_format=torch.contiguous_format), device, fast=False, **options
+    )
     yield Task(task.name, "images", task.amount, task.ours, 2, task.gate, {"plain loop: NCHW": repeated(plain, images, steps)},
                why=task.why)  # fmt: skip
 
@@ -174,7 +210,9 @@ def extractors(size=224, batch=128, steps=10, device="cuda", side=SIDE, names=tu
     """G2: training of the extractors, against S."""
     for name in names:
         torch.manual_seed(0)
-        yield share(f"{name} and attention", Extractor(name), size, batch, SHARES[name], steps, device, side)[0]
+        yield share(
+            f"{name} and attention", Extractor(name), size, batch, SHARES[name], steps, device, side
+        )[0]
 
 
 def stored(size=224, batch=256, n=4096, device="cuda", workers=8):
@@ -190,7 +228,10 @@ def stored(size=224, batch=256, n=4096, device="cuda", workers=8):
             for each in data.batches(pack, shares, device):
                 step(each)
 
-        for where in ("kept on the device", "read ahead from the disk"):  # the latter: as sets that do not fit
+        for where in (
+            "kept on the device",
+            "read ahead from the disk",
+        ):  # the latter: as sets that do not fit
             if where != "kept on the device":
                 pack.resident[torch.device(device)] = None
             wrong = max((each.x.cpu() - pack.batch(rows)).abs().max().item()
@@ -208,15 +249,21 @@ class Noise(nn.Module):
         self.network, self.diffusion, self.hot = network, Diffusion(T), [network]
 
     def loss(self, batch, generator):
-        t = torch.randint(1, self.diffusion.T + 1, (len(batch.x),), generator=generator).to(batch.x.device, non_blocking=True)
+        t = torch.randint(1, self.diffusion.T + 1, (len(batch.x),), generator=generator).to(
+            batch.x.device, non_blocking=True
+        )
         epsilon = noise(batch.x, generator)
         output = self.network(self.diffusion.add_noise(batch.x, t, epsilon), t)
-        return {"loss": F.mse_loss(getattr(output, "sample", output).float(), epsilon)}  # diffusers returns more than that
+        return {
+            "loss": F.mse_loss(getattr(output, "sample", output).float(), epsilon)
+        }  # diffusers returns more than that
 
 
 def noise_model(size, width, T=1000):
     """What `rr train diffusion` trains, of this width."""
-    return Denoiser(size, "unet", objective="noise", protocol="literal", width=width, T=T, start=1.0)
+    return Denoiser(
+        size, "unet", objective="noise", protocol="literal", width=width, T=T, start=1.0
+    )
 
 
 def _ddpm(size, dim, best=False):
@@ -229,7 +276,10 @@ def _diffusers(size, dim, best=False):
     from diffusers import UNet2DModel
 
     down, up = ["DownBlock2D"] * 6, ["UpBlock2D"] * 6
-    down[4], up[1] = "AttnDownBlock2D", "AttnUpBlock2D"  # as in its documentation's training example
+    down[4], up[1] = (
+        "AttnDownBlock2D",
+        "AttnUpBlock2D",
+    )  # as in its documentation's training example
     return UNet2DModel(size, 3, 3, layers_per_block=2, block_out_channels=[dim * k for k in (1, 1, 2, 2, 4, 4)],
                        norm_num_groups=min(32, dim), down_block_types=down, up_block_types=up)  # fmt: skip
 
@@ -240,14 +290,27 @@ def macs(component, size):
 
 
 NETWORKS = {"denoising_diffusion_pytorch": _ddpm, "diffusers": _diffusers}  # module => its U-Net
-SIZES = {"parameters": lambda component, size: parameters(component), "MAC": macs}  # in which ours is no smaller than a peer
+SIZES = {
+    "parameters": lambda component, size: parameters(component),
+    "MAC": macs,
+}  # in which ours is no smaller than a peer
 
 
 def diffusion(size=128, batch=32, dim=64, steps=5, device="cuda", side=SIDE, vae=(512, 32, 128)):
     """G4: training of the noise model's U-Net, against S and peers with no more parameters, or MAC; the VAE, against S."""
     images, width, latent = vae
     torch.manual_seed(0)
-    yield share("VAE", VAE(size, latent, width, timed=False), size, images, 0.40, steps, device, side, lr=1e-3)[0]
+    yield share(
+        "VAE",
+        VAE(size, latent, width, timed=False),
+        size,
+        images,
+        0.40,
+        steps,
+        device,
+        side,
+        lr=1e-3,
+    )[0]
 
     missing, tasks = None, {}
     for module, build in NETWORKS.items():
@@ -256,15 +319,24 @@ def diffusion(size=128, batch=32, dim=64, steps=5, device="cuda", side=SIDE, vae
         except NotMeasured as error:  # said in the end: the others go on
             missing = error
             continue
-        peer, best = Noise(build(size, dim)), Noise(build(size, dim, best=True).to(memory_format=torch.channels_last))
+        peer, best = (
+            Noise(build(size, dim)),
+            Noise(build(size, dim, best=True).to(memory_format=torch.channels_last)),
+        )
         eyes = pictures(batch, size, device)
         theirs = {f"{module}, bf16": repeated(training(peer, device, fast=False), eyes, steps),
                   f"{module}, bf16, channels_last, compiled": repeated(training(best, device), eyes, steps)}  # fmt: skip
         for what, of in SIZES.items():
-            width = next(width for width in count(8, 8) if of(noise_model(size, width), size) >= of(peer, size))
+            width = next(
+                width
+                for width in count(8, 8)
+                if of(noise_model(size, width), size) >= of(peer, size)
+            )
             if width not in tasks:
                 name = f"U-Net of width {width}"
-                tasks[width], _, _ = share(name, noise_model(size, width), size, batch, 0.40, steps, device, side)
+                tasks[width], _, _ = share(
+                    name, noise_model(size, width), size, batch, 0.40, steps, device, side
+                )
                 yield tasks[width]
             note = ", ".join(f"{whose}: {parameters(each) / 1e6:.1f} M parameters, {macs(each, size) / 1e9:.3g} GMAC an image"
                              for whose, each in (("ours", noise_model(size, width)), (module, peer)))  # fmt: skip
@@ -272,17 +344,33 @@ def diffusion(size=128, batch=32, dim=64, steps=5, device="cuda", side=SIDE, vae
             yield Task(f"{task.name}, no fewer {what}", "images", task.amount, task.ours, 2.5, task.gate, theirs,
                        note=note, why=task.why)  # fmt: skip
     if not tasks:
-        yield share(f"U-Net of width {dim}", noise_model(size, dim), size, batch, 0.40, steps, device, side)[0]
+        yield share(
+            f"U-Net of width {dim}", noise_model(size, dim), size, batch, 0.40, steps, device, side
+        )[0]
     if missing:
         raise missing
 
 
-def restoration(size=64, n=64, width=32, T=1000, calls=12, drawn=1024, updates=6000, batch=64, device="cuda"):
+def restoration(
+    size=64, n=64, width=32, T=1000, calls=12, drawn=1024, updates=6000, batch=64, device="cuda"
+):
     """G5: restoration in few DDIM steps, against the whole chain with the same weights, of a small model that is trained here."""
     torch.manual_seed(0)
-    model = Denoiser(size, "unet", "concat", "v", width=width, T=T, schedule="cosine", start=1.0, condition=(1, 1, 1))
+    model = Denoiser(
+        size,
+        "unet",
+        "concat",
+        "v",
+        width=width,
+        T=T,
+        schedule="cosine",
+        start=1.0,
+        condition=(1, 1, 1),
+    )
     step, eyes = training(model, device, lr=5e-4), pictures(drawn, size, device, different=drawn)
-    for rows in torch.randint(drawn, (updates, batch), generator=torch.Generator().manual_seed(0)).to(device):
+    for rows in torch.randint(
+        drawn, (updates, batch), generator=torch.Generator().manual_seed(0)
+    ).to(device):
         step(data.Batch(*(part[rows] for part in eyes)))
     model.eval()
     test = pictures(n, size, device, start=drawn, different=n)
@@ -297,13 +385,19 @@ def restoration(size=64, n=64, width=32, T=1000, calls=12, drawn=1024, updates=6
 
     def scores(steps):
         image = restored(steps)
-        return metrics.psnr(x, image).mean().item(), distance(x, image).mean().item() if distance else 0.0
+        return metrics.psnr(x, image).mean().item(), distance(
+            x, image
+        ).mean().item() if distance else 0.0
 
     ours, chain = scores(calls), scores(None)
     lost = max((chain[0] - ours[0]) / 0.1, (ours[1] - chain[1]) / 0.01)
     nothing = metrics.psnr(x, y).mean()
     note = f"{calls} network calls for {T}; {ours[0]:.2f} dB, the chain {chain[0]:.2f} dB, doing nothing {nothing:.2f} dB; "
-    note += f"LPIPS {ours[1]:.3f}, the chain {chain[1]:.3f}" if distance else "LPIPS not measured: no weights of its trunk here"
+    note += (
+        f"LPIPS {ours[1]:.3f}, the chain {chain[1]:.3f}"
+        if distance
+        else "LPIPS not measured: no weights of its trunk here"
+    )
     yield Task(f"restoration of {n} images of {size} px", "images", n, partial(restored, calls), 60,
                Gate("loss of PSNR over .1 dB, of LPIPS over .01", lost, 1), {f"chain of {T} steps": partial(restored, None)},
                note=note, why=lambda: f"where its time goes: {hotspots(partial(restored, calls), 3)}")  # fmt: skip
@@ -316,23 +410,32 @@ def scoring(size=224, n=256, batch=64, width=64, device="cuda"):
     step = training(noise_model(size, width), device)
 
     def degraded(seed=None):
-        drawn = degrade.sample(batch, generator if seed is None else torch.Generator().manual_seed(seed))
+        drawn = degrade.sample(
+            batch, generator if seed is None else torch.Generator().manual_seed(seed)
+        )
         drawn = {name: value.to(device, non_blocking=True) for name, value in drawn.items()}
         return degrade.apply(images.x, drawn, images.fov)
 
-    there = degrade.apply(images.x.cpu(), degrade.sample(batch, torch.Generator().manual_seed(0)), images.fov.cpu())
+    there = degrade.apply(
+        images.x.cpu(), degrade.sample(batch, torch.Generator().manual_seed(0)), images.fov.cpu()
+    )
     yield Task(f"degradation of {batch} images of {size} px", "images", batch, degraded, 1 / 0.03,
                Gate("largest difference from a CPU's", (degraded(0).cpu() - there).abs().max().item(), 1e-4),
                {f"training step, U-Net of width {width}": partial(step, images)}, note="a step at this rate: 3 % of it",
                why=lambda: f"where its time goes: {hotspots(degraded, 3)}")  # fmt: skip
 
     need("torchmetrics")
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+    from torchmetrics.functional.image import (
+        peak_signal_noise_ratio,
+        structural_similarity_index_measure,
+    )
     from torchmetrics.functional.image.lpips import _LPIPS
 
     with warnings.catch_warnings():  # torchvision's, of how torchmetrics calls it
         warnings.simplefilter("ignore")
-        peer = with_trunk(_LPIPS(net="alex", pnet_rand=True)).to(device)  # pnet_rand: no download of its own
+        peer = with_trunk(_LPIPS(net="alex", pnet_rand=True)).to(
+            device
+        )  # pnet_rand: no download of its own
     distance = metrics.load_lpips(device=device)
     x = pictures(n, size, device).x
     y = (x + 0.05 * noise(x, torch.Generator().manual_seed(0))).clamp(0, 1)
@@ -345,13 +448,24 @@ def scoring(size=224, n=256, batch=64, width=64, device="cuda"):
     def theirs(rim=5):
         """It counts SSIM's windows at the rim too, where they see mirrored pixels: without them it is Wang's."""
         psnr = peak_signal_noise_ratio(y, x, data_range=1.0, reduction="none", dim=(1, 2, 3))
-        _, ssim = structural_similarity_index_measure(y, x, data_range=1.0, reduction="none", return_full_image=True)
+        _, ssim = structural_similarity_index_measure(
+            y, x, data_range=1.0, reduction="none", return_full_image=True
+        )
         ssim = ssim[..., rim:-rim, rim:-rim].mean((1, 2, 3))
         return torch.stack([psnr.cpu(), ssim.cpu(), peer(y, x, normalize=True).flatten().cpu()])
 
-    gate = Gate("largest relative difference", ((ours() - theirs()) / ours()).abs().max().item(), 1e-3)
+    gate = Gate(
+        "largest relative difference", ((ours() - theirs()) / ours()).abs().max().item(), 1e-3
+    )
     yield Task(f"PSNR, SSIM and LPIPS of {n} images of {size} px", "images", n, ours, 3, gate, {"torchmetrics": theirs},
                why=lambda: f"where its time goes: {hotspots(ours, 3)}")  # fmt: skip
 
 
-ROWS = {"G1": classifier, "G2": extractors, "G3": stored, "G4": diffusion, "G5": restoration, "G6": scoring}
+ROWS = {
+    "G1": classifier,
+    "G2": extractors,
+    "G3": stored,
+    "G4": diffusion,
+    "G5": restoration,
+    "G6": scoring,
+}

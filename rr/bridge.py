@@ -47,12 +47,12 @@ class Bridge(Restorer):
 
     def __init__(
         self,
-        size,                # side of the images, px
-        backbone="unet",     # a key of backbones.BACKBONES
-        width=32,            # channels of the backbone's first convolution
-        latent=128,          # length of the VAE's z
-        one_step=False,      # train at t = 1 only and restore in one step: the control
-        sigma=0.02,          # noise added to y, standard deviation; without any, all samples are one
+        size,  # side of the images, px
+        backbone="unet",  # a key of backbones.BACKBONES
+        width=32,  # channels of the backbone's first convolution
+        latent=128,  # length of the VAE's z
+        one_step=False,  # train at t = 1 only and restore in one step: the control
+        sigma=0.02,  # noise added to y, standard deviation; without any, all samples are one
     ):
         super().__init__()
         self.arguments = {"size": size, "backbone": backbone, "width": width, "latent": latent, "one_step": one_step,
@@ -80,7 +80,11 @@ class Bridge(Restorer):
         begins; of a VAE + KL over the number of values. y: the paired protocol."""
         y, x = paired(batch, generator)
         t = torch.rand(len(x), generator=generator)
-        t = torch.where(torch.rand(len(x), generator=generator) < (1.0 if self.one_step else 0.5), torch.ones(()), t)
+        t = torch.where(
+            torch.rand(len(x), generator=generator) < (1.0 if self.one_step else 0.5),
+            torch.ones(()),
+            t,
+        )
         t, y = t.to(x.device, non_blocking=True), y + self.sigma * noise(y, generator)
         output = self(between(x, y, t[:, None, None, None]), t, generator)
         loss = (output.prediction.float() - x).abs().mean()
@@ -95,7 +99,11 @@ class Bridge(Restorer):
         y = y + self.sigma * noise(y, generator)
 
         def predict(x_t, t):
-            return self(x_t, torch.full((len(x_t),), t, device=x_t.device)).prediction.float().clamp(0, 1)
+            return (
+                self(x_t, torch.full((len(x_t),), t, device=x_t.device))
+                .prediction.float()
+                .clamp(0, 1)
+            )
 
         yield from walk(predict, y, steps or (1 if self.one_step else self.STEPS))
 

@@ -22,13 +22,20 @@ def save(folder, model, provenance, **facts):
     Raises InputError if the disk is full; what was in the folder before is then untouched.
     """
     folder = Path(folder)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
     part = folder / "weights.safetensors"
     with writing(part) as temporary:
         save_file(tensors, temporary)
     digest = sha256(part)
     weights = part.rename(folder / f"weights-{digest[:12]}.safetensors")
-    config = {"component": type(model).__name__, "arguments": model.arguments, "weights": weights.name, "sha256": digest}
+    config = {
+        "component": type(model).__name__,
+        "arguments": model.arguments,
+        "weights": weights.name,
+        "sha256": digest,
+    }
     write_json(folder / "config.json", {**config, **facts, "provenance": provenance})
     for stale in folder.glob("weights-*.safetensors"):
         if stale != weights:
@@ -42,20 +49,31 @@ def load(folder, component, device="cpu"):
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: no checkpoint there; train one with `rr reproduce` or its notebook, or name another folder")
+        raise InputError(
+            f"{folder}: no checkpoint there; train one with `rr reproduce` or its notebook, or name another folder"
+        )
     config = read_json(folder / "config.json")
-    if not (isinstance(config, dict) and {"component", "arguments", "weights", "sha256"} <= config.keys()):
+    if not (
+        isinstance(config, dict)
+        and {"component", "arguments", "weights", "sha256"} <= config.keys()
+    ):
         raise InputError(f"{folder / 'config.json'}: damaged; train this checkpoint again")
     found, wanted = config["component"], component.__name__
     if found != wanted:
-        raise InputError(f"{folder}: a checkpoint of {found}, not of {wanted}; name the folder of a {wanted}")
+        raise InputError(
+            f"{folder}: a checkpoint of {found}, not of {wanted}; name the folder of a {wanted}"
+        )
     weights = folder / config["weights"]
     if not weights.is_file() or sha256(weights) != config["sha256"]:
-        raise InputError(f"{weights}: missing or damaged (its sha256 is not the recorded one); train it again")
+        raise InputError(
+            f"{weights}: missing or damaged (its sha256 is not the recorded one); train it again"
+        )
     try:
         model = component(**config["arguments"])
         model.load_state_dict(load_file(weights))
     except (TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"{folder}: does not fit today's {wanted} ({reason}); train it again") from error
+        raise InputError(
+            f"{folder}: does not fit today's {wanted} ({reason}); train it again"
+        ) from error
     return model.to(device).eval()

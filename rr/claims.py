@@ -28,28 +28,48 @@ from rr.tables import RUNGS, SHOWN, interval
 SUPPORTED, NOT_SUPPORTED, NOT_TESTABLE = "supported", "not supported", "not testable here"
 SEEDS = 3  # trainings per row, at least, where rows differ by little (C3, C4)
 JUDGED = ("psnr", "ssim")  # of C1 and C2: no restorer is made for LPIPS
-START = FACTORS["start"][0]  # the noised input, as RetinaRegen's: from pure noise no chain sees the image it should restore
+START = FACTORS["start"][
+    0
+]  # the noised input, as RetinaRegen's: from pure noise no chain sees the image it should restore
 RELATION = {1: "better than", 0: "not told apart from", -1: "worse than"}
 TRICKS = ("CLAHE", "unsharp", "unsharp, three times")  # of notebook 02: they restore nothing
 
 
 class Verdict(NamedTuple):
-    claim: str      # "C1"
-    says: str       # the paper, in words
-    paper: str      # its numbers
-    verdict: str    # SUPPORTED | NOT_SUPPORTED | NOT_TESTABLE
-    here: str       # our numbers, with intervals
-    because: str    # what decides
+    claim: str  # "C1"
+    says: str  # the paper, in words
+    paper: str  # its numbers
+    verdict: str  # SUPPORTED | NOT_SUPPORTED | NOT_TESTABLE
+    here: str  # our numbers, with intervals
+    because: str  # what decides
 
 
 def c1(scores, ours):
     """C1: method `ours` against the rungs. scores: {method: [scores per image of each seed]}, as of comparisons.scores."""
-    found = {(metric, rung): compare(scores[ours], scores[rung], metric, len(RUNGS)) for metric in JUDGED for rung in RUNGS}
-    failed = [f"{RELATION[each[3]]} {rung} in {_head(metric)}" for (metric, rung), each in found.items() if each[3] < 1]
-    here = "; ".join(f"{_head(metric)} − {rung}: {_difference(metric, each)}" for (metric, rung), each in found.items())
+    found = {
+        (metric, rung): compare(scores[ours], scores[rung], metric, len(RUNGS))
+        for metric in JUDGED
+        for rung in RUNGS
+    }
+    failed = [
+        f"{RELATION[each[3]]} {rung} in {_head(metric)}"
+        for (metric, rung), each in found.items()
+        if each[3] < 1
+    ]
+    here = "; ".join(
+        f"{_head(metric)} − {rung}: {_difference(metric, each)}"
+        for (metric, rung), each in found.items()
+    )
     because = "; ".join(failed) or "better than both in both"
     word = NOT_SUPPORTED if failed else SUPPORTED
-    return Verdict("C1", "RetinaRegen restores well", _score(paper.RETINAREGEN), word, here, because + _once(scores[ours]))
+    return Verdict(
+        "C1",
+        "RetinaRegen restores well",
+        _score(paper.RETINAREGEN),
+        word,
+        here,
+        because + _once(scores[ours]),
+    )
 
 
 def c2(scores, ours, others, alike):
@@ -58,20 +78,42 @@ def c2(scores, ours, others, alike):
     As they were trained, what the backbones predict differs, too, and nobody can say which of both it is: hence the pairs.
     """
     lowest, highest = (f"{score.psnr:.2f}" for score in paper.OTHER_BACKBONES.values())
-    facts = "the VAE is far ahead of four other backbones", f"{_score(paper.RETINAREGEN)}; the others {lowest} to {highest} dB"
+    facts = (
+        "the VAE is far ahead of four other backbones",
+        f"{_score(paper.RETINAREGEN)}; the others {lowest} to {highest} dB",
+    )
     trained = {(metric, other): compare(scores[ours], scores[other], metric, len(others))
                for metric in JUDGED for other in others}  # fmt: skip
-    fair = {(metric, what): compare(*pair, metric, len(alike)) for metric in JUDGED for what, pair in alike.items()}
+    fair = {
+        (metric, what): compare(*pair, metric, len(alike))
+        for metric in JUDGED
+        for what, pair in alike.items()
+    }
     nearest = min(others, key=lambda other: trained["psnr", other][0])
     here = f"as trained, PSNR − that of {nearest}, the nearest: {_difference('psnr', trained['psnr', nearest])}"
     here += f"; against a U-Net, both from the {START} after as many epochs"
-    here += "".join(f"; both predict {what}: {_difference('psnr', fair['psnr', what])}" for what in alike)
-    failed = [f"{RELATION[each[3]]} {other} in {_head(metric)}" for (metric, other), each in trained.items() if each[3] < 1]
+    here += "".join(
+        f"; both predict {what}: {_difference('psnr', fair['psnr', what])}" for what in alike
+    )
+    failed = [
+        f"{RELATION[each[3]]} {other} in {_head(metric)}"
+        for (metric, other), each in trained.items()
+        if each[3] < 1
+    ]
     failed += [f"{RELATION[each[3]]} the other where both predict {what}, in {_head(metric)}"
                for (metric, what), each in fair.items() if each[3] < 1]  # fmt: skip
-    because = "; ".join(failed) or f"ahead as trained, and with the same objective, epochs and start, the {START}"
+    because = (
+        "; ".join(failed)
+        or f"ahead as trained, and with the same objective, epochs and start, the {START}"
+    )
     word = NOT_SUPPORTED if failed else SUPPORTED
-    return Verdict("C2", *facts, word, here, because + _once(*(tables for pair in alike.values() for tables in pair)))
+    return Verdict(
+        "C2",
+        *facts,
+        word,
+        here,
+        because + _once(*(tables for pair in alike.values() for tables in pair)),
+    )
 
 
 def alike(cells, ours):
@@ -83,7 +125,9 @@ def alike(cells, ours):
     cells = cells[cells.start == START]
 
     def of(objective, backbone, seed, images):
-        rows = cells[(cells.objective == objective) & (cells.backbone == backbone) & (cells.seed == seed)]
+        rows = cells[
+            (cells.objective == objective) & (cells.backbone == backbone) & (cells.seed == seed)
+        ]
         if rows.image.tolist() != list(images):
             raise InputError(f"10_what_matters_per_image.csv: {backbone}, {objective}, {START}, seed {seed}: not the test images "
                              "of notebook 06; run `rr reproduce` again")  # fmt: skip
@@ -95,15 +139,33 @@ def alike(cells, ours):
 
 def c3(scores, names):
     """C3: the paper's best extractor of each metric against each of the rest. names: {word of paper.EXTRACTORS: method}."""
-    best, lpips = (paper.EXTRACTORS[ranked(paper.EXTRACTORS, metric)[0]] for metric in ("psnr", "lpips"))
+    best, lpips = (
+        paper.EXTRACTORS[ranked(paper.EXTRACTORS, metric)[0]] for metric in ("psnr", "lpips")
+    )
     theirs = f"{best.psnr:.2f} dB, {best.ssim:.3f}; {lpips.lpips:.3f}"
-    return _order("C3", "ResNet34 is the best extractor, MobileNet in LPIPS", theirs, scores, best_and_rest(names), names)
+    return _order(
+        "C3",
+        "ResNet34 is the best extractor, MobileNet in LPIPS",
+        theirs,
+        scores,
+        best_and_rest(names),
+        names,
+    )
 
 
 def c4(scores, names):
     """C4: neighbours in the paper's order of the fusions. names: {word of paper.FUSIONS: method}."""
-    theirs = ", ".join(f"{word} {paper.FUSIONS[word].psnr:.2f} dB" for word in ranked(paper.FUSIONS, "psnr"))
-    return _order("C4", "bilinear-static is the best fusion, then in order", theirs, scores, neighbours(names), names)
+    theirs = ", ".join(
+        f"{word} {paper.FUSIONS[word].psnr:.2f} dB" for word in ranked(paper.FUSIONS, "psnr")
+    )
+    return _order(
+        "C4",
+        "bilinear-static is the best fusion, then in order",
+        theirs,
+        scores,
+        neighbours(names),
+        names,
+    )
 
 
 def ranked(table, metric):
@@ -114,13 +176,18 @@ def ranked(table, metric):
 
 def best_and_rest(names):
     """{metric: [(best, other), ...]} of the paper's extractors, as methods; names: {word: method}."""
-    orders = {metric: [names[word] for word in ranked(paper.EXTRACTORS, metric)] for metric in METRICS}
+    orders = {
+        metric: [names[word] for word in ranked(paper.EXTRACTORS, metric)] for metric in METRICS
+    }
     return {metric: [(best, other) for other in rest] for metric, (best, *rest) in orders.items()}
 
 
 def neighbours(names):
     """{metric: [(better, next), ...]} of the paper's fusions, as methods; names: {word: method}."""
-    return {metric: list(pairwise(names[word] for word in ranked(paper.FUSIONS, metric))) for metric in METRICS}
+    return {
+        metric: list(pairwise(names[word] for word in ranked(paper.FUSIONS, metric)))
+        for metric in METRICS
+    }
 
 
 def _order(claim, says, theirs, scores, pairs, names):
@@ -135,10 +202,24 @@ def _order(claim, says, theirs, scores, pairs, names):
         return Verdict(claim, says, theirs, NOT_TESTABLE, here, because)
     failed = [_head(metric) for metric, (word, *_) in found.items() if word not in (SAME, "n/a")]
     if failed:
-        return Verdict(claim, says, theirs, NOT_SUPPORTED, here, f"not the paper's order in {', '.join(failed)}")
+        return Verdict(
+            claim,
+            says,
+            theirs,
+            NOT_SUPPORTED,
+            here,
+            f"not the paper's order in {', '.join(failed)}",
+        )
     unknown = [_head(metric) for metric, (word, *_) in found.items() if word == "n/a"]
     if unknown:
-        return Verdict(claim, says, theirs, NOT_TESTABLE, here, f"{', '.join(unknown)} cannot be had on this machine")
+        return Verdict(
+            claim,
+            says,
+            theirs,
+            NOT_TESTABLE,
+            here,
+            f"{', '.join(unknown)} cannot be had on this machine",
+        )
     return Verdict(claim, says, theirs, SUPPORTED, here, "every pair is told apart as in the paper")
 
 
@@ -154,10 +235,19 @@ def c5(report):
     failed += [f"accuracy of {label}" for label in rows.index[rows.above_majority_low <= 0]]
     unknown = list(rows.index[rows.roc_auc_low.isna()])
     if unknown:
-        return Verdict(*facts, NOT_TESTABLE, here, f"the test images are of one class in {', '.join(unknown)}")
+        return Verdict(
+            *facts, NOT_TESTABLE, here, f"the test images are of one class in {', '.join(unknown)}"
+        )
     if failed:
-        return Verdict(*facts, NOT_SUPPORTED, here, f"the interval holds chance, or the majority class: {', '.join(failed)}")
-    return Verdict(*facts, SUPPORTED, here, "every label is above chance and above the majority class")
+        return Verdict(
+            *facts,
+            NOT_SUPPORTED,
+            here,
+            f"the interval holds chance, or the majority class: {', '.join(failed)}",
+        )
+    return Verdict(
+        *facts, SUPPORTED, here, "every label is above chance and above the majority class"
+    )
 
 
 def c6(rechecked, fooled):
@@ -168,24 +258,54 @@ def c6(rechecked, fooled):
     """
     facts = "C6", "restored images pass the re-check", "no numbers"
     judges = list(rechecked[0])
-    ours = {judge: min((each[judge]["RetinaRegen"] for each in rechecked), key=lambda found: found["hits"]) for judge in judges}
+    ours = {
+        judge: min(
+            (each[judge]["RetinaRegen"] for each in rechecked), key=lambda found: found["hits"]
+        )
+        for judge in judges
+    }
     if min(found["n"] for found in ours.values()) == 0:
         return Verdict(*facts, NOT_TESTABLE, "–", "the classifier called no input unreadable")
     rows = pd.DataFrame(fooled).set_index(["method", "judge"]).astype(float)
-    tricks = {trick: {judge: rows.passed_high[trick, judge] for judge in judges} for trick in TRICKS}
-    tricks |= {"the mean eye": {judge: rechecked[0][judge]["population mean"]["high"] for judge in judges}}
+    tricks = {
+        trick: {judge: rows.passed_high[trick, judge] for judge in judges} for trick in TRICKS
+    }
+    tricks |= {
+        "the mean eye": {judge: rechecked[0][judge]["population mean"]["high"] for judge in judges}
+    }
     here = "; ".join(f"{judge}: {_share(found)} of {found['n']}, before {_share(rechecked[0][judge]['do nothing'])}, "
                      f"another eye's photograph {_share(_row(rows.loc[('another eye', judge)]))}"
                      for judge, found in ours.items())  # fmt: skip
     failed = [judge for judge, found in ours.items() if found["low"] <= 0.5]
     if failed:
-        return Verdict(*facts, NOT_SUPPORTED, here, f"not more than half pass with the {' and the '.join(failed)}")
+        return Verdict(
+            *facts,
+            NOT_SUPPORTED,
+            here,
+            f"not more than half pass with the {' and the '.join(failed)}",
+        )
     if np.isnan([list(ends.values()) for ends in tricks.values()]).any():
-        return Verdict(*facts, NOT_TESTABLE, here, "no unreadable test images to find out what else passes")
-    alike = [trick for trick, ends in tricks.items() if all(ends[judge] >= ours[judge]["low"] for judge in judges)]
+        return Verdict(
+            *facts, NOT_TESTABLE, here, "no unreadable test images to find out what else passes"
+        )
+    alike = [
+        trick
+        for trick, ends in tricks.items()
+        if all(ends[judge] >= ours[judge]["low"] for judge in judges)
+    ]
     if alike:
-        return Verdict(*facts, NOT_TESTABLE, here, f"the judges may pass as often what restores nothing: {', '.join(alike)}")
-    return Verdict(*facts, SUPPORTED, here, "with both judges; as another eye's photograph shows, no proof of a restoration")
+        return Verdict(
+            *facts,
+            NOT_TESTABLE,
+            here,
+            f"the judges may pass as often what restores nothing: {', '.join(alike)}",
+        )
+    return Verdict(
+        *facts,
+        SUPPORTED,
+        here,
+        "with both judges; as another eye's photograph shows, no proof of a restoration",
+    )
 
 
 def table(verdicts):
@@ -213,9 +333,15 @@ def _row(row):
 
 def _share(found):
     """A share of n images with its interval, in per cent; n/a of none."""
-    return f"{found['share']:.0%} [{found['low']:.0%}, {found['high']:.0%}]" if found["n"] else "n/a"
+    return (
+        f"{found['share']:.0%} [{found['low']:.0%}, {found['high']:.0%}]" if found["n"] else "n/a"
+    )
 
 
 def _once(*groups):
     """What must be said where a method was trained once."""
-    return "; one training each, so other seeds may say otherwise" if min(map(len, groups)) == 1 else ""
+    return (
+        "; one training each, so other seeds may say otherwise"
+        if min(map(len, groups)) == 1
+        else ""
+    )

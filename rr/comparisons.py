@@ -36,7 +36,9 @@ def scores(runs):
     rungs = {rung: [_scores(run, rung) for run in every] for rung in RUNGS}
     for rung, (first, *others) in rungs.items():
         for run, other in zip(every[1:], others):
-            if not np.allclose(first, other, rtol=1e-4, atol=1e-4, equal_nan=True):  # devices differ in the last digits
+            if not np.allclose(
+                first, other, rtol=1e-4, atol=1e-4, equal_nan=True
+            ):  # devices differ in the last digits
                 raise InputError(
                     f"{run.configuration}_{run.seed}: {rung} scores otherwise than in {every[0].configuration}_{every[0].seed}: "
                     "not the same degraded images; run `rr reproduce` again"
@@ -59,7 +61,12 @@ def study(scores, reference):
         table, base = _mean(tables), _mean(scores[reference])
         for metric in table:
             seeds = 0 if method in RUNGS else len(tables)
-            facts = {"method": method, "metric": metric, "n": int(table[metric].notna().sum()), "seeds": seeds}
+            facts = {
+                "method": method,
+                "metric": metric,
+                "n": int(table[metric].notna().sum()),
+                "seeds": seeds,
+            }
             with np.errstate(invalid="ignore"):  # inf - inf
                 facts["sd"] = means[method, metric].std(ddof=1) if seeds > 1 else np.nan
                 facts |= dict(zip(("mean", "low", "high"), bootstrap(table[metric])))
@@ -68,7 +75,16 @@ def study(scores, reference):
                 by_seed = _by_seed(tables, scores[reference], metric)
                 facts["difference_sd"] = by_seed.std(ddof=1) if len(by_seed) > 1 else np.nan
             rows.append(facts)
-    columns = ["mean", "sd", "low", "high", "difference", "difference_sd", "difference_low", "difference_high"]
+    columns = [
+        "mean",
+        "sd",
+        "low",
+        "high",
+        "difference",
+        "difference_sd",
+        "difference_low",
+        "difference_high",
+    ]
     return pd.DataFrame(rows)[["method", "metric", "n", "seeds", *columns]]
 
 
@@ -120,7 +136,9 @@ def told(scores, reference, metric):
     if any(np.isnan(each[0]) for each in found.values()):
         return {}
     words = {"better": 1, "worse": -1, "not told apart": 0}
-    return {word: [name for name in others if found[name][-1] == sign] for word, sign in words.items()}
+    return {
+        word: [name for name in others if found[name][-1] == sign] for word, sign in words.items()
+    }
 
 
 def spread(scores, metric):
@@ -130,7 +148,13 @@ def spread(scores, metric):
     residual. p is the chance of such a spread, or a larger one, if the configuration had no effect. NaN for what one seed,
     n/a or a perfect image cannot say.
     """
-    values = np.array([[table[metric].mean() for table in tables] for name, tables in scores.items() if name not in RUNGS])
+    values = np.array(
+        [
+            [table[metric].mean() for table in tables]
+            for name, tables in scores.items()
+            if name not in RUNGS
+        ]
+    )
     k, seeds = values.shape
     if not np.isfinite(values).all():
         return (np.nan,) * 3
@@ -140,7 +164,11 @@ def spread(scores, metric):
     residual = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
     freedom = (k - 1) * (seeds - 1)
     noise = np.sqrt((residual**2).sum() / freedom / seeds)
-    return found, noise, np.nan if np.allclose(residual, 0) else fdtrc(k - 1, freedom, (found / noise) ** 2)
+    return (
+        found,
+        noise,
+        np.nan if np.allclose(residual, 0) else fdtrc(k - 1, freedom, (found / noise) ** 2),
+    )
 
 
 def numbers(scores, study, reference):
@@ -157,7 +185,11 @@ def findings(scores, reference):
     lines = []
     for metric in METRICS:
         apart = told_in_words(scores, reference, metric)
-        words = f", against {reference}: {apart}. {spread_in_words(scores, metric)}" if apart else ": n/a."
+        words = (
+            f", against {reference}: {apart}. {spread_in_words(scores, metric)}"
+            if apart
+            else ": n/a."
+        )
         lines.append(f"* {SHOWN[metric][0]}{words}")
     return "\n".join(lines) + f"\n\n{certainty(len(scores[reference]), len(scores) - 1)}"
 
@@ -172,7 +204,10 @@ def conclusion(scores, study, reference):
 
 def told_in_words(scores, reference, metric):
     """`told` as half a sentence, empty if n/a."""
-    return "; ".join(f"{word}: {', '.join(names) or 'none'}" for word, names in told(scores, reference, metric).items())
+    return "; ".join(
+        f"{word}: {', '.join(names) or 'none'}"
+        for word, names in told(scores, reference, metric).items()
+    )
 
 
 def certainty(seeds, pairs):
@@ -227,7 +262,9 @@ def _by_seed(a, b, metric):
     """Mean over images of a - b for each seed, paired; what was not trained is the same in every seed."""
     seeds = max(len(a), len(b))
     a, b = (tables * seeds if len(tables) == 1 else tables for tables in (a, b))
-    return np.array([_minus(one[metric], two[metric]).mean() for one, two in zip(a, b, strict=True)])
+    return np.array(
+        [_minus(one[metric], two[metric]).mean() for one, two in zip(a, b, strict=True)]
+    )
 
 
 def _student(values, level):
@@ -249,10 +286,17 @@ def effects(cells, factors, metric="psnr"):
     means over all cells with either level, paired over images and seeds; interval and sign as of `compare`, for all rows
     together.
     """
-    rows = [(place, name, levels[0], other) for place, (name, levels) in enumerate(factors.items()) for other in levels[1:]]
+    rows = [
+        (place, name, levels[0], other)
+        for place, (name, levels) in enumerate(factors.items())
+        for other in levels[1:]
+    ]
     table = []
     for place, name, first, other in rows:
-        a, b = (_together([each for key, each in cells.items() if key[place] == level]) for level in (first, other))
+        a, b = (
+            _together([each for key, each in cells.items() if key[place] == level])
+            for level in (first, other)
+        )
         found = zip(("difference", "low", "high", "sign"), compare(a, b, metric, len(rows)))
         table.append({"factor": name, "better": first, "worse": other, **dict(found)})
     return pd.DataFrame(table)
@@ -271,7 +315,10 @@ def attribution(cells, factors, worst, best, metric="psnr"):
         at = list(worst)
         for place in order:
             before, at[place] = cells[tuple(at)], best[place]
-            gain = [_minus(new[metric], old[metric]) / len(orders) for new, old in zip(cells[tuple(at)], before, strict=True)]
+            gain = [
+                _minus(new[metric], old[metric]) / len(orders)
+                for new, old in zip(cells[tuple(at)], before, strict=True)
+            ]
             shares[names[place]] = [share + more for share, more in zip(shares[names[place]], gain)]
     shares["all"] = [sum(parts) for parts in zip(*shares.values())]
     table = []

@@ -30,7 +30,11 @@ from rr.diffusion import noise
 from rr.io import RECOMMENDED, read_json
 from rr.photo import crop_fov, fov_mask, put_back, to_photograph, to_tensor
 
-SIZE, GRID, FINE = 128, 32, 256  # px: what the U-Net sees, its output, where blur is measured and undone
+SIZE, GRID, FINE = (
+    128,
+    32,
+    256,
+)  # px: what the U-Net sees, its output, where blur is measured and undone
 SIGMAS = (0.6, 1.0, 1.6, 2.6, 4.2, 7.0)  # of the scales at which detail is measured, px of FINE
 SHARP = 0.5 / 512  # an estimated sigma below this is no blur
 ROWS = 256  # of a large photograph that are corrected at once
@@ -42,20 +46,22 @@ LEAVE = 28  # dB: an image of this estimated quality is corrected by half, one o
 class Decision(NamedTuple):
     """How to correct N images, see Corrector."""
 
-    affine: torch.Tensor   # (N, 12, GRID, GRID): g A and g b
-    sigma: torch.Tensor    # (N,): estimated blur, in widths
-    level: torch.Tensor    # (N, 3, 1, 1): of the surround that it has mixed into the rim
-    detail: torch.Tensor   # (N, 3, FINE, FINE): what the deconvolution adds
-    gate: torch.Tensor     # (N,): g
-    quality: torch.Tensor  # (N,): estimated PSNR of x in dB, as far as light and colour go: it does not see blur
-    error: torch.Tensor    # (N, 1, GRID, GRID): estimated absolute error of the result, of a photograph that is corrected
+    affine: torch.Tensor  # (N, 12, GRID, GRID): g A and g b
+    sigma: torch.Tensor  # (N,): estimated blur, in widths
+    level: torch.Tensor  # (N, 3, 1, 1): of the surround that it has mixed into the rim
+    detail: torch.Tensor  # (N, 3, FINE, FINE): what the deconvolution adds
+    gate: torch.Tensor  # (N,): g
+    quality: (
+        torch.Tensor
+    )  # (N,): estimated PSNR of x in dB, as far as light and colour go: it does not see blur
+    error: torch.Tensor  # (N, 1, GRID, GRID): estimated absolute error of the result, of a photograph that is corrected
 
 
 class Restored(NamedTuple):
-    image: torch.Tensor        # (N, 3, H, H) in [0, 1]
-    quality: torch.Tensor      # (N,): estimated PSNR of the input in dB, as far as light and colour go
-    sigma: torch.Tensor        # (N,): estimated blur of the input, in widths; 0: none
-    amount: torch.Tensor       # (N,): how much of the colours' correction was done, 0 to 1
+    image: torch.Tensor  # (N, 3, H, H) in [0, 1]
+    quality: torch.Tensor  # (N,): estimated PSNR of the input in dB, as far as light and colour go
+    sigma: torch.Tensor  # (N,): estimated blur of the input, in widths; 0: none
+    amount: torch.Tensor  # (N,): how much of the colours' correction was done, 0 to 1
     uncertainty: torch.Tensor  # (N, 1, H, H): see Decision.error
 
 
@@ -86,7 +92,10 @@ class Blur(nn.Module):
             blurred, covered = degrade.blur(torch.cat([green * mask, mask], 1), sigma).split(1, 1)
             detail = (green - blurred / covered.clamp_min(1e-3)) * core
             fall = ((green - blurred) * rim).sum((1, 2, 3)) / ((green * rim).sum((1, 2, 3)) + 1e-6)
-            found += [((detail**2).sum((1, 2, 3)) / inside + 1e-9).log(), torch.where(rim.sum((1, 2, 3)) > 50, fall, 0)]
+            found += [
+                ((detail**2).sum((1, 2, 3)) / inside + 1e-9).log(),
+                torch.where(rim.sum((1, 2, 3)) > 50, fall, 0),
+            ]
         return torch.stack([*found, (green * core).sum((1, 2, 3)) / inside], 1)
 
     def forward(self, x, fov):
@@ -153,11 +162,20 @@ class Corrector(nn.Module):
         """x (N, 3, SIZE, SIZE), t (N,) => affine (N, 12, GRID, GRID), A and b; quality (N,), the PSNR of x as estimated, dB;
         error (N, 1, GRID, GRID), the absolute error of the result as estimated."""
         t, place = t[:, None], torch.linspace(-1, 1, GRID, device=x.device)
-        place = torch.stack(torch.meshgrid(place, place, indexing="ij"))[None].expand(len(x), -1, -1, -1)
-        h = torch.cat([2 * F.pixel_unshuffle(x, SIZE // GRID) - 1, F.avg_pool2d(fov.to(x), SIZE // GRID), place], 1)
+        place = torch.stack(torch.meshgrid(place, place, indexing="ij"))[None].expand(
+            len(x), -1, -1, -1
+        )
+        h = torch.cat(
+            [
+                2 * F.pixel_unshuffle(x, SIZE // GRID) - 1,
+                F.avg_pool2d(fov.to(x), SIZE // GRID),
+                place,
+            ],
+            1,
+        )
         skips = []
         for i, block in enumerate(self.down):
-            h = block(F.avg_pool2d(h, 2) if i else h, t)                   # N, c_i, GRID / 2^i
+            h = block(F.avg_pool2d(h, 2) if i else h, t)  # N, c_i, GRID / 2^i
             skips.append(h)
         quality = 30 + 10 * self.quality(h.mean((2, 3)))[:, 0]
         for i in reversed(range(3)):
@@ -171,7 +189,12 @@ class Corrector(nn.Module):
         Without a generator: the mean of eight decisions, for y mirrored and turned. With one: a single decision, for a
         random one of these and a little noise, so that repeated calls differ as the decision is uncertain.
         """
-        return torch.cat([self.run(*part, generator, steps).image for part in zip(y.split(batch), fov.split(batch))])
+        return torch.cat(
+            [
+                self.run(*part, generator, steps).image
+                for part in zip(y.split(batch), fov.split(batch))
+            ]
+        )
 
     @torch.no_grad()
     def run(self, y, fov, generator=None, steps=1):
@@ -182,12 +205,21 @@ class Corrector(nn.Module):
             decision = self.decide(x_t, fov, t, generator)
             said.append(decision)
             if (decision.sigma > 0).any():
-                x_t = unmixed(x_t, fov, decision.sigma, decision.level) + resized(decision.detail, y.shape[-2:]) * fov
+                x_t = (
+                    unmixed(x_t, fov, decision.sigma, decision.level)
+                    + resized(decision.detail, y.shape[-2:]) * fov
+                )
             return corrected(x_t, fov, decision.affine)
 
         *_, (_, x, _) = walk(predict, y * fov, steps)
         first = said[0]
-        return Restored(x * fov, first.quality, first.sigma, first.gate, resized(first.error, y.shape[-2:]).clamp_min(0) * fov)
+        return Restored(
+            x * fov,
+            first.quality,
+            first.sigma,
+            first.gate,
+            resized(first.error, y.shape[-2:]).clamp_min(0) * fov,
+        )
 
     def decide(self, x, fov, t, generator=None):
         """What to do with x (N, 3, H, H) of any resolution at step t (a number): a Decision.
@@ -200,7 +232,9 @@ class Corrector(nn.Module):
         if (sigma > 0).any():
             level = surround(fine, inside, sigma)
             z = continued(unmixed(fine, inside, sigma, level), inside)
-            covered = degrade.blur(inside.to(x), 4 * sigma)  # 1/2 at the rim: what is not known well there would ring
+            covered = degrade.blur(
+                inside.to(x), 4 * sigma
+            )  # 1/2 at the rim: what is not known well there would ring
             detail = (sharpened(z, sigma) - z) * (2 * covered - 1).clamp(0, 1) ** 2
         small, inside = resized(x, (SIZE, SIZE)), resized(fov.to(x), (SIZE, SIZE)) > 0.5
         turns = range(8)
@@ -208,11 +242,17 @@ class Corrector(nn.Module):
             turns = torch.randint(8, (1,), generator=generator).tolist()
             small = small + 0.01 * noise(small, generator)
         time = x.new_full((len(x),), float(t))
-        every = [self.fields(_turned(small, k).contiguous(), _turned(inside, k).contiguous(), time) for k in turns]
+        every = [
+            self.fields(_turned(small, k).contiguous(), _turned(inside, k).contiguous(), time)
+            for k in turns
+        ]
         quality = sum(quality for _, quality, _ in every) / len(every)
         gate = (LEAVE - quality).sigmoid()
         gate = torch.where(gate < 0.02, 0, gate)  # left alone
-        affines = torch.stack([_back(affine, k) for (affine, *_), k in zip(every, turns)]) * gate[:, None, None, None]
+        affines = (
+            torch.stack([_back(affine, k) for (affine, *_), k in zip(every, turns)])
+            * gate[:, None, None, None]
+        )
         error = sum(_back(error, k) for (_, _, error), k in zip(every, turns)) / len(every)
         return Decision(affines.mean(0), sigma, level, detail, gate, quality, error)
 
@@ -223,19 +263,28 @@ class Corrector(nn.Module):
         squared error; squares would let images that need nothing be changed a little for the sake of those that need much.
         "quality" (dB) and "error" (natural logarithm): how far off these estimates are. Blur has its own training, see `make`.
         """
-        small = batch._replace(x=F.avg_pool2d(batch.x, 2), fov=F.avg_pool2d(batch.fov.float(), 2) == 1)
+        small = batch._replace(
+            x=F.avg_pool2d(batch.x, 2), fov=F.avg_pool2d(batch.fov.float(), 2) == 1
+        )
         y, x, fov, _ = randomised(small, generator, self.wide)
         t = torch.rand(len(x), generator=generator).to(x.device)
         t = torch.where(t < 0.3, t / 0.3, 1.0)
         x_t = between(x, y, t[:, None, None, None])
         affine, quality, error = self.fields(x_t, fov, t)
-        learned = ((LEARN - quality.detach()) / 2).sigmoid()  # images that are as good as the reference teach nothing
+        learned = (
+            (LEARN - quality.detach()) / 2
+        ).sigmoid()  # images that are as good as the reference teach nothing
         x_hat = corrected(x_t, fov, learned[:, None, None, None] * affine)
         rmse = distance(x_hat, x).mean()
         guess = (quality + 20 * distance(x_t, x).log10()).abs().mean()
         left = F.avg_pool2d((x_hat - x).detach().abs().mean(1, keepdim=True), SIZE // GRID)
         off = (error.log() - (left + 1e-3).log()).abs().mean()
-        return {"loss": 10 * rmse + guess / 20 + off / 20, "rmse": rmse, "quality": guess, "error": off}
+        return {
+            "loss": 10 * rmse + guess / 20 + off / 20,
+            "rmse": rmse,
+            "quality": guess,
+            "error": off,
+        }
 
 
 def distance(x_hat, x):
@@ -243,14 +292,20 @@ def distance(x_hat, x):
     return ((x_hat - x).square().mean((1, 2, 3)) + 1e-5).sqrt()
 
 
-@torch.autocast("cuda", enabled=False)  # in bf16 an image would have eight bits, and lose some of them
+@torch.autocast(
+    "cuda", enabled=False
+)  # in bf16 an image would have eight bits, and lose some of them
 def corrected(d, fov, affine):
     """d + A d + b inside the field of view, d as it was outside; d (N, 3, H, H) of any resolution."""
     row, column = (_interpolation(GRID, side, d.device) for side in d.shape[-2:])
     affine, done = affine @ column.mT, []
-    for rows, part, inside in zip(row.split(ROWS), d.split(ROWS, -2), fov.split(ROWS, -2)):  # twelve maps at full size are large
+    for rows, part, inside in zip(
+        row.split(ROWS), d.split(ROWS, -2), fov.split(ROWS, -2)
+    ):  # twelve maps at full size are large
         maps = rows @ affine
-        shift = maps[:, 9:] + torch.stack([(maps[:, 3 * i : 3 * i + 3] * part).sum(1) for i in range(3)], 1)
+        shift = maps[:, 9:] + torch.stack(
+            [(maps[:, 3 * i : 3 * i + 3] * part).sum(1) for i in range(3)], 1
+        )
         done.append(torch.where(inside, (part + shift).clamp(0, 1), part))
     return torch.cat(done, -2)
 
@@ -265,7 +320,9 @@ def resized(maps, side):
 
 def _interpolation(n, m, device):
     """Matrix (m, n) that takes n pixels to m."""
-    return F.interpolate(torch.eye(n, device=device)[None, None], (m, n), mode="bicubic", antialias=True)[0, 0]
+    return F.interpolate(
+        torch.eye(n, device=device)[None, None], (m, n), mode="bicubic", antialias=True
+    )[0, 0]
 
 
 def load_recommended(device="cpu", folder=RECOMMENDED):
@@ -286,7 +343,9 @@ def restore_photograph(model, image):
     device = next(model.parameters()).device
     y, fov = to_tensor(crop).to(device), fov_mask([circle], box.side).to(device)
     height, width = image.shape[:2]
-    fov[..., : max(0, -box.top), :] = fov[..., max(0, height - box.top) :, :] = False  # beyond the frame there is no eye
+    fov[..., : max(0, -box.top), :] = fov[..., max(0, height - box.top) :, :] = (
+        False  # beyond the frame there is no eye
+    )
     fov[..., :, : max(0, -box.left)] = fov[..., :, max(0, width - box.left) :] = False
     done = model.run(y, fov)
     changed = bool(done.amount[0] > 0 or done.sigma[0] > 0)
@@ -301,7 +360,9 @@ def restore_photograph(model, image):
         return image, report
     restored = to_photograph(done.image)
     if (image == image[..., :1]).all():  # a grey photograph stays one
-        restored = np.repeat(np.round(restored @ np.float32(degrade.LUMA)).astype(np.uint8)[..., None], 3, axis=2)
+        restored = np.repeat(
+            np.round(restored @ np.float32(degrade.LUMA)).astype(np.uint8)[..., None], 3, axis=2
+        )
     return put_back(image, restored, box, fov[0, 0].cpu().numpy()), report
 
 
@@ -325,18 +386,26 @@ def randomised(batch, generator, wide=False):
     What changes x before it is degraded is what cannot be known from one image, the camera's brightness, tint and sharpness:
     x keeps it, so that the network does not learn to undo it. wide: up to 2.2 times as far, and with shading of its own.
     """
+
     def u(*shape, low=0.0, high=1.0):
-        return (low + (high - low) * torch.rand(len(batch.x), *shape, generator=generator)).to(batch.x.device)
+        return (low + (high - low) * torch.rand(len(batch.x), *shape, generator=generator)).to(
+            batch.x.device
+        )
 
     def n(*shape):
         return torch.randn(len(batch.x), *shape, generator=generator).to(batch.x.device)
 
     def smooth(side):
-        return F.interpolate(0.4 * n(3, 3, 3) + n(1, 3, 3), side, mode="bilinear", align_corners=True)
+        return F.interpolate(
+            0.4 * n(3, 3, 3) + n(1, 3, 3), side, mode="bilinear", align_corners=True
+        )
 
     x, fov = _framed(batch.x, batch.fov, u, n)
     k = u(1, 1, 1, low=0.3, high=2.2) if wide else 1.0
-    x = x.clamp_min(1e-4) ** (0.12 * k * n(1, 1, 1)).exp() * (0.1 * k * n(1, 1, 1) + 0.06 * k * n(3, 1, 1)).exp()
+    x = (
+        x.clamp_min(1e-4) ** (0.12 * k * n(1, 1, 1)).exp()
+        * (0.1 * k * n(1, 1, 1) + 0.06 * k * n(3, 1, 1)).exp()
+    )
     if wide:
         x = x * (0.06 * k * smooth(x.shape[-2:])).exp()
     grey = x.mean(1, keepdim=True)
@@ -347,11 +416,15 @@ def randomised(batch, generator, wide=False):
     params = degrade.sample(len(x), generator, families.cpu(), severity=u().cpu().sqrt())
     params = {name: value.to(x.device) for name, value in params.items()}
     mild = u() < 0.5
-    params["blur_sigma"] = torch.where(mild, degrade.mild_blur(params, generator)["blur_sigma"], params["blur_sigma"])
+    params["blur_sigma"] = torch.where(
+        mild, degrade.mild_blur(params, generator)["blur_sigma"], params["blur_sigma"]
+    )
     y = degrade.apply(x, params, fov)
     # uneven light of other shapes than the family's rings and discs, for one image in seven, and noise
     light = (0.25 * u(1, 1, 1) * (u(1, 1, 1) < 0.15) * smooth(x.shape[-2:])).exp()
-    y = (y * light + torch.where(u(1, 1, 1) < 0.3, u(1, 1, 1, high=0.012), 0) * noise(x, generator)).clamp(0, 1) * fov
+    y = (
+        y * light + torch.where(u(1, 1, 1) < 0.3, u(1, 1, 1, high=0.012), 0) * noise(x, generator)
+    ).clamp(0, 1) * fov
     return (y * 255).round() / 255, x, fov, degrade.blur_width(params)
 
 
@@ -366,8 +439,12 @@ def _framed(x, fov, u, n):
     scale = torch.where(inside, u(low=0.5, high=0.85), scale)
     shift = torch.where(inside[:, None], 0.3 * (2 * u(2) - 1), shift)
     cos, sin = scale * angle.cos(), scale * angle.sin()
-    matrix = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
-    warped = F.grid_sample(layers, F.affine_grid(matrix, layers.shape, align_corners=False), align_corners=False)
+    matrix = torch.stack(
+        [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1
+    )
+    warped = F.grid_sample(
+        layers, F.affine_grid(matrix, layers.shape, align_corners=False), align_corners=False
+    )
     layers = torch.where(u(1, 1, 1) < 0.5, layers, warped)
     fov = layers[:, 3:] > 0.999
     return layers[:, :3] * fov, fov
@@ -378,8 +455,19 @@ STAGES = ("near", "wide")
 REAL = 1 / 3  # share of a training's images that are real photographs, where there are any
 
 
-def make(out, photos=None, eyes=3000, epochs=(35, 20), batch=16, lr=(1e-3, 4e-4), ema=0.998, blurred=6000, seed=0, workers=1,
-         fabric=None):
+def make(
+    out,
+    photos=None,
+    eyes=3000,
+    epochs=(35, 20),
+    batch=16,
+    lr=(1e-3, 4e-4),
+    ema=0.998,
+    blurred=6000,
+    seed=0,
+    workers=1,
+    fabric=None,
+):
     """Train a Corrector on clean embedded eyes and the good photographs of a folder; returns the folder of its checkpoint.
 
     Three stages, of which the first two resume where they were interrupted: the U-Net with the cameras at hand, the U-Net with
@@ -411,9 +499,13 @@ def training_rows(packed):
     """(rows to train on, rows to validate on, facts): embedded eyes, and photographs repeated until they make up REAL."""
     rows = {split: packed.references(split) for split in data.SPLITS}
     drawn = packed.table["name"].str.startswith("embedded-").to_numpy()
-    fit = np.concatenate([rows["train"], rows["test"]])  # presets test on other eyes, and 12_evaluation on other photographs
+    fit = np.concatenate(
+        [rows["train"], rows["test"]]
+    )  # presets test on other eyes, and 12_evaluation on other photographs
     eyes, real = fit[drawn[fit]], fit[~drawn[fit]]
-    repeated = np.tile(real, round(REAL / (1 - REAL) * len(eyes) / len(real))) if len(real) else real
+    repeated = (
+        np.tile(real, round(REAL / (1 - REAL) * len(eyes) / len(real))) if len(real) else real
+    )
     val = rows["val"]
     held = np.concatenate([val[~drawn[val]], val[drawn[val]][:50]])
     facts = {"eyes": len(eyes), "photographs": len(real), "held_out": len(held)}
@@ -431,13 +523,17 @@ def finish(out, packed, rows, blurred, seed):
     features, sigmas = [], []
     while sum(map(len, sigmas)) < blurred:
         chosen = rng.choice(rows, 16)
-        y, _, fov, sigma = randomised(data.Batch(packed.batch(chosen), None, packed.fov(chosen)), generator)
+        y, _, fov, sigma = randomised(
+            data.Batch(packed.batch(chosen), None, packed.fov(chosen)), generator
+        )
         features.append(model.blur.features(y, fov))
         sigmas.append(sigma)
     torch.manual_seed(seed)
     left = model.blur.fit(torch.cat(features), torch.cat(sigmas), generator)
     config = read_json(last / "config.json")
-    stages = {name: read_json(Path(out) / name / "last" / "config.json")["provenance"] for name in STAGES}
+    stages = {
+        name: read_json(Path(out) / name / "last" / "config.json")["provenance"] for name in STAGES
+    }
     known = ("commit", "dirty", "code", "epochs", "epoch", "lr", "seconds")
     facts = {"stages": {name: {key: made[key] for key in known} for name, made in stages.items()}}
     facts["blur"] = {"images": blurred, "mean deviation of log(512 sigma + 1/2) in training": left}

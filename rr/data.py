@@ -24,12 +24,16 @@ from rr.presets import choose
 
 SPLITS = {"train": 0.64, "val": 0.16, "test": 0.20}  # paper 2.2
 FORMAT = 2  # of the packed folder
-UNIT = 1 / 255  # of a pixel; multiplied: a GPU divides by a number in just this way, and a CPU is faster
+UNIT = (
+    1 / 255
+)  # of a pixel; multiplied: a GPU divides by a number in just this way, and a CPU is faster
 
 
 def header(file, n, size):
     """Write the beginning of a shard (.npy) of n images: uint8 (n, 3, size, size)."""
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (n, 3, size, size)})
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "|u1", "fortran_order": False, "shape": (n, 3, size, size)}
+    )
 
 
 class Packed:
@@ -43,12 +47,16 @@ class Packed:
     def __init__(self, path, size=None, verify=False):
         self.path = path = Path(path)
         if not (path / "manifest.json").exists():
-            raise InputError(f"{path}: no complete packed data set here (no manifest.json); pack it again")
+            raise InputError(
+                f"{path}: no complete packed data set here (no manifest.json); pack it again"
+            )
         self.manifest = read_json(path / "manifest.json")
         again = "; delete the folder and pack it again"
         try:
             if self.manifest["recipe"]["format"] != FORMAT:
-                raise InputError(f"{path}: packed by another version; run 01_data or `rr data prepare` again")
+                raise InputError(
+                    f"{path}: packed by another version; run 01_data or `rr data prepare` again"
+                )
             self.size = self.manifest["recipe"]["size"]
             shards = self.manifest["shards"]
             self._files = [path / f"{shard['name']}.npy" for shard in shards]
@@ -63,9 +71,13 @@ class Packed:
         if broken:
             raise InputError(f"{path}: {broken[0]} is not what the manifest says{again}")
         if size not in (None, self.size):
-            raise InputError(f"{path}: images of {self.size} px, not of {size}; make them again with 01_data and this preset")
+            raise InputError(
+                f"{path}: images of {self.size} px, not of {size}; make them again with 01_data and this preset"
+            )
         self.resident = {}  # device: all images, uint8 (N, 3, S, S), or None if they do not fit; see `batches`
-        open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # a memory map keeps its file open
+        open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[
+            0
+        ]  # a memory map keeps its file open
         self._shard = lru_cache(open_files // 2 if open_files > 0 else None)(self._shard)
         self.table = pd.read_csv(path / "table.csv", dtype={"name": str})
         self.labels = self._columns(LABELS)
@@ -102,7 +114,9 @@ class Packed:
         """Rows of a split whose four labels are known. Raises InputError if there are none."""
         known = self.table["split"].eq(split) & self.table[list(LABELS)].notna().all(axis=1)
         if not known.any():
-            raise InputError(f"{self.path}: no labels in split {split}; give 01_data a CSV with labels (parameter labels)")
+            raise InputError(
+                f"{self.path}: no labels in split {split}; give 01_data a CSV with labels (parameter labels)"
+            )
         return np.flatnonzero(known)
 
     def references(self, split):
@@ -115,17 +129,25 @@ class Packed:
         if "severity" in self.table:
             rows = rows[self.table["severity"].to_numpy()[rows] == 0]
         if len(rows) == 0:
-            raise InputError(f"{self.path}: no clean readable image in split {split}; use more images, with labels")
+            raise InputError(
+                f"{self.path}: no clean readable image in split {split}; use more images, with labels"
+            )
         return rows
 
     def mean(self, rows, size=256):
         """The mean image (1, 3, S, S) of `rows`, read `size` images at a time."""
-        parts = [self.batch(rows[i : i + size]).sum(0, keepdim=True) for i in range(0, len(rows), size)]
+        parts = [
+            self.batch(rows[i : i + size]).sum(0, keepdim=True) for i in range(0, len(rows), size)
+        ]
         return sum(parts) / len(rows)
 
     def pixels(self, rows, out=None):
         """Images of `rows` as uint8 (B, 3, S, S), in the first B of `out` where given."""
-        out = torch.empty(len(rows), 3, self.size, self.size, dtype=torch.uint8) if out is None else out[: len(rows)]
+        out = (
+            torch.empty(len(rows), 3, self.size, self.size, dtype=torch.uint8)
+            if out is None
+            else out[: len(rows)]
+        )
         for image, pixels in zip(out, self._views(rows)):
             image.copy_(pixels)
         return out
@@ -141,7 +163,11 @@ class Packed:
 
     def fov(self, rows, device="cpu", out=None):
         """Field-of-view masks of `rows`, bool (B, 1, S, S); the whole frame where there is none. out: as in `batch`."""
-        return fov_mask(self.circles[rows].to(device, non_blocking=True), self.size, out if out is None else out[: len(rows)])
+        return fov_mask(
+            self.circles[rows].to(device, non_blocking=True),
+            self.size,
+            out if out is None else out[: len(rows)],
+        )
 
     def disc(self, rows):
         """Optic discs of `rows` as (B, 3): x, y, r in fractions of the width, NaN where unknown."""
@@ -195,11 +221,16 @@ def batches(data, shares, device="cpu"):
 
 
 def _buffered(data, shares):
-    x = fov = torch.empty(0)  # numpy's memory comes in huge pages (on Linux), torch's in small ones, each of which costs
+    x = fov = torch.empty(
+        0
+    )  # numpy's memory comes in huge pages (on Linux), torch's in small ones, each of which costs
     for rows in shares:
         if len(x) < len(rows):
             shapes = ((len(rows), n, data.size, data.size) for n in (3, 1))
-            x, fov = (torch.from_numpy(np.empty(shape, dtype)) for shape, dtype in zip(shapes, (np.float32, bool)))
+            x, fov = (
+                torch.from_numpy(np.empty(shape, dtype))
+                for shape, dtype in zip(shapes, (np.float32, bool))
+            )
         yield Batch(data.batch(rows, out=x), data.labels[rows], data.fov(rows, out=fov))
 
 
@@ -207,7 +238,9 @@ def _resident(data, device, step=1024):
     """All images, uint8 (N, 3, S, S), on `device`."""
     pixels = torch.empty(len(data), 3, data.size, data.size, dtype=torch.uint8, device=device)
     for start in range(0, len(data), step):
-        pixels[start : start + step] = data.pixels(range(start, min(start + step, len(data)))).to(device)
+        pixels[start : start + step] = data.pixels(range(start, min(start + step, len(data)))).to(
+            device
+        )
     return pixels
 
 
@@ -231,7 +264,9 @@ def _streamed(data, shares, device):
         if sent[k] is not None:
             sent[k].synchronize()  # what left this buffer two shares ago has arrived
         if len(buffers[k]) < len(rows):
-            buffers[k] = torch.empty(len(rows), 3, data.size, data.size, dtype=torch.uint8, pin_memory=on_gpu)
+            buffers[k] = torch.empty(
+                len(rows), 3, data.size, data.size, dtype=torch.uint8, pin_memory=on_gpu
+            )
         pixels = data.pixels(rows, buffers[k])
         if on_gpu:
             with torch.cuda.stream(side):
@@ -243,8 +278,12 @@ def _streamed(data, shares, device):
         if on_gpu:
             here = torch.cuda.current_stream(device)
             here.wait_event(arrived)
-            pixels.record_stream(here)  # its memory is not given away before this stream has read it
-        return Batch(pixels * UNIT, data.labels[rows].to(device, non_blocking=True), data.fov(rows, device))
+            pixels.record_stream(
+                here
+            )  # its memory is not given away before this stream has read it
+        return Batch(
+            pixels * UNIT, data.labels[rows].to(device, non_blocking=True), data.fov(rows, device)
+        )
 
     with ThreadPoolExecutor(1) as reader:
         ahead = None

@@ -32,10 +32,18 @@ RANGES = {  # parameter: how many, uniform from, to; at severity 1
     "brightness": (1, 0.7, 1.2),  # factors
     "contrast": (1, 0.6, 1.4),
     "saturation": (1, 0.6, 1.4),
-    "halo_u": (1, 0.375, 0.625),  # bright ring, tinted; its centre is our choice: off the middle by 1/8 at most
+    "halo_u": (
+        1,
+        0.375,
+        0.625,
+    ),  # bright ring, tinted; its centre is our choice: off the middle by 1/8 at most
     "halo_v": (1, 0.375, 0.625),
     "halo_inner": (1, 0.375, 0.5),  # inner radius: diameter 0.75 to 1
-    "halo_width": (1, 0.05, 0.25),  # outer minus inner radius: cofe-Net says "larger", the range is our choice
+    "halo_width": (
+        1,
+        0.05,
+        0.25,
+    ),  # outer minus inner radius: cofe-Net says "larger", the range is our choice
     "halo_tint": (1, 0, 3),  # its integer part is a row of TINTS
     "hole_u": (1, 1 / 4, 3 / 4),  # dark disc
     "hole_v": (1, 3 / 8, 5 / 8),
@@ -47,7 +55,10 @@ RANGES = {  # parameter: how many, uniform from, to; at severity 1
     "spot_radius": (SPOTS, 0.01, 0.05),
     "blur_sigma": (1, 5 / 512, 15 / 512),
 }
-MILD_BLUR = 1.5 / 512, 4 / 512  # sigma, at severity 1: a real photograph that is slightly out of focus
+MILD_BLUR = (
+    1.5 / 512,
+    4 / 512,
+)  # sigma, at severity 1: a real photograph that is slightly out of focus
 HAZE = {  # a clouded lens; depths are optical: depth 1 lets 37 % of the light through unscattered
     "haze_u": (1, 0.3, 0.7),  # where the lens is clearest
     "haze_v": (1, 0.3, 0.7),
@@ -78,7 +89,8 @@ def sample(
     families: tuple[str, ...] | Tensor = FAMILIES,  # names, or (N, 3) of 0/1 to choose per image
     severity: float | Tensor | None = None,  # (N,) or one number in [0, 1]; None: U(0, 1) per image
     centre: Tensor | None = None,  # (N, 2) u, v: aim at a region; needs `radius`
-    radius: Tensor | None = None,  # (N,) in widths: full effect inside, none at all beyond 1.5 radii
+    radius: Tensor
+    | None = None,  # (N,) in widths: full effect inside, none at all beyond 1.5 radii
 ) -> Params:
     """Parameters of A for n images, the ranges above. Image i's do not depend on how many follow it.
 
@@ -94,7 +106,10 @@ def sample(
 
     # one row of uniform numbers per image: severity first, then RANGES in order
     draws = torch.rand(n, 1 + sum(k for k, _, _ in RANGES.values()), generator=generator)
-    params = {"severity": _severity(severity, draws[:, 0]), "families": families.float().cpu().clone()}
+    params = {
+        "severity": _severity(severity, draws[:, 0]),
+        "families": families.float().cpu().clone(),
+    }
     column = 1
     for name, (k, low, high) in RANGES.items():
         values = low + (high - low) * draws[:, column : column + k]
@@ -108,7 +123,9 @@ def sample(
         for axis, coordinate in enumerate("uv"):
             params[f"hole_{coordinate}"] = params["centre"][:, axis].clone()
             offset = 2 * params[f"spot_{coordinate}"] - 1
-            params[f"spot_{coordinate}"] = params["centre"][:, axis, None] + params["radius"][:, None] * offset
+            params[f"spot_{coordinate}"] = (
+                params["centre"][:, axis, None] + params["radius"][:, None] * offset
+            )
     return params
 
 
@@ -139,23 +156,35 @@ def apply(x: Tensor, params: Params, fov: Tensor | None = None) -> Tensor:
     u, v = _grid(x)
     amount = p["severity"][:, None] * p["families"]  # (N, 3): illumination, spots, blur
     with torch.autocast(x.device.type, enabled=False):
-        y = (_illuminate(x.float(), p, amount[:, 0], u, v) + _spots(p, amount[:, 1], u, v)).clamp(0, 1)
+        y = (_illuminate(x.float(), p, amount[:, 0], u, v) + _spots(p, amount[:, 1], u, v)).clamp(
+            0, 1
+        )
         y = blur(y, blur_width(p)).clamp(0, 1)
     r = _distance2(u, v, *p["centre"].unbind(1)).sqrt()
     w = (3 - 2 * r / _image(p["radius"])).clamp(0, 1)  # 1 up to the radius, 0 from 1.5 radii on
     w = w * w * (3 - 2 * w)  # smoothstep
-    y = torch.lerp(x, y, w * _image(amount.amax(dim=1) > 0))  # exactly x where the weight is 0, y where it is 1
+    y = torch.lerp(
+        x, y, w * _image(amount.amax(dim=1) > 0)
+    )  # exactly x where the weight is 0, y where it is 1
     return y if fov is None else y * fov
 
 
-def sample_haze(n: int, generator: torch.Generator, severity: float | Tensor | None = None) -> Params:
+def sample_haze(
+    n: int, generator: torch.Generator, severity: float | Tensor | None = None
+) -> Params:
     """Parameters of `haze` for n images, the ranges in HAZE; arguments, errors and order of the draws as in `sample`.
 
     `families` says what of FAMILIES a hazy image contains, its blur, so that whoever asks params for a blur finds it.
     """
     draws = torch.rand(n, 1 + len(HAZE), generator=generator)
-    params = {"severity": _severity(severity, draws[:, 0]), "families": torch.tensor([[0.0, 0.0, 1.0]]).repeat(n, 1)}
-    return params | {name: low + (high - low) * draws[:, k] for k, (name, (_, low, high)) in enumerate(HAZE.items(), start=1)}
+    params = {
+        "severity": _severity(severity, draws[:, 0]),
+        "families": torch.tensor([[0.0, 0.0, 1.0]]).repeat(n, 1),
+    }
+    return params | {
+        name: low + (high - low) * draws[:, k]
+        for k, (name, (_, low, high)) in enumerate(HAZE.items(), start=1)
+    }
 
 
 def haze(x: Tensor, params: Params, fov: Tensor | None = None) -> Tensor:
@@ -172,10 +201,14 @@ def haze(x: Tensor, params: Params, fov: Tensor | None = None) -> Tensor:
     u, v = _grid(x)
     with torch.autocast(x.device.type, enabled=False):
         J = blur(x.float(), s * p["blur_sigma"])
-        away = 1 - torch.exp(-_distance2(u, v, p["haze_u"], p["haze_v"]) / (2 * _image(p["haze_reach"]) ** 2))
+        away = 1 - torch.exp(
+            -_distance2(u, v, p["haze_u"], p["haze_v"]) / (2 * _image(p["haze_reach"]) ** 2)
+        )
         t = torch.exp(-_image(s) * (_image(p["haze_depth"]) + _image(p["haze_more"]) * away))
         own = x.float().mean(dim=(2, 3), keepdim=True)
-        own = own / own.amax(dim=1, keepdim=True).clamp_min(1e-6)  # its brightest channel is 1: the surround cancels
+        own = own / own.amax(dim=1, keepdim=True).clamp_min(
+            1e-6
+        )  # its brightest channel is 1: the surround cancels
         L = _image(p["haze_level"]) * torch.lerp(own, torch.ones_like(own), _image(p["haze_white"]))
         y = torch.where(_image(s) > 0, (t * J + (1 - t) * L).clamp(0, 1), x)
     return y if fov is None else y * fov
@@ -187,11 +220,15 @@ def _illuminate(x, p, s, u, v):
     With l = LUMA, the first three are one affine map of colours, c b (a x + (1 - a) l.x) + (1 - c) b mean(l.x); the means of
     what follows are then known from those of x.
     """
-    brightness, contrast, saturation = (1 + s * (p[name] - 1) for name in ("brightness", "contrast", "saturation"))
+    brightness, contrast, saturation = (
+        1 + s * (p[name] - 1) for name in ("brightness", "contrast", "saturation")
+    )
     luma = torch.tensor(LUMA).to(x.device, non_blocking=True)  # new_tensor would make a GPU wait
     factor = (contrast * brightness)[:, None, None]
     saturation = saturation[:, None, None]
-    colours = factor * (saturation * torch.eye(3, device=x.device) + (1 - saturation) * luma)  # (N, 3, 3)
+    colours = factor * (
+        saturation * torch.eye(3, device=x.device) + (1 - saturation) * luma
+    )  # (N, 3, 3)
     means = x.mean(dim=(2, 3))  # (N, 3)
     offset = (1 - contrast) * brightness * (means @ luma)
 
@@ -199,13 +236,19 @@ def _illuminate(x, p, s, u, v):
     inner, soft = p["halo_inner"], 0.28 * p["halo_width"]
     r2 = _distance2(u, v, p["halo_u"], p["halo_v"])
     ring = _blurred_disc(r2, inner + p["halo_width"], soft) - _blurred_disc(r2, inner, soft)
-    tint = torch.tensor(TINTS).to(x.device, non_blocking=True)[p["halo_tint"].long().clamp(0, 2)] / 255
+    tint = (
+        torch.tensor(TINTS).to(x.device, non_blocking=True)[p["halo_tint"].long().clamp(0, 2)] / 255
+    )
     halo = (s * means.mean(1))[:, None] * tint  # (N, 3)
     # the hole only darkens images that are bright enough: a ramp around cofe-Net's threshold (mean > 0.25), because a
     # step would make the same eye at two sizes differ
-    mean = ((colours @ means[..., None])[..., 0] + offset[:, None] + halo * ring.mean(dim=(2, 3))).mean(1)
+    mean = (
+        (colours @ means[..., None])[..., 0] + offset[:, None] + halo * ring.mean(dim=(2, 3))
+    ).mean(1)
     depth = s * (0.26 + 0.055 * mean) * ((mean - 0.2) / 0.1).clamp(0, 1)
-    hole_soft = 0.15 * p["hole_soft"] * 2 * p["hole_radius"]  # a Gaussian kernel of k pixels has sigma 0.15 k (OpenCV)
+    hole_soft = (
+        0.15 * p["hole_soft"] * 2 * p["hole_radius"]
+    )  # a Gaussian kernel of k pixels has sigma 0.15 k (OpenCV)
     hole = _blurred_disc(_distance2(u, v, p["hole_u"], p["hole_v"]), p["hole_radius"], hole_soft)
     # (N, 3, 5) x (N, 5, H W): the image and both fields at once
     mixing = torch.cat([colours, halo[..., None], -depth[:, None, None].expand(-1, 3, 1)], -1)
@@ -224,7 +267,9 @@ def _spots(p, s, u, v):
     used = torch.arange(SPOTS, device=r.device) < p["spot_count"].floor()[:, None]
     alpha = alpha * used * s[:, None]
     column, row = (
-        torch.exp(-((axis[:, None] - p[name][:, None]) ** 2) / (2 * sigma2[:, None]))  # (N, W or H, K)
+        torch.exp(
+            -((axis[:, None] - p[name][:, None]) ** 2) / (2 * sigma2[:, None])
+        )  # (N, W or H, K)
         for axis, name in ((u, "spot_u"), (v, "spot_v"))
     )
     return ((row * alpha[:, None]) @ column.mT)[:, None]
@@ -236,13 +281,21 @@ def blur(x: Tensor, sigma: Tensor) -> Tensor:
     Rows of weights sum to one, so nothing from beyond the border comes in. Two banded matrices per image, K_v x K_u^T:
     at these sizes faster than grouped convolutions with kernels of 90 pixels. Memory besides the result: N H^2 + N W^2.
     """
-    sigma = (sigma * x.shape[-1]).clamp_min(1e-3)[:, None]  # pixels; at 1e-3 the matrix is exactly the identity
+    sigma = (sigma * x.shape[-1]).clamp_min(1e-3)[
+        :, None
+    ]  # pixels; at 1e-3 the matrix is exactly the identity
     height, width = x.shape[-2:]
     K_u = _gaussians(width, sigma)
     K_v = K_u if height == width else _gaussians(height, sigma)
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere reading sigma would wait for the device
+    if (
+        x.device.type == "cpu" and not torch.compiler.is_compiling()
+    ):  # elsewhere reading sigma would wait for the device
         reach = (REACH * sigma[:, 0]).ceil().int().tolist()
-        return torch.stack([_banded(*each) for each in zip(x, K_v, K_u, reach)]) if reach else x.clone()
+        return (
+            torch.stack([_banded(*each) for each in zip(x, K_v, K_u, reach)])
+            if reach
+            else x.clone()
+        )
     return K_v[:, None] @ (x @ K_u[:, None].mT)
 
 
@@ -251,14 +304,20 @@ def _gaussians(length, sigma):
     away = torch.arange(1 - length, length, device=sigma.device, dtype=sigma.dtype)
     k = torch.exp(-((away / sigma) ** 2) / 2)
     k = torch.where(k > 1e-8, k, 0)  # denormal numbers would make the products several times slower
-    K = k.unfold(-1, length, 1).flip(-2)  # unfolded, row i holds k from i - (length - 1) on: the last row comes first
+    K = k.unfold(-1, length, 1).flip(
+        -2
+    )  # unfolded, row i holds k from i - (length - 1) on: the last row comes first
     return K / K.sum(-1, keepdim=True)
 
 
 def _banded(x, K_v, K_u, reach):
     """K_v x K_u^T of one image (C, H, W), without the products with zeros further than `reach` from the diagonal."""
+
     def parts(length):  # rows of K and the columns that they need
-        return [(slice(i, i + BLOCK), slice(max(0, i - reach), i + BLOCK + reach)) for i in range(0, length, BLOCK)]
+        return [
+            (slice(i, i + BLOCK), slice(max(0, i - reach), i + BLOCK + reach))
+            for i in range(0, length, BLOCK)
+        ]
 
     x = torch.cat([x[..., near] @ K_u[some, near].mT for some, near in parts(x.shape[-1])], -1)
     return torch.cat([K_v[some, near] @ x[..., near, :] for some, near in parts(x.shape[-2])], -2)
@@ -269,7 +328,11 @@ def to_table(params: Params) -> pd.DataFrame:
     columns = {}
     for name, value in params.items():
         value = value.detach().cpu().double()  # float64 holds every float32 exactly
-        columns |= {name: value} if value.ndim == 1 else {f"{name}_{k}": value[:, k] for k in range(value.shape[1])}
+        columns |= (
+            {name: value}
+            if value.ndim == 1
+            else {f"{name}_{k}": value[:, k] for k in range(value.shape[1])}
+        )
     return pd.DataFrame({name: value.numpy() for name, value in columns.items()})
 
 
@@ -288,7 +351,9 @@ def from_table(table: pd.DataFrame) -> Params:
         columns = [name] if k == 1 else [f"{name}_{i}" for i in range(k)]
         missing = [column for column in columns if column not in table]
         if missing:
-            raise InputError(f"degradation table: no column {missing[0]}; write the table with rr.degrade.to_table")
+            raise InputError(
+                f"degradation table: no column {missing[0]}; write the table with rr.degrade.to_table"
+            )
         values = torch.from_numpy(table[columns].to_numpy(dtype="float32", copy=True))
         params[name] = values[:, 0].contiguous() if k == 1 else values
     return params
@@ -308,7 +373,9 @@ def readable(x: Tensor, y: Tensor, region: Tensor) -> tuple[Tensor, dict[str, Te
     width, part = region.shape[-1], _around(region)
     x, y, region = x[..., *part], y[..., *part], region[..., *part].to(x.dtype)
     inside = torch.cat([x[:, 1:2], y[:, 1:2], torch.ones_like(region)], dim=1) * region
-    means = blur(inside, torch.full((len(x),), DETAIL_SIGMA * width / x.shape[-1], device=x.device))  # of the crop's width
+    means = blur(
+        inside, torch.full((len(x),), DETAIL_SIGMA * width / x.shape[-1], device=x.device)
+    )  # of the crop's width
     h = inside[:, :2] - region * means[:, :2] / means[:, 2:].clamp_min(1e-6)
     h_x, h_y = h.flatten(2).double().unbind(1)
     xx, xy, yy = (h_x * h_x).sum(1), (h_x * h_y).sum(1), (h_y * h_y).sum(1)
@@ -328,7 +395,11 @@ def _around(region):
 
 def _severity(given, drawn):
     """Severities (N,): those given, else those drawn (N,)."""
-    s = drawn if given is None else torch.as_tensor(given, dtype=torch.float32).cpu().expand(len(drawn))
+    s = (
+        drawn
+        if given is None
+        else torch.as_tensor(given, dtype=torch.float32).cpu().expand(len(drawn))
+    )
     if not bool(((s >= 0) & (s <= 1)).all()):
         raise InputError(f"severity from {s.min():.3g} to {s.max():.3g}: give values from 0 to 1")
     return s.clone()
@@ -338,14 +409,18 @@ def _matching(p, x):
     """The parameters, if there is a row per image of x on its device."""
     if len(p["severity"]) != len(x) or p["severity"].device != x.device:
         given = f"{len(p['severity'])} parameters on {p['severity'].device}"
-        raise InputError(f"degradation: {len(x)} images on {x.device} but {given}; give a row per image, on its device")
+        raise InputError(
+            f"degradation: {len(x)} images on {x.device} but {given}; give a row per image, on its device"
+        )
     return p
 
 
 def _grid(x):
     """Coordinates u (W,) and v (H,) of the pixels of x."""
     height, width = x.shape[-2:]
-    return (torch.arange(width, device=x.device) + 0.5) / width, (torch.arange(height, device=x.device) + 0.5) / width
+    return (torch.arange(width, device=x.device) + 0.5) / width, (
+        torch.arange(height, device=x.device) + 0.5
+    ) / width
 
 
 def _image(value):
@@ -355,7 +430,9 @@ def _image(value):
 
 def _distance2(u, v, centre_u, centre_v):
     """Squared distance of every pixel to a centre (N,) per image, (N, 1, H, W)."""
-    return ((v - centre_v[:, None]) ** 2)[:, None, :, None] + ((u - centre_u[:, None]) ** 2)[:, None, None, :]
+    return ((v - centre_v[:, None]) ** 2)[:, None, :, None] + ((u - centre_u[:, None]) ** 2)[
+        :, None, None, :
+    ]
 
 
 def _blurred_disc(r2, radius, sigma):

@@ -40,7 +40,9 @@ def noise(like, generator=None):
     """
     if like.device.type == "cpu":
         return torch.randn(like.shape, generator=generator).to(like)
-    return torch.randn(like.shape, generator=seeded(generator, like.device), device=like.device).to(like)
+    return torch.randn(like.shape, generator=seeded(generator, like.device), device=like.device).to(
+        like
+    )
 
 
 def seeded(generator, device):
@@ -53,7 +55,9 @@ class Diffusion(torch.nn.Module):
 
     def __init__(self, T=1000, schedule="linear"):
         super().__init__()
-        beta = torch.cat([torch.zeros(1, dtype=torch.float64), choose("schedule", schedule, SCHEDULES)(T)])
+        beta = torch.cat(
+            [torch.zeros(1, dtype=torch.float64), choose("schedule", schedule, SCHEDULES)(T)]
+        )
         self.T = T
         self.register_buffer("beta", beta, persistent=False)
         self.register_buffer("alpha", 1 - beta, persistent=False)
@@ -113,7 +117,9 @@ class Diffusion(torch.nn.Module):
 
         x_{t-1} = (x_t - (1 - alpha_t) / sqrt(1 - alpha_bar_t) epsilon) / sqrt(alpha_t) + sqrt(beta_t) z
         """
-        alpha, alpha_bar, beta = (self.at(values, t) for values in (self.alpha, self.alpha_bar, self.beta))
+        alpha, alpha_bar, beta = (
+            self.at(values, t) for values in (self.alpha, self.alpha_bar, self.beta)
+        )
         mean = (x_t - (1 - alpha) / (1 - alpha_bar).sqrt() * epsilon) / alpha.sqrt()
         return mean if t == 1 else mean + beta.sqrt() * z
 
@@ -131,7 +137,9 @@ class Diffusion(torch.nn.Module):
         """
         times = list(range(start, 0, -1))
         if steps is not None:
-            times = sorted({max(1, round(start * k / steps)) for k in range(1, steps + 1)}, reverse=True)
+            times = sorted(
+                {max(1, round(start * k / steps)) for k in range(1, steps + 1)}, reverse=True
+            )
         for t, s in zip(times, [*times[1:], 0]):
             x_t = x_t if disturb is None else disturb(x_t)
             prediction = denoise(x_t, torch.full((len(x_t),), t, device=x_t.device))

@@ -25,12 +25,17 @@ from rr.io import InputError
 from rr.metrics import psnr
 
 BACKGROUND = 0.04  # sigma of the low-pass that green is divided by
-RIDGES = 0.002, 0.004  # sigma of the vessels looked for, at least half a pixel: widths of 0.5 to 1.5 %
+RIDGES = (
+    0.002,
+    0.004,
+)  # sigma of the vessels looked for, at least half a pixel: widths of 0.5 to 1.5 %
 RIDGE = 0.03  # curvature from which on a ridge is a vessel: about the depth of its dip, as a share of the background
 TOLERANCE = 0.006  # a vessel that is off by so much, at least a pixel, is the same vessel
 
 DISC_BLOB, DISC_AROUND = 0.04, 0.2  # sigmas: the disc is brighter at the first than at the second
-VESSEL_WEIGHT = 0.2  # of the density of vessels against the brightness: exudates and spots are bright as well
+VESSEL_WEIGHT = (
+    0.2  # of the density of vessels against the brightness: exudates and spots are bright as well
+)
 INNER = 0.9  # share of the field of view in a blur of 2 %: the disc's centre is not looked for at the rim
 
 
@@ -54,7 +59,9 @@ def vesselness(x: Tensor, fov: Tensor) -> Tensor:
     green, width = x[:, 1:2], x.shape[-1]
     dip = green / low_pass(green, fov, BACKGROUND).clamp_min(0.02)
     strength = torch.zeros_like(green)
-    for sigma in {max(sigma, 0.5 / width) for sigma in RIDGES}:  # one scale where both are below half a pixel
+    for sigma in {
+        max(sigma, 0.5 / width) for sigma in RIDGES
+    }:  # one scale where both are below half a pixel
         g = torch.nn.functional.pad(low_pass(dip, fov, sigma), (1, 1, 1, 1), mode="replicate")
         xx = g[..., 1:-1, 2:] - 2 * g[..., 1:-1, 1:-1] + g[..., 1:-1, :-2]
         yy = g[..., 2:, 1:-1] - 2 * g[..., 1:-1, 1:-1] + g[..., :-2, 1:-1]
@@ -75,7 +82,9 @@ def disc(x: Tensor, fov: Tensor) -> Tensor:
     There is always an answer, as there is for a reader who must give one; on an image that shows no disc it is arbitrary.
     """
     light = x[:, :2].mean(1, keepdim=True)
-    brighter = low_pass(light, fov, DISC_BLOB) / low_pass(light, fov, DISC_AROUND).clamp_min(0.02) - 1
+    brighter = (
+        low_pass(light, fov, DISC_BLOB) / low_pass(light, fov, DISC_AROUND).clamp_min(0.02) - 1
+    )
     ridges = vesselness(x, fov)[:, None].clamp_max(0.3)
     dense = low_pass(ridges, fov, 0.05) / low_pass(ridges, fov, 0.5).clamp_min(1e-3)
     inner = blur(fov.to(x), torch.full((len(x),), 0.02, device=x.device)) > INNER
@@ -90,9 +99,13 @@ def read(x: Tensor, fov: Tensor) -> Reading:
     from skimage.morphology import skeletonize
 
     maps = vessels(x, fov)
-    skeleton = torch.from_numpy(np.stack([skeletonize(image) for image in maps.cpu().numpy()])).to(x.device)
+    skeleton = torch.from_numpy(np.stack([skeletonize(image) for image in maps.cpu().numpy()])).to(
+        x.device
+    )
     pixels = [image[:, mask[0]].T.cpu().numpy() for image, mask in zip(x, fov, strict=True)]
-    return Reading(maps, skeleton, disc(x, fov), [rgb2lab(values) for values in pixels], _energy(x, fov))
+    return Reading(
+        maps, skeleton, disc(x, fov), [rgb2lab(values) for values in pixels], _energy(x, fov)
+    )
 
 
 def dice(a: Tensor, b: Tensor) -> Tensor:
@@ -106,7 +119,10 @@ def cldice(a: Tensor, skeleton_a: Tensor, b: Tensor, skeleton_b: Tensor) -> Tens
     Harmonic mean of the share of a's centre lines inside b and that of b's inside a; 0 where one of the masks is empty,
     NaN where both are.
     """
-    in_b, in_a = _count(skeleton_a & b) / _count(skeleton_a), _count(skeleton_b & a) / _count(skeleton_b)
+    in_b, in_a = (
+        _count(skeleton_a & b) / _count(skeleton_a),
+        _count(skeleton_b & a) / _count(skeleton_b),
+    )
     both = _count(skeleton_a) + _count(skeleton_b)
     value = 2 * in_a * in_b / (in_a + in_b)
     return torch.where(both > 0, value.nan_to_num(0), torch.nan)
@@ -131,7 +147,9 @@ def colour_shift(a: list[np.ndarray], b: list[np.ndarray]) -> Tensor:
     """Mean CIEDE2000 difference of Lab values, N arrays (pixels, 3) each; about 1 can just be seen."""
     from skimage.color import deltaE_ciede2000
 
-    return torch.tensor([deltaE_ciede2000(p, q).mean() if len(p) else np.nan for p, q in zip(a, b, strict=True)]).double()
+    return torch.tensor(
+        [deltaE_ciede2000(p, q).mean() if len(p) else np.nan for p, q in zip(a, b, strict=True)]
+    ).double()
 
 
 def sharpness(clean: Tensor, restored: Tensor) -> Tensor:
@@ -144,7 +162,8 @@ def measure(
     x_hat: Tensor,  # restored from y
     y: Tensor,  # degraded images
     fov: Tensor,
-    disc: Tensor | None = None,  # (N, 3): x, y, radius of the true disc in widths, as Packed.disc; NaN where unknown
+    disc: Tensor
+    | None = None,  # (N, 3): x, y, radius of the true disc in widths, as Packed.disc; NaN where unknown
     again: Callable[[Tensor], Tensor] | None = None,  # the degradation x -> A(x) that made y of x
     clean: Reading | None = None,  # read(x, fov), where it is at hand
 ) -> pd.DataFrame:
@@ -157,7 +176,9 @@ def measure(
     """
     if not (x.shape == x_hat.shape == y.shape and fov.shape == (len(x), 1, *x.shape[-2:])):
         shapes = ", ".join(str(tuple(images.shape)) for images in (x, x_hat, y, fov))
-        raise InputError(f"downstream: x, x_hat, y, fov of shapes {shapes}; give three (N, 3, H, W) and one (N, 1, H, W)")
+        raise InputError(
+            f"downstream: x, x_hat, y, fov of shapes {shapes}; give three (N, 3, H, W) and one (N, 1, H, W)"
+        )
     clean = read(x, fov) if clean is None else clean
     restored = read(x_hat, fov)
     nan = torch.full((len(x),), torch.nan, dtype=torch.float64)
@@ -168,7 +189,9 @@ def measure(
         "vessel_precision": precision,
         "vessel_recall": recall,
         "disc_shift": displacement(clean.disc, restored.disc),
-        "disc_error": nan if disc is None else displacement(torch.as_tensor(disc)[:, :2].to(x.device), restored.disc),
+        "disc_error": nan
+        if disc is None
+        else displacement(torch.as_tensor(disc)[:, :2].to(x.device), restored.disc),
         "delta_e": colour_shift(clean.lab, restored.lab),
         "sharpness": sharpness(clean.energy, restored.energy),
         "consistency": nan if again is None else psnr(again(x_hat), y, fov),
@@ -194,7 +217,10 @@ def reliability(size: int, n: int = 24, seed: int = 1_000_003) -> pd.DataFrame:
     true_disc = torch.tensor([eye.disc_circle[:2] for eye in eyes]) / size
     return pd.DataFrame(
         {
-            "vessel_auc": [roc_auc_score(e.vessels[e.fov], s[e.fov]) for e, s in zip(eyes, strength, strict=True)],
+            "vessel_auc": [
+                roc_auc_score(e.vessels[e.fov], s[e.fov])
+                for e, s in zip(eyes, strength, strict=True)
+            ],
             "vessel_dice": dice(exact, vessels(x, fov)).numpy(),
             "disc_error": displacement(true_disc, disc(x, fov)).numpy(),
         }

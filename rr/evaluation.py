@@ -31,7 +31,13 @@ from rr.readability import readable
 from rr.restorer import RetinaRegen
 
 REFERENCE = "do nothing"  # what every method is compared with
-KEYS = ["image", "family", "severity", "method", "seed"]  # columns that say whose a row is; the others are scores
+KEYS = [
+    "image",
+    "family",
+    "severity",
+    "method",
+    "seed",
+]  # columns that say whose a row is; the others are scores
 SEVERITIES = (1 / 3, 2 / 3, 1.0)
 SHARE, LEAST = 0.05, 3  # of the failure gallery: the worst 5 %, at least 3
 UNCHANGED = 36.0  # dB: an image that comes back above it was, to the eye, left alone
@@ -55,17 +61,19 @@ PASSED = "passed: "  # head of a judge's column
 class Images(NamedTuple):
     """Clean images to be degraded and restored."""
 
-    names: list    # N
-    x: Tensor      # (N, 3, H, W) in [0, 1], black outside of fov
-    fov: Tensor    # (N, 1, H, W) bool
-    disc: Tensor   # (N, 3): x, y, radius in fractions of the width; NaN where unknown
+    names: list  # N
+    x: Tensor  # (N, 3, H, W) in [0, 1], black outside of fov
+    fov: Tensor  # (N, 1, H, W) bool
+    disc: Tensor  # (N, 3): x, y, radius in fractions of the width; NaN where unknown
 
 
 def test_images(packed, limit):
     """The first `limit` reference images of a packed data set's test split, as Images."""
     rows = packed.references("test")[:limit]
     fov = packed.fov(rows)
-    return Images(packed.table["name"].iloc[rows].tolist(), packed.batch(rows) * fov, fov, packed.disc(rows))
+    return Images(
+        packed.table["name"].iloc[rows].tolist(), packed.batch(rows) * fov, fov, packed.disc(rows)
+    )
 
 
 def photographs(folder, size, names="*", apart_from=None):
@@ -77,18 +85,37 @@ def photographs(folder, size, names="*", apart_from=None):
     """
     source = sources.folder(folder)
     patterns = [each.strip() for each in names.split(",")]
-    rows = [i for i, name in enumerate(source.table["name"]) if any(fnmatch(name, each) for each in patterns)]
+    rows = [
+        i
+        for i, name in enumerate(source.table["name"])
+        if any(fnmatch(name, each) for each in patterns)
+    ]
     made = [source.image(i, size) for i in rows]
     if apart_from is not None and made:
         others = (apart_from.x * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        groups = near_duplicates(np.stack([dhash(image) for image in (*others, *(image for image, _ in made))]))
-        new = ~np.isin(groups[len(others):], groups[: len(others)])
-        rows, made = [i for i, keep in zip(rows, new) if keep], [each for each, keep in zip(made, new) if keep]
+        groups = near_duplicates(
+            np.stack([dhash(image) for image in (*others, *(image for image, _ in made))])
+        )
+        new = ~np.isin(groups[len(others) :], groups[: len(others)])
+        rows, made = (
+            [i for i, keep in zip(rows, new) if keep],
+            [each for each, keep in zip(made, new) if keep],
+        )
     if not rows:
-        raise InputError(f"{folder}: no photograph matches {names!r}" + (" that is not a test image" if apart_from else ""))
-    fov = fov_mask(torch.tensor([[row[f"fov_{key}"] for key in ("x", "y", "r", "top", "bottom")] for _, row in made]), size)
+        raise InputError(
+            f"{folder}: no photograph matches {names!r}"
+            + (" that is not a test image" if apart_from else "")
+        )
+    fov = fov_mask(
+        torch.tensor(
+            [[row[f"fov_{key}"] for key in ("x", "y", "r", "top", "bottom")] for _, row in made]
+        ),
+        size,
+    )
     x = torch.cat([to_tensor(image) for image, _ in made]) * fov
-    return Images(source.table["name"].iloc[rows].tolist(), x, fov, torch.full((len(x), 3), torch.nan))
+    return Images(
+        source.table["name"].iloc[rows].tolist(), x, fov, torch.full((len(x), 3), torch.nan)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ degradations
@@ -120,13 +147,16 @@ OPERATORS = {  # family: function (x, fov, severity, generator) -> (params, A)
 
 
 class Condition(NamedTuple):
-    family: str       # a key of OPERATORS, or "undegraded"
-    severity: float   # in [0, 1]
+    family: str  # a key of OPERATORS, or "undegraded"
+    severity: float  # in [0, 1]
 
 
 UNDEGRADED = Condition("undegraded", 0.0)
 FULL = Condition("all", 1.0)
-CONDITIONS = (UNDEGRADED, *(Condition(family, severity) for family in OPERATORS for severity in SEVERITIES))
+CONDITIONS = (
+    UNDEGRADED,
+    *(Condition(family, severity) for family in OPERATORS for severity in SEVERITIES),
+)
 CLOSELY = (UNDEGRADED, FULL)  # judges and downstream measures take longest
 
 
@@ -137,9 +167,15 @@ def degraded(images, condition, seed=0):
     Raises InputError for an unknown family.
     """
     if condition.family == UNDEGRADED.family:
-        return images.x, degrade.sample(len(images.x), torch.Generator().manual_seed(seed), (), 0.0), torch.clone
+        return (
+            images.x,
+            degrade.sample(len(images.x), torch.Generator().manual_seed(seed), (), 0.0),
+            torch.clone,
+        )
     operator = choose("degradation", condition.family, OPERATORS)
-    params, A = operator(images.x, images.fov, condition.severity, torch.Generator().manual_seed(seed))
+    params, A = operator(
+        images.x, images.fov, condition.severity, torch.Generator().manual_seed(seed)
+    )
     return A(images.x), params, A
 
 
@@ -152,11 +188,16 @@ def know_nothing(others, seed=0):
     Noise is Gaussian (mean 1/2, standard deviation 1/4, clipped); mid-grey is 1/2, both over the whole frame. another eye: a
     photograph of `others` (M, 3, H, W), training images of the same size, drawn per image.
     """
+
     def noise(y, fov, params):
-        return (0.5 + 0.25 * torch.randn(y.shape, generator=torch.Generator().manual_seed(seed))).clamp(0, 1)
+        return (
+            0.5 + 0.25 * torch.randn(y.shape, generator=torch.Generator().manual_seed(seed))
+        ).clamp(0, 1)
 
     def another(y, fov, params):
-        return others[torch.randint(len(others), (len(y),), generator=torch.Generator().manual_seed(seed))]
+        return others[
+            torch.randint(len(others), (len(y),), generator=torch.Generator().manual_seed(seed))
+        ]
 
     return {
         "noise": noise,
@@ -201,9 +242,16 @@ def at_size(method, size):
         if side == (size, size):
             return method(y, fov, params)
         # reduced and enlarged with the mask and divided by it, so that the black surround does not bleed into the rim
-        cover, mask = resize(fov.float(), size), F.interpolate(fov.float(), (size, size), mode="area") > 0
-        x_hat = method((resize(y * fov, size) / cover.clamp(min=0.1)).clamp(0, 1) * mask, mask, params)
-        layers = F.interpolate(torch.cat([x_hat, mask.to(x_hat)], 1), side, mode="bicubic", align_corners=False)
+        cover, mask = (
+            resize(fov.float(), size),
+            F.interpolate(fov.float(), (size, size), mode="area") > 0,
+        )
+        x_hat = method(
+            (resize(y * fov, size) / cover.clamp(min=0.1)).clamp(0, 1) * mask, mask, params
+        )
+        layers = F.interpolate(
+            torch.cat([x_hat, mask.to(x_hat)], 1), side, mode="bicubic", align_corners=False
+        )
         return (layers[:, :3] / layers[:, 3:].clamp(min=0.1)).clamp(0, 1) * fov
 
     return resized
@@ -213,7 +261,9 @@ def resize(x, size):
     """Images (N, 3, H, W) in [0, 1] at size x size, without aliasing."""
     if x.shape[-2:] == (size, size):
         return x
-    return F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    return F.interpolate(
+        x, (size, size), mode="bicubic", antialias=True, align_corners=False
+    ).clamp(0, 1)
 
 
 def restored(name, method, y, fov, params):
@@ -223,11 +273,17 @@ def restored(name, method, y, fov, params):
     """
     x_hat = method(y.clone(), fov, params if "known" in name else None)
     if x_hat.shape != y.shape:
-        raise InputError(f"method {name!r}: images {tuple(y.shape)} came back as {tuple(x_hat.shape)}; return the same shape")
+        raise InputError(
+            f"method {name!r}: images {tuple(y.shape)} came back as {tuple(x_hat.shape)}; return the same shape"
+        )
     if not bool(torch.isfinite(x_hat).all()):
-        raise InputError(f"method {name!r}: returns NaN or infinite values; return images in [0, 1]")
+        raise InputError(
+            f"method {name!r}: returns NaN or infinite values; return images in [0, 1]"
+        )
     if not (x_hat.amin() >= 0 and x_hat.amax() <= 1):
-        raise InputError(f"method {name!r}: values from {x_hat.amin():.3g} to {x_hat.amax():.3g}; return images in [0, 1]")
+        raise InputError(
+            f"method {name!r}: values from {x_hat.amin():.3g} to {x_hat.amax():.3g}; return images in [0, 1]"
+        )
     return x_hat.float().cpu()
 
 
@@ -235,13 +291,13 @@ def restored(name, method, y, fov, params):
 
 
 def evaluate(
-    methods,             # {name: [method of seed 0, 1, ...]}; what is not trained has one
-    images,              # Images
+    methods,  # {name: [method of seed 0, 1, ...]}; what is not trained has one
+    images,  # Images
     conditions=CONDITIONS,
-    closely=CLOSELY,     # those of them under which judges and downstream measures look; elsewhere these are NaN
-    judges=None,         # {name: (model with .probabilities, side of its images)}
-    lpips=None,          # from metrics.load_lpips; None: n/a
-    seed=0,              # of the degradations
+    closely=CLOSELY,  # those of them under which judges and downstream measures look; elsewhere these are NaN
+    judges=None,  # {name: (model with .probabilities, side of its images)}
+    lpips=None,  # from metrics.load_lpips; None: n/a
+    seed=0,  # of the degradations
 ):
     """Score every method under every condition on every image: one row for each, and for each seed.
 
@@ -259,11 +315,24 @@ def evaluate(
         for name, seeds in methods.items():
             for number, method in enumerate(seeds):
                 x_hat = restored(name, method, y, images.fov, params)
-                keys = {"image": images.names, **condition._asdict(), "method": name, "seed": number}
-                found = [pd.DataFrame(keys), metrics.score(images.x, x_hat, images.fov, images.disc, lpips)]
+                keys = {
+                    "image": images.names,
+                    **condition._asdict(),
+                    "method": name,
+                    "seed": number,
+                }
+                found = [
+                    pd.DataFrame(keys),
+                    metrics.score(images.x, x_hat, images.fov, images.disc, lpips),
+                ]
                 if condition in closely:
-                    found.append(downstream.measure(images.x, x_hat, y, images.fov, images.disc, A, clean))
-                    found += [pd.DataFrame({PASSED + judge: passed(x_hat, *each)}) for judge, each in (judges or {}).items()]
+                    found.append(
+                        downstream.measure(images.x, x_hat, y, images.fov, images.disc, A, clean)
+                    )
+                    found += [
+                        pd.DataFrame({PASSED + judge: passed(x_hat, *each)})
+                        for judge, each in (judges or {}).items()
+                    ]
                 parts.append(pd.concat(found, axis=1))
     return pd.concat(parts, ignore_index=True)
 
@@ -288,7 +357,9 @@ def summarize(table, by=("family",), only=None, reference=REFERENCE):
     parts = []
     for key, group in table.groupby(list(by), sort=False):
         scores = {
-            method: [one.groupby("image", sort=False)[only].mean() for _, one in rows.groupby("seed")]
+            method: [
+                one.groupby("image", sort=False)[only].mean() for _, one in rows.groupby("seed")
+            ]
             for method, rows in group.groupby("method", sort=False)
         }
         parts.append(comparisons.study(scores, reference).assign(**dict(zip(by, key))))
@@ -310,7 +381,11 @@ def gains(summary, metric):
             row = rows.loc[(method, family)]
             ends = row.difference, row.difference_low, row.difference_high
             spread = "" if np.isnan(row.difference_sd) else f" ± {row.difference_sd:.{digits}f}"
-            cells.append(f"{row['mean']:.{digits}f}" if method == REFERENCE else tables.interval(*ends, digits) + spread)
+            cells.append(
+                f"{row['mean']:.{digits}f}"
+                if method == REFERENCE
+                else tables.interval(*ends, digits) + spread
+            )
         table[family] = cells
     return table.rename_axis(columns=head)
 
@@ -319,7 +394,11 @@ def shown(summary, columns):
     """Methods x columns for a reader: means over images with their intervals; columns: {metric: (head, digits)}."""
     table = pd.DataFrame(index=list(dict.fromkeys(summary.method)))
     for metric, (head, digits) in columns.items():
-        rows = summary[summary.metric == metric].set_index("method").loc[table.index, ["mean", "low", "high"]]
+        rows = (
+            summary[summary.metric == metric]
+            .set_index("method")
+            .loc[table.index, ["mean", "low", "high"]]
+        )
         table[head] = [tables.interval(*row, digits, "") for row in rows.to_numpy()]
     return table
 
@@ -345,10 +424,21 @@ def worst(table, method):
     """
     table = table[(table.seed == 0) & (table.family != UNDEGRADED.family)]
     mine, base = (table[table.method == each].set_index(KEYS[:3]) for each in (method, REFERENCE))
-    rows = mine.assign(difference=mine.psnr - base.psnr).reset_index().sort_values("difference", kind="stable")
-    kept = [group.head(max(LEAST, int(np.ceil(SHARE * len(group))))) for _, group in rows.groupby("family")]
+    rows = (
+        mine.assign(difference=mine.psnr - base.psnr)
+        .reset_index()
+        .sort_values("difference", kind="stable")
+    )
+    kept = [
+        group.head(max(LEAST, int(np.ceil(SHARE * len(group)))))
+        for _, group in rows.groupby("family")
+    ]
     order = {family: place for place, family in enumerate(OPERATORS)}
-    return pd.concat(kept).sort_values("family", key=lambda names: names.map(order), kind="stable").reset_index(drop=True)
+    return (
+        pd.concat(kept)
+        .sort_values("family", key=lambda names: names.map(order), kind="stable")
+        .reset_index(drop=True)
+    )
 
 
 def gallery(rows, method, images, seed=0):
@@ -361,7 +451,10 @@ def gallery(rows, method, images, seed=0):
             i = images.names.index(name)
             shown[place] = [y[i], x_hat[i], images.x[i]]
     families = dict.fromkeys(rows.family)
-    return {family: sum((shown[place] for place in rows.index[rows.family == family]), []) for family in families}
+    return {
+        family: sum((shown[place] for place in rows.index[rows.family == family]), [])
+        for family in families
+    }
 
 
 def certain_of(sd, x_hat, x, fov):
@@ -373,5 +466,9 @@ def certain_of(sd, x_hat, x, fov):
     found = []
     for spread, error, inside in zip(sd.mean(1), (x_hat - x).abs().mean(1), fov[:, 0]):
         spread, error = spread[inside].double().cpu().numpy(), error[inside].double().cpu().numpy()
-        found.append(spearmanr(spread, error).statistic if np.ptp(spread) > 0 and np.ptp(error) > 0 else np.nan)
+        found.append(
+            spearmanr(spread, error).statistic
+            if np.ptp(spread) > 0 and np.ptp(error) > 0
+            else np.nan
+        )
     return np.array(found)

@@ -35,7 +35,10 @@ EXTRACTORS = {
     "resnext50": (tv.resnext50_32x4d, _resnet, 2048),
     "mobilenet": (tv.mobilenet_v2, lambda model: model.features, 1280),
 }
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which torchvision's trunks expect
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of ImageNet, which torchvision's trunks expect
 
 
 class Extractor(nn.Module):
@@ -43,9 +46,9 @@ class Extractor(nn.Module):
 
     def __init__(
         self,
-        name="resnet34",    # a key of EXTRACTORS
-        width=256,          # channels after compression = embedding of the attention (2.3: 256)
-        heads=8,            # attention heads (2.3: 8)
+        name="resnet34",  # a key of EXTRACTORS
+        width=256,  # channels after compression = embedding of the attention (2.3: 256)
+        heads=8,  # attention heads (2.3: 8)
     ):
         super().__init__()
         self.arguments = {"name": name, "width": width, "heads": heads}
@@ -55,10 +58,14 @@ class Extractor(nn.Module):
         else:
             build, part, channels = chosen
             self.trunk = part(build(weights=None))
-        self.compress = nn.Sequential(nn.Conv2d(channels, width, 1), nn.BatchNorm2d(width), nn.ReLU())
+        self.compress = nn.Sequential(
+            nn.Conv2d(channels, width, 1), nn.BatchNorm2d(width), nn.ReLU()
+        )
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.readable = nn.Linear(width, len(LABELS))  # auxiliary task; not used by the restoration
-        self.to(memory_format=torch.channels_last)  # a tenth faster with batch normalisation, on a CPU
+        self.to(
+            memory_format=torch.channels_last
+        )  # a tenth faster with batch normalisation, on a CPU
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
@@ -87,8 +94,8 @@ class Extractor(nn.Module):
 
         The features are added to what the attention gathers for them, so that places keep their own detail.
         """
-        f = self.compress(self.trunk((x - self.mean) / self.std))          # N, width, h, w
-        tokens = f.flatten(2).transpose(1, 2)                              # N, h w, width
+        f = self.compress(self.trunk((x - self.mean) / self.std))  # N, width, h, w
+        tokens = f.flatten(2).transpose(1, 2)  # N, h w, width
         gathered, A = self.attention(tokens, tokens, tokens, average_attn_weights=False)
         return f + gathered.transpose(1, 2).unflatten(2, f.shape[-2:]), A
 
@@ -113,11 +120,15 @@ def static_condition(extractor, data, rows, batch=64):
     Section 4: "pooling features extracted from all readable images". Pooled over images; the place is kept.
     """
     if len(rows) == 0:
-        raise InputError("no readable image to take the static condition from; the data need images with all four labels 1")
+        raise InputError(
+            "no readable image to take the static condition from; the data need images with all four labels 1"
+        )
     was_training = extractor.training
     extractor.eval()
-    total = sum(extractor(data.batch(part, extractor.mean.device)).double().sum(0)
-                for part in torch.as_tensor(rows).split(batch))
+    total = sum(
+        extractor(data.batch(part, extractor.mean.device)).double().sum(0)
+        for part in torch.as_tensor(rows).split(batch)
+    )
     extractor.train(was_training)
     return (total / len(rows)).float()
 
@@ -132,13 +143,17 @@ def other(name, c, extractor, data, seed=0):
 
 
 def _noise(c, extractor, data, seed):
-    return c.mean() + c.std() * torch.randn(c.shape, generator=torch.Generator().manual_seed(seed)).to(c)
+    return c.mean() + c.std() * torch.randn(
+        c.shape, generator=torch.Generator().manual_seed(seed)
+    ).to(c)
 
 
 OTHERS = {
     "zeros": lambda c, extractor, data, seed: torch.zeros_like(c),
     "noise": _noise,
-    "unreadable": lambda c, extractor, data, seed: static_condition(extractor, data, data.rows("train", readable=False)),
+    "unreadable": lambda c, extractor, data, seed: static_condition(
+        extractor, data, data.rows("train", readable=False)
+    ),
 }
 
 
@@ -154,9 +169,13 @@ def load_condition(folder):
     try:
         return load_file(path)["c"]
     except FileNotFoundError:
-        raise InputError(f"{folder}: no static condition there; run 03_features with this extractor and seed first") from None
+        raise InputError(
+            f"{folder}: no static condition there; run 03_features with this extractor and seed first"
+        ) from None
     except (SafetensorError, KeyError) as error:
-        raise InputError(f"{path}: damaged ({error}); run 03_features with this extractor and seed again") from error
+        raise InputError(
+            f"{path}: damaged ({error}); run 03_features with this extractor and seed again"
+        ) from error
 
 
 def recipe(P, data, home, extractor="resnet34"):

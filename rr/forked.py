@@ -36,7 +36,20 @@ LIBRARIES = (
     "jupytext", "nbformat", "nbclient", "papermill",
 )  # fmt: skip
 # variables that a library or Python reads while it is loaded: the server refuses a job with other values
-LOADED = ("OMP_", "MKL_", "OPENBLAS_", "GOMP_", "KMP_", "TORCH_", "PYTORCH_", "PYTHON", "MPL", "TQDM_", "LD_", "LC_")
+LOADED = (
+    "OMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "GOMP_",
+    "KMP_",
+    "TORCH_",
+    "PYTORCH_",
+    "PYTHON",
+    "MPL",
+    "TQDM_",
+    "LD_",
+    "LC_",
+)
 
 # --------------------------------------------------------------------------------------------------------- clients
 
@@ -50,8 +63,13 @@ def server(threads):
     if sys.platform != "linux":
         yield {}
         return
-    numbers = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")}  # as Snakemake
-    folder = Path(tempfile.mkdtemp(prefix="rr-"))  # 0700; short: the path of a socket has at most 107 characters
+    numbers = {
+        f"{name}_NUM_THREADS": str(threads)
+        for name in ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")
+    }  # as Snakemake
+    folder = Path(
+        tempfile.mkdtemp(prefix="rr-")
+    )  # 0700; short: the path of a socket has at most 107 characters
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "s"))
         listener.listen(128)  # a job that comes while the server still loads waits
@@ -75,7 +93,13 @@ def execute(path, values, executed):
     address, stem = os.environ.get(SERVER), Path(executed).stem
     if not address:
         return notebook.execute(path, values, executed)
-    job = {"path": path, "values": values, "executed": executed, "cwd": os.getcwd(), "environment": dict(os.environ)}
+    job = {
+        "path": path,
+        "values": values,
+        "executed": executed,
+        "cwd": os.getcwd(),
+        "environment": dict(os.environ),
+    }
     with notebook.terminable(), socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.settimeout(notebook.START)
@@ -159,7 +183,11 @@ def _run(connection, given):
     if job is None:
         return
     wanted = job["environment"]
-    names = sorted(name for name in {*given, *wanted} if name.startswith(LOADED) and given.get(name) != wanted.get(name))
+    names = sorted(
+        name
+        for name in {*given, *wanted}
+        if name.startswith(LOADED) and given.get(name) != wanted.get(name)
+    )
     if names:
         return _send(connection, f"{', '.join(names)}: not as in the server")
     added = {name: value for name, value in os.environ.items() if given.get(name) != value}
@@ -222,9 +250,13 @@ def _kernel(order, runner):
 
     numpy.random.seed()  # or all kernels would draw the same numbers where none seeds
     sys.argv = ["ipykernel_launcher", *arguments]
-    app = IPKernelApp.instance(parent_handle=runner)  # it looks every second whether that is still its parent
+    app = IPKernelApp.instance(
+        parent_handle=runner
+    )  # it looks every second whether that is still its parent
     app.initialize()
-    matplotlib.rcParams["backend"] = os.environ["MPLBACKEND"]  # ipykernel has set it, matplotlib was there before
+    matplotlib.rcParams["backend"] = os.environ[
+        "MPLBACKEND"
+    ]  # ipykernel has set it, matplotlib was there before
     app.start()
 
 
@@ -253,7 +285,10 @@ class Kernel:
             async def launch_kernel(provisioner, command, *, env, cwd=None, **_):
                 arguments = command[command.index("ipykernel_launcher") + 1 :]
                 with suppress(BrokenPipeError):  # it is dead: what comes next notices
-                    os.write(self.orders, json.dumps([arguments, env, str(cwd or os.getcwd())]).encode() + b"\n")
+                    os.write(
+                        self.orders,
+                        json.dumps([arguments, env, str(cwd or os.getcwd())]).encode() + b"\n",
+                    )
                 provisioner.process, provisioner.pid, provisioner.pgid = self, self.pid, self.pid
                 return provisioner.connection_info
 

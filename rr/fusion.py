@@ -38,10 +38,16 @@ class Fusion(nn.Module):
         self.mode, self.beside = kind["mode"], kind.get("beside", False)
         self.channels = 6 if self.beside else 3
         self.project = nn.Conv2d(channels, 3, 1)
-        nn.init.normal_(self.project.weight, std=0.1 / channels**0.5)  # starts small beside x_t in [0, 1]
+        nn.init.normal_(
+            self.project.weight, std=0.1 / channels**0.5
+        )  # starts small beside x_t in [0, 1]
         nn.init.zeros_(self.project.bias)
-        self.register_parameter("w_x", nn.Parameter(torch.ones(1, 3, 1, 1)) if kind["learned"] else None)
-        self.register_parameter("w_c", nn.Parameter(torch.ones(1, 3, 1, 1)) if kind["learned"] else None)
+        self.register_parameter(
+            "w_x", nn.Parameter(torch.ones(1, 3, 1, 1)) if kind["learned"] else None
+        )
+        self.register_parameter(
+            "w_c", nn.Parameter(torch.ones(1, 3, 1, 1)) if kind["learned"] else None
+        )
         self.film = None
         if kind.get("film"):
             self.film = nn.Sequential(TimeEmbedding(64), nn.Linear(64, 6))
@@ -51,13 +57,15 @@ class Fusion(nn.Module):
     def condition(self, c, size):
         """c (256, h, w) for all images or (N, 256, h, w) => the added term (1 or N, 3, H, W); size = (H, W)."""
         c = self.project(c if c.dim() == 4 else c[None])
-        return F.interpolate(c, size, mode=self.mode, align_corners=False if self.mode == "bilinear" else None)
+        return F.interpolate(
+            c, size, mode=self.mode, align_corners=False if self.mode == "bilinear" else None
+        )
 
     def forward(self, x_t, c, t=None, y=None):
         """x_t (N, 3, H, W), c as in `condition`; t (N,) for "film", y (N, 3, H, W) for "concat"."""
         c = self.condition(c, x_t.shape[-2:])
         if self.film is not None:
-            gamma, delta = self.film(t)[:, :, None, None].chunk(2, 1)      # N, 3, 1, 1
+            gamma, delta = self.film(t)[:, :, None, None].chunk(2, 1)  # N, 3, 1, 1
             c = (1 + gamma) * c + delta
         fused = x_t + c if self.w_x is None else self.w_x * x_t + self.w_c * c
         return torch.cat([fused, y], 1) if self.beside else fused

@@ -20,10 +20,22 @@ from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-RECOMMENDED = Path(__file__).parent / "recommended"  # weights of the recommended restorer, with their model card
+RECOMMENDED = (
+    Path(__file__).parent / "recommended"
+)  # weights of the recommended restorer, with their model card
 ROOT = Path(__file__).resolve().parent.parent
 PART = ".part-"  # in the names of files that are being written
-PACKAGES = ("torch", "torchvision", "lightning", "lpips", "numpy", "pandas", "pillow", "scikit-image", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "lpips",
+    "numpy",
+    "pandas",
+    "pillow",
+    "scikit-image",
+    "scikit-learn",
+)
 
 
 class InputError(ValueError):
@@ -41,7 +53,9 @@ def folder(path):
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if error.errno in (*CLOSED, errno.ENOENT):
-            raise InputError(f"{path}: cannot be made or written to ({error.strerror}); choose another folder") from error
+            raise InputError(
+                f"{path}: cannot be made or written to ({error.strerror}); choose another folder"
+            ) from error
         raise
     return path
 
@@ -57,10 +71,14 @@ def writing(path):
     path = Path(path)
     folder(path.parent)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}{PART}", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.stem}{PART}", suffix=path.suffix, dir=path.parent
+        )
     except OSError as error:
         if error.errno in (*FULL, *CLOSED):
-            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another folder or free space") from error
+            raise InputError(
+                f"{path}: cannot be written ({error.strerror}); choose another folder or free space"
+            ) from error
         raise
     os.close(handle)
     part = Path(name)
@@ -72,7 +90,9 @@ def writing(path):
         os.replace(part, path)
     except Exception as error:
         if _full(error, path.parent):
-            raise InputError(f"{path}: the disk is full; free some space and run the same command again") from error
+            raise InputError(
+                f"{path}: the disk is full; free some space and run the same command again"
+            ) from error
         raise
     finally:
         part.unlink(missing_ok=True)
@@ -82,7 +102,10 @@ def _full(error, folder):
     """Whether an error comes from a full disk: torch and safetensors say so in their own ways, or not at all."""
     if isinstance(error, OSError) and error.errno in FULL or "No space left" in str(error):
         return True
-    return type(error).__name__ in ("SafetensorError", "RuntimeError") and shutil.disk_usage(folder).free < 2**20
+    return (
+        type(error).__name__ in ("SafetensorError", "RuntimeError")
+        and shutil.disk_usage(folder).free < 2**20
+    )
 
 
 @contextmanager
@@ -103,7 +126,9 @@ def alone(lock, busy, wait=True, say=print):
         say(f"{busy}; waiting for its end")
         held.acquire()
     except OSError as error:
-        raise InputError(f"{Path(lock).parent}: cannot be written to ({error.strerror}); choose another folder") from error
+        raise InputError(
+            f"{Path(lock).parent}: cannot be written to ({error.strerror}); choose another folder"
+        ) from error
     try:
         yield
     finally:
@@ -164,7 +189,10 @@ def code(*files):
         tree = trees[path] = ast.parse(path.read_text(encoding="utf-8"))
         todo += imports(tree)
         for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
+            if (
+                isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+                and ast.get_docstring(node, clean=False) is not None
+            ):
                 node.body = node.body[1:]
     texts = sorted((path.name, ast.dump(tree)) for path, tree in trees.items())
     return hashlib.sha256(repr(texts).encode()).hexdigest()[:12]
@@ -175,7 +203,9 @@ def imports(tree):
     aside, found = {"io", "presets", "paper", "notebook"}, []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rr":
-            names = [node.module[3:]] if "." in node.module else [alias.name for alias in node.names]
+            names = (
+                [node.module[3:]] if "." in node.module else [alias.name for alias in node.names]
+            )
             found += [Path(__file__).parent / f"{name}.py" for name in names if name not in aside]
     return found
 
@@ -223,7 +253,9 @@ def read_result(path):
     for name, digest in found["provenance"].get("files", {}).items():
         beside = Path(path).parent / name
         if not beside.is_file() or sha256(beside) != digest:
-            raise InputError(f"{beside}: missing, or not the one that {Path(path).name} was written with; run it again")
+            raise InputError(
+                f"{beside}: missing, or not the one that {Path(path).name} was written with; run it again"
+            )
     return found
 
 
@@ -240,14 +272,18 @@ def provenance(*, started=None, device=None, **facts):
     return {
         **facts,
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--", "rr", "notebooks", "workflow")),  # of what computes
+        "dirty": bool(
+            _git("status", "--porcelain", "--", "rr", "notebooks", "workflow")
+        ),  # of what computes
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
         "threads": torch.get_num_threads() if torch else 1,
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated(device) / 2**20) if on_gpu else None,
+        "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated(device) / 2**20)
+        if on_gpu
+        else None,
         "seconds": round(time.time() - started, 2) if started else None,
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

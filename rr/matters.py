@@ -18,23 +18,27 @@ from rr.bridge import Bridge
 class Bench(NamedTuple):
     """N test images, and where the models lie that restore them."""
 
-    home: Path              # results of a preset
+    home: Path  # results of a preset
     device: torch.device
-    names: np.ndarray       # (N,)
-    y: Tensor               # (N, 3, H, W) in [0, 1]
-    x: Tensor               # the references
-    fov: Tensor             # (N, 1, H, W) bool
-    disc: Tensor            # (N, 3), see data.Packed.disc
+    names: np.ndarray  # (N,)
+    y: Tensor  # (N, 3, H, W) in [0, 1]
+    x: Tensor  # the references
+    fov: Tensor  # (N, 1, H, W) bool
+    disc: Tensor  # (N, 3), see data.Packed.disc
 
     def weights(self, configuration, seed):
         """The trained restorer of a run. Raises InputError if it is missing or damaged."""
         component = restorer.Denoiser if configuration.method == "diffusion" else Bridge
-        return checkpoint.load(studies.folder(self.home, configuration, seed) / "denoiser", component, self.device)
+        return checkpoint.load(
+            studies.folder(self.home, configuration, seed) / "denoiser", component, self.device
+        )
 
     def restored(self, model, seed, n=None, **options):
         """The first n images (None: all), restored; options of `model.restore`, noise from `seed`."""
         generator = torch.Generator().manual_seed(seed)
-        return model.restore(self.y[:n].to(self.device), self.fov[:n].to(self.device), generator, **options).cpu()
+        return model.restore(
+            self.y[:n].to(self.device), self.fov[:n].to(self.device), generator, **options
+        ).cpu()
 
     def scored(self, x_hat):
         """Scores per image of all N restorations, as metrics.score gives them, without LPIPS; index: names."""
@@ -44,7 +48,15 @@ class Bench(NamedTuple):
 def bench(home, packed, device, protocol="paired"):
     """The Bench of a protocol's test images (restorer.test_pairs) of a packed data set, the same in every run."""
     rows, y, x, _ = restorer.test_pairs(packed, protocol)
-    return Bench(home, device, packed.table["name"].to_numpy()[rows], y, x, packed.fov(rows), packed.disc(rows))
+    return Bench(
+        home,
+        device,
+        packed.table["name"].to_numpy()[rows],
+        y,
+        x,
+        packed.fov(rows),
+        packed.disc(rows),
+    )
 
 
 class Answers(list):

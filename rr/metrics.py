@@ -31,7 +31,9 @@ PIECE = 16  # means of SSIM's window that one product of matrices gives
 CHUNK = 64  # images scored at once: squared errors in float64 of 64 images of 224 px take 77 MB
 LPIPS_SIDE = 64  # pixels; below that the trunk's last layers see nothing but their own padding
 LPIPS_BATCH = 8  # images in the trunk at once, on a CPU
-KEPT = 2**30  # bytes of reference features that an Lpips keeps: 550 images of 224 px with trunk "alex"
+KEPT = (
+    2**30
+)  # bytes of reference features that an Lpips keeps: 550 images of 224 px with trunk "alex"
 LPIPS_TRUNKS = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
 DISC_CROP = 3.0  # half-width of the disc crop in disc radii: disc, peripapillary vessels and rim of nerve fibres
 
@@ -55,7 +57,9 @@ def ssim(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     x, y, mask = _checked(x, y, mask)
     if min(x.shape[-2:]) < WINDOW:
-        raise InputError(f"SSIM: images of {x.shape[-1]}x{x.shape[-2]} pixels; its window needs {WINDOW}x{WINDOW}")
+        raise InputError(
+            f"SSIM: images of {x.shape[-1]}x{x.shape[-2]} pixels; its window needs {WINDOW}x{WINDOW}"
+        )
     return _ssim(x, y, [mask])[0]
 
 
@@ -80,16 +84,34 @@ def load_lpips(
 
     trunk = getattr(torchvision.models, name)(weights=None)
     note = pretrained.load(trunk, name, "imagenet", folder, skip=("classifier.",))
-    with warnings.catch_warnings():  # lpips calls torchvision in a way of speaking that torchvision deprecates
+    with (
+        warnings.catch_warnings()
+    ):  # lpips calls torchvision in a way of speaking that torchvision deprecates
         warnings.simplefilter("ignore")
-        model = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False)  # pnet_rand: no download of its own
+        model = lpips.LPIPS(
+            net=net, version="0.1", pnet_rand=True, verbose=False
+        )  # pnet_rand: no download of its own
     # lpips sorts the layers of `features` into slices but keeps their numbers: sliceK.N.weight is features.N.weight
     loaded = trunk.features.state_dict()
-    model.net.load_state_dict({key: loaded[key.split(".", 1)[1]] for key in model.net.state_dict()}, strict=True)
-    heads = torch.load(Path(lpips.__file__).parent / f"weights/v0.1/{net}.pth", map_location="cpu", weights_only=True)
-    if not all(torch.equal(model.state_dict()[key], value) and value.min() >= 0 for key, value in heads.items()):
-        raise InputError("LPIPS: the package's own heads are not loaded; install lpips again (version 0.1.4)")
-    return Lpips(model.to(device, memory_format=torch.channels_last).requires_grad_(False), f"LPIPS v0.1 {net}, trunk {note}")
+    model.net.load_state_dict(
+        {key: loaded[key.split(".", 1)[1]] for key in model.net.state_dict()}, strict=True
+    )
+    heads = torch.load(
+        Path(lpips.__file__).parent / f"weights/v0.1/{net}.pth",
+        map_location="cpu",
+        weights_only=True,
+    )
+    if not all(
+        torch.equal(model.state_dict()[key], value) and value.min() >= 0
+        for key, value in heads.items()
+    ):
+        raise InputError(
+            "LPIPS: the package's own heads are not loaded; install lpips again (version 0.1.4)"
+        )
+    return Lpips(
+        model.to(device, memory_format=torch.channels_last).requires_grad_(False),
+        f"LPIPS v0.1 {net}, trunk {note}",
+    )
 
 
 class Lpips:
@@ -103,7 +125,9 @@ class Lpips:
 
     def __init__(self, model, note):
         self.trunk, self.note = model.net, note
-        self.weights = [head.model[-1].weight.flatten() for head in model.lins]  # of each layer (C,)
+        self.weights = [
+            head.model[-1].weight.flatten() for head in model.lins
+        ]  # of each layer (C,)
         # 2 x - 1, the package's range, then minus its mean, over its standard deviation: x * scale + shift, (1, 3, 1, 1)
         mean, std = model.scaling_layer.shift, model.scaling_layer.scale
         self.scale, self.shift, self.device = 2 / std, -(1 + mean) / std, mean.device
@@ -112,13 +136,22 @@ class Lpips:
     @torch.no_grad()
     def __call__(self, x, y):
         if min(x.shape[-2:]) < LPIPS_SIDE:
-            raise InputError(f"LPIPS: images of {x.shape[-1]}x{x.shape[-2]} pixels; it needs at least {LPIPS_SIDE}")
+            raise InputError(
+                f"LPIPS: images of {x.shape[-1]}x{x.shape[-2]} pixels; it needs at least {LPIPS_SIDE}"
+            )
         for image in (x, y):
             if not (image.amin() >= 0 and image.amax() <= 1):
-                raise InputError(f"LPIPS: values from {image.amin():.3g} to {image.amax():.3g}; give images in [0, 1]")
+                raise InputError(
+                    f"LPIPS: values from {image.amin():.3g} to {image.amax():.3g}; give images in [0, 1]"
+                )
         x, y = x.to(self.device, torch.float32), y.to(self.device, torch.float32)
-        step, references = (LPIPS_BATCH, self._kept) if self.device.type == "cpu" else (len(x), self.features)
-        parts = [self._distance(references(a), self.features(b)) for a, b in zip(x.split(step), y.split(step))]
+        step, references = (
+            (LPIPS_BATCH, self._kept) if self.device.type == "cpu" else (len(x), self.features)
+        )
+        parts = [
+            self._distance(references(a), self.features(b))
+            for a, b in zip(x.split(step), y.split(step))
+        ]
         return torch.cat(parts).double().cpu()
 
     @torch.autocast("cuda", enabled=False)
@@ -126,11 +159,16 @@ class Lpips:
         """Features (N, H_l, W_l, C_l) of each layer, of length 1, of images (N, 3, H, W)."""
         x = torch.addcmul(self.shift, x, self.scale).contiguous(memory_format=torch.channels_last)
         maps = [f.permute(0, 2, 3, 1) for f in self.trunk(x)]
-        return [f.div_(torch.linalg.vector_norm(f, dim=3, keepdim=True) + 1e-10) for f in maps]  # 1e-10: the package's
+        return [
+            f.div_(torch.linalg.vector_norm(f, dim=3, keepdim=True) + 1e-10) for f in maps
+        ]  # 1e-10: the package's
 
     @torch.autocast("cuda", enabled=False)
     def _distance(self, fx, fy):
-        return sum(((one - other).square_() @ w).mean((1, 2)) for one, other, w in zip(fx, fy, self.weights))
+        return sum(
+            ((one - other).square_() @ w).mean((1, 2))
+            for one, other, w in zip(fx, fy, self.weights)
+        )
 
     def _kept(self, x):
         x = x.contiguous()
@@ -138,7 +176,10 @@ class Lpips:
         if key not in self.known:
             self.known[key] = self.features(x)
         self.known.move_to_end(key)
-        while len(self.known) > 1 and sum(f.nbytes for maps in self.known.values() for f in maps) > KEPT:
+        while (
+            len(self.known) > 1
+            and sum(f.nbytes for maps in self.known.values() for f in maps) > KEPT
+        ):
             self.known.popitem(last=False)
         return self.known[key]
 
@@ -147,7 +188,8 @@ def score(
     x: Tensor,  # reference (N, 3, H, W)
     y: Tensor,  # what is scored
     fov: Tensor | None = None,  # (N, 1, H, W) field of view
-    disc: Tensor | None = None,  # (N, 3): x, y, radius of the optic disc in fractions of the width; NaN where unknown
+    disc: Tensor
+    | None = None,  # (N, 3): x, y, radius of the optic disc in fractions of the width; NaN where unknown
     lpips: Callable | None = None,  # from `load_lpips`
 ) -> pd.DataFrame:
     """One row per image: psnr, ssim and lpips over the full frame, and each with `_fov` and `_disc`.
@@ -157,11 +199,20 @@ def score(
     cannot be had: no `fov`, disc unknown or outside, no LPIPS trunk, or fewer than 64 pixels for LPIPS (11 for SSIM).
     """
     if len(x) > CHUNK:
-        parts = zip(*(values.split(CHUNK) if isinstance(values, Tensor) else [None] * len(x) for values in (x, y, fov, disc)))
+        parts = zip(
+            *(
+                values.split(CHUNK) if isinstance(values, Tensor) else [None] * len(x)
+                for values in (x, y, fov, disc)
+            )
+        )
         return pd.concat([score(*part, lpips) for part in parts], ignore_index=True)
     x, y, fov = _checked(x, y, fov)
     n = len(x)
-    table = {f"{metric}{where}": np.full(n, np.nan) for where in ("", "_fov", "_disc") for metric in METRICS}
+    table = {
+        f"{metric}{where}": np.full(n, np.nan)
+        for where in ("", "_fov", "_disc")
+        for metric in METRICS
+    }
 
     def fill(rows, a, b, masks):
         side = min(a.shape[-2:])
@@ -172,7 +223,9 @@ def score(
             if of_mask is not None:
                 table[f"ssim{where}"][rows] = of_mask.cpu().numpy()
             if side >= LPIPS_SIDE and lpips is not None:
-                table[f"lpips{where}"][rows] = lpips(*((a, b) if mask is None else (a * mask, b * mask))).cpu().numpy()
+                table[f"lpips{where}"][rows] = (
+                    lpips(*((a, b) if mask is None else (a * mask, b * mask))).cpu().numpy()
+                )
 
     fill(slice(None), x, y, {"": None} | ({} if fov is None else {"_fov": fov}))
     if disc is not None:
@@ -185,10 +238,14 @@ def score(
 def _checked(x, y, mask):
     """Images and, in float64, a mask, on one device."""
     if x.shape != y.shape or x.ndim != 4:
-        raise InputError(f"images of shapes {tuple(x.shape)} and {tuple(y.shape)}: give two of (N, 3, H, W)")
+        raise InputError(
+            f"images of shapes {tuple(x.shape)} and {tuple(y.shape)}: give two of (N, 3, H, W)"
+        )
     if mask is not None:
         if mask.shape != (len(x), 1, *x.shape[-2:]):
-            raise InputError(f"mask of shape {tuple(mask.shape)}: give {(len(x), 1, *x.shape[-2:])}")
+            raise InputError(
+                f"mask of shape {tuple(mask.shape)}: give {(len(x), 1, *x.shape[-2:])}"
+            )
         mask = mask.to(x.device).double()
     return x, y.to(x.device), mask
 
@@ -216,13 +273,30 @@ def _ssim(x, y, masks):
     rows, columns, at_once = h - WINDOW + 1, w - WINDOW + 1, 1 if x.device.type == "cpu" else n * c
     shapes = (h, 4, at_once, w), (h, 4, at_once, columns), (rows, 4, at_once, columns)
     maps, half, means = (x.new_empty(shape, dtype=torch.float32) for shape in shapes)
-    u, v, uu, vv = maps.unbind(1)  # rows first: all products below are then of matrices that lie as they are
+    u, v, uu, vv = maps.unbind(
+        1
+    )  # rows first: all products below are then of matrices that lie as they are
     mu_u, mu_v, V_u, V_v = means.unbind(1)
     ssim, other, _, _ = half[:rows].unbind(1)  # free once all products are there
-    passes = [(maps.view(-1, w)[:, reach], band.T, half.view(-1, columns)[:, at]) for at, reach, band in _bands(w, x.device)]
-    passes += [(band, half.view(h, -1)[reach], means.view(rows, -1)[at]) for at, reach, band in _bands(h, x.device)]
-    masks = [mask if mask is None else mask[..., WINDOW // 2 : -(WINDOW // 2), WINDOW // 2 : -(WINDOW // 2)] for mask in masks]
-    x, y, image_of = x.flatten(0, 1), y.flatten(0, 1), torch.arange(n, device=x.device).repeat_interleave(c)
+    passes = [
+        (maps.view(-1, w)[:, reach], band.T, half.view(-1, columns)[:, at])
+        for at, reach, band in _bands(w, x.device)
+    ]
+    passes += [
+        (band, half.view(h, -1)[reach], means.view(rows, -1)[at])
+        for at, reach, band in _bands(h, x.device)
+    ]
+    masks = [
+        mask
+        if mask is None
+        else mask[..., WINDOW // 2 : -(WINDOW // 2), WINDOW // 2 : -(WINDOW // 2)]
+        for mask in masks
+    ]
+    x, y, image_of = (
+        x.flatten(0, 1),
+        y.flatten(0, 1),
+        torch.arange(n, device=x.device).repeat_interleave(c),
+    )
     found = [[] for _ in masks]
     for i in range(0, n * c, at_once):
         a, b = (image[i : i + at_once].float().transpose(0, 1) for image in (x, y))
@@ -236,9 +310,16 @@ def _ssim(x, y, masks):
         mu_v.mul_(mu_v)
         V_u.sub_(mu_u)
         V_v.sub_(mu_v)
-        torch.sub(mu_u, mu_v, out=ssim).mul_(torch.sub(V_u, V_v, out=other)).div_(mu_u.add_(mu_v).mul_(V_u.add_(V_v)))
+        torch.sub(mu_u, mu_v, out=ssim).mul_(torch.sub(V_u, V_v, out=other)).div_(
+            mu_u.add_(mu_v).mul_(V_u.add_(V_v))
+        )
         for each, mask in zip(found, masks):
-            each.append(_mean(ssim.transpose(0, 1)[:, None], mask if mask is None else mask[image_of[i : i + at_once]]))
+            each.append(
+                _mean(
+                    ssim.transpose(0, 1)[:, None],
+                    mask if mask is None else mask[image_of[i : i + at_once]],
+                )
+            )
     return [torch.cat(each).view(n, c).mean(1) for each in found]
 
 
@@ -252,13 +333,18 @@ def _bands(length, device):
     offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
     window = torch.exp(-(offsets**2) / (2 * SIGMA**2))
     window = (window / window.sum()).float()
-    window[[0, -1]] += (1 - window.double().sum()).float() / 2  # rounding must not change the mean of a constant
+    window[[0, -1]] += (
+        1 - window.double().sum()
+    ).float() / 2  # rounding must not change the mean of a constant
     band = torch.zeros(PIECE, PIECE + WINDOW - 1)
     for k in range(PIECE):
         band[k, k : k + WINDOW] = window
     band, means = band.to(device), length - WINDOW + 1
     pieces = [(start, min(start + PIECE, means)) for start in range(0, means, PIECE)]
-    return [(slice(a, b), slice(a, b + WINDOW - 1), band[: b - a, : b - a + WINDOW - 1]) for a, b in pieces]
+    return [
+        (slice(a, b), slice(a, b + WINDOW - 1), band[: b - a, : b - a + WINDOW - 1])
+        for a, b in pieces
+    ]
 
 
 def _disc_boxes(disc, height, width):

@@ -30,7 +30,9 @@ NOTEBOOKS = ROOT / "notebooks"
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 START = 60  # seconds in which a kernel must answer; a hung start is killed and tried once more
 EVERY = 10  # seconds between two lines of a progress bar
-_CELL = re.compile(r'^# %%[^\n]*tags=\[[^]\n]*"parameters"[^]\n]*\][^\n]*\n(.*?)(?=^# %%|\Z)', re.M | re.S)
+_CELL = re.compile(
+    r'^# %%[^\n]*tags=\[[^]\n]*"parameters"[^]\n]*\][^\n]*\n(.*?)(?=^# %%|\Z)', re.M | re.S
+)
 _BAR = re.compile(r"\[[\d:]+[<,]")  # tqdm's "[elapsed<" or "[elapsed,"
 _RANGE = re.compile(r"from (\S+?)(?: to (\S+?))?[:,; ]")
 _CHOICES = re.compile(r"[^\s|]+(?: \| [^\s|]+)+")
@@ -63,7 +65,9 @@ def find(name):
         if path.is_file() and path.suffix == ".py":
             return path.resolve()
     known = ", ".join(path.stem for path in sorted(NOTEBOOKS.glob("[0-9]*.py")))
-    raise InputError(f"notebook {str(name)!r}: unknown; choose one of {known}, or give the path of a .py notebook")
+    raise InputError(
+        f"notebook {str(name)!r}: unknown; choose one of {known}, or give the path of a .py notebook"
+    )
 
 
 def parameters(path):
@@ -73,27 +77,41 @@ def parameters(path):
     """
     found = _CELL.search(Path(path).read_text(encoding="utf-8"))
     if not found:
-        raise InputError(f'{path}: has no cell tagged parameters; head one with # %% tags=["parameters"]')
+        raise InputError(
+            f'{path}: has no cell tagged parameters; head one with # %% tags=["parameters"]'
+        )
     try:
         tree = ast.parse(found[1])
         tokens = list(tokenize.generate_tokens(io.StringIO(found[1]).readline))
     except SyntaxError as error:
         raise InputError(f"{path}: its parameter cell is not valid Python ({error.msg})") from None
-    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    comments = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokens
+        if token.type == tokenize.COMMENT
+    }
     return {each.name: each for each in (_parameter(path, node, comments) for node in tree.body)}
 
 
 def _parameter(path, node, comments):
     try:
-        name, kind, default = node.target.id, TYPES[node.annotation.id], ast.literal_eval(node.value)
+        name, kind, default = (
+            node.target.id,
+            TYPES[node.annotation.id],
+            ast.literal_eval(node.value),
+        )
         if type(default) is not kind:
             raise TypeError
     except (AttributeError, KeyError, ValueError, TypeError):
         line = ast.unparse(node).splitlines()[0]
-        raise InputError(f"{path}: parameter cell: {line}; write: name: {' | '.join(TYPES)} = literal") from None
+        raise InputError(
+            f"{path}: parameter cell: {line}; write: name: {' | '.join(TYPES)} = literal"
+        ) from None
     about = comments.get(node.end_lineno, "")
     listed = _CHOICES.match(about)
-    return Parameter(name, kind, default, about, tuple(listed[0].rstrip(":;,.").split(" | ")) if listed else ())
+    return Parameter(
+        name, kind, default, about, tuple(listed[0].rstrip(":;,.").split(" | ")) if listed else ()
+    )
 
 
 def assigned(value):
@@ -114,7 +132,10 @@ def check(path, values):
     for name in values:
         if name not in known:
             raise InputError(f"{stem}: has no parameter {name!r}; choose from {', '.join(known)}")
-    return {name: _typed(stem, each, str(values.get(name, each.default))) for name, each in known.items()}
+    return {
+        name: _typed(stem, each, str(values.get(name, each.default)))
+        for name, each in known.items()
+    }
 
 
 def _typed(stem, parameter, text):
@@ -146,7 +167,9 @@ def execute(path, values, executed, kernel=None):
     """
     values = check(path, values)
     path, executed, started = Path(path), Path(executed).resolve(), time.monotonic()
-    sys.modules.setdefault("rfc3987_syntax", None)  # optional in jsonschema, builds a grammar for 1 s at every start
+    sys.modules.setdefault(
+        "rfc3987_syntax", None
+    )  # optional in jsonschema, builds a grammar for 1 s at every start
     import jupytext
     import nbformat
     from nbclient.exceptions import DeadKernelError
@@ -162,12 +185,17 @@ def execute(path, values, executed, kernel=None):
         except (PapermillExecutionError, DeadKernelError, _NoStart) as error:
             failure = error
         nb = nbformat.read(part, as_version=4)
-        nb.metadata.papermill.update(input_path=path.name, output_path=executed.name)  # not the temporary one
+        nb.metadata.papermill.update(
+            input_path=path.name, output_path=executed.name
+        )  # not the temporary one
         nbformat.write(nb, part)
     if failure is None:
         say(f"done in {time.monotonic() - started:.0f} s")
         return
-    kind, said = getattr(failure, "ename", type(failure).__name__), getattr(failure, "evalue", str(failure))
+    kind, said = (
+        getattr(failure, "ename", type(failure).__name__),
+        getattr(failure, "evalue", str(failure)),
+    )
     said = said.strip().splitlines()[-1] if said.strip() else ""
     if kind == "InputError":
         raise InputError(f"{executed.stem}: {said}")
@@ -200,11 +228,15 @@ def _run(nb, part, values, say, kernel):
         except (RuntimeError, TimeoutError) as error:
             if answered:
                 raise
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            reason = (
+                str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            )
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         say(f"the kernel did not start ({reason})" + ("; trying once more" if attempt == 1 else ""))
-    raise _NoStart(f"the kernel did not start in two attempts ({reason}); `rr doctor` tells whether torch imports")
+    raise _NoStart(
+        f"the kernel did not start in two attempts ({reason}); `rr doctor` tells whether torch imports"
+    )
 
 
 class _NoStart(Exception):
@@ -222,10 +254,14 @@ def _kernel(kernel=None):
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpecManager
 
-    folder = Path(tempfile.mkdtemp(prefix="rr-"))  # short: the path of a socket has at most 107 characters
+    folder = Path(
+        tempfile.mkdtemp(prefix="rr-")
+    )  # short: the path of a socket has at most 107 characters
     manager = AsyncKernelManager(
         kernel_name="python3",
-        kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),  # no installed kernelspec, only the native one
+        kernel_spec_manager=KernelSpecManager(
+            kernel_dirs=[]
+        ),  # no installed kernelspec, only the native one
         transport="ipc",
         ip=str(folder / "s"),
         connection_file=str(folder / "kernel.json"),
@@ -248,7 +284,9 @@ def _kernel(kernel=None):
 @contextmanager
 def _alone(executed, say):
     """One writer of `executed` at a time, on this machine; what a killed one left behind is removed."""
-    with alone(executed.with_name(f".{executed.stem}.lock"), f"another run is writing {executed}", say=say):
+    with alone(
+        executed.with_name(f".{executed.stem}.lock"), f"another run is writing {executed}", say=say
+    ):
         sweep(executed.parent, glob.escape(executed.stem))
         yield
 

@@ -25,7 +25,18 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from rr.data import FORMAT, SPLITS, Packed, header
-from rr.io import InputError, alone, code, folder, read_json, sha256, sweep, write_json, write_table, writing
+from rr.io import (
+    InputError,
+    alone,
+    code,
+    folder,
+    read_json,
+    sha256,
+    sweep,
+    write_json,
+    write_table,
+    writing,
+)
 from rr.paper import LABELS
 from rr.photo import Fov
 
@@ -41,9 +52,13 @@ def dhash(image):
     """
     edge = 0.15 * len(image)
     inner = Image.fromarray(image).convert("L").convert("F")
-    grey = np.asarray(inner.resize((17, 16), Image.BOX, box=(edge, edge, len(image) - edge, len(image) - edge)))
+    grey = np.asarray(
+        inner.resize((17, 16), Image.BOX, box=(edge, edge, len(image) - edge, len(image) - edge))
+    )
     grey = grey - ndimage.gaussian_filter(grey, 2)
-    return np.packbits(grey[:, 1:] > grey[:, :-1] + 0.25)  # + 1/4: a uniform image hashes to 0 in spite of noise
+    return np.packbits(
+        grey[:, 1:] > grey[:, :-1] + 0.25
+    )  # + 1/4: a uniform image hashes to 0 in spite of noise
 
 
 def near_duplicates(hashes):
@@ -52,7 +67,9 @@ def near_duplicates(hashes):
     Exact by the pigeonhole principle: cut into NEAR_BITS + 2 bands, two such hashes agree in at least two whole bands.
     """
     unique, inverse = np.unique(hashes, axis=0, return_inverse=True)
-    shuffled = np.random.default_rng(0).permutation(256)  # neighbouring bits are alike: mixed, every band tells much
+    shuffled = np.random.default_rng(0).permutation(
+        256
+    )  # neighbouring bits are alike: mixed, every band tells much
     bits = np.unpackbits(unique, axis=1)[:, shuffled]
     power = 1 << np.arange(16, dtype=np.uint32)
     bands = [part @ power[: part.shape[1]] for part in np.array_split(bits, NEAR_BITS + 2, axis=1)]
@@ -60,7 +77,9 @@ def near_duplicates(hashes):
     group = np.arange(len(unique))
     for one, two in combinations(bands, 2):  # each below 2^16
         while len(links := _links((one << 16) | two, group, words)):
-            graph = coo_array((np.ones(len(links), bool), (links[:, 0], links[:, 1])), shape=(len(unique),) * 2)
+            graph = coo_array(
+                (np.ones(len(links), bool), (links[:, 0], links[:, 1])), shape=(len(unique),) * 2
+            )
             group = connected_components(graph, directed=False)[1][group]
     return group[inverse.ravel()]
 
@@ -117,10 +136,18 @@ def pack(source, size, out, seed=0, workers=1):
     memory not on the number of images but for table and hashes. Raises InputError if `out` holds other things than a pack.
     """
     out = folder(out)
-    recipe = {"format": FORMAT, "size": size, "seed": seed, "source": source.recipe, "code": code("packing")}
+    recipe = {
+        "format": FORMAT,
+        "size": size,
+        "seed": seed,
+        "source": source.recipe,
+        "code": code("packing"),
+    }
     if _recorded(out / "manifest.json").get("recipe") == recipe:
         return Packed(out)
-    with alone(out / ".lock", f"another process packs images in {out}"):  # two notebooks may ask for the same pack at once
+    with alone(
+        out / ".lock", f"another process packs images in {out}"
+    ):  # two notebooks may ask for the same pack at once
         if _recorded(out / "manifest.json").get("recipe") != recipe:
             sweep(out)  # nobody else writes while we hold the lock
             _finish(source, recipe, out, _shards(source, recipe, out, workers))
@@ -140,7 +167,11 @@ def _shards(source, recipe, out, workers):
     """
     from tqdm import tqdm
 
-    n, size, stem = len(source), recipe["size"], hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
+    n, size, stem = (
+        len(source),
+        recipe["size"],
+        hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8],
+    )
     allowed = max(1, int(SKIPPED * n))
     done = _complete(out, recipe)
     start = min(n, len(done) * SHARD)
@@ -167,9 +198,13 @@ def _shards(source, recipe, out, workers):
                         file.write(pixels)
                         rows.append({"index": i, "hash": hashed.tobytes().hex(), **row})
                     file.seek(0)
-                    header(file, len(rows), size)  # numpy pads the header so that the count can change in place
+                    header(
+                        file, len(rows), size
+                    )  # numpy pads the header so that the count can change in place
                 digest = sha256(part)
-            write_table(out / f"{name}.csv", pd.DataFrame(rows, columns=None if rows else ["index", "hash"]))
+            write_table(
+                out / f"{name}.csv", pd.DataFrame(rows, columns=None if rows else ["index", "hash"])
+            )
             done.append({"name": name, "count": len(rows), "sha256": digest, "skipped": reasons})
             write_json(out / "progress.json", {"recipe": recipe, "shards": done})
     return done
@@ -178,17 +213,28 @@ def _shards(source, recipe, out, workers):
 def _complete(out, recipe):
     """The shards that an earlier call of the same recipe completed; all others are removed."""
     known, old = _recorded(out / "progress.json"), _recorded(out / "manifest.json")
-    if not (known or old) and (others := [path.name for path in out.iterdir() if not path.name.startswith(".")]):
-        raise InputError(f"{out}: holds {min(others)} and is no packed data set; choose an empty folder")
+    if not (known or old) and (
+        others := [path.name for path in out.iterdir() if not path.name.startswith(".")]
+    ):
+        raise InputError(
+            f"{out}: holds {min(others)} and is no packed data set; choose an empty folder"
+        )
     done = known["shards"] if known.get("recipe") == recipe else []
-    whole = [(out / f"{shard['name']}.npy").exists() and (out / f"{shard['name']}.csv").exists() for shard in done]
+    whole = [
+        (out / f"{shard['name']}.npy").exists() and (out / f"{shard['name']}.csv").exists()
+        for shard in done
+    ]
     done = done[: [*whole, False].index(False)]
     if done:
-        print(f"{out}: goes on after {len(done)} shards, {sum(shard['count'] for shard in done)} images")
+        print(
+            f"{out}: goes on after {len(done)} shards, {sum(shard['count'] for shard in done)} images"
+        )
     elif old or known.get("recipe", recipe) != recipe:
         print(f"{out}: holds images of another recipe, which are replaced")
     _sweep(out, [*done, *old.get("shards", [])])
-    write_json(out / "progress.json", {"recipe": recipe, "shards": done})  # from now on this folder is ours
+    write_json(
+        out / "progress.json", {"recipe": recipe, "shards": done}
+    )  # from now on this folder is ours
     return done
 
 
@@ -203,10 +249,19 @@ def _sweep(out, shards):
 def _finish(source, recipe, out, shards):
     """Write table and manifest from what lies beside the shards: the same whether they were made at once or not."""
     read = partial(pd.read_csv, dtype={"hash": str}, float_precision="round_trip")
-    known = pd.concat([read(out / f"{shard['name']}.csv") for shard in shards if shard["count"]]).set_index("index")
+    known = pd.concat(
+        [read(out / f"{shard['name']}.csv") for shard in shards if shard["count"]]
+    ).set_index("index")
     hashes = np.frombuffer(bytes.fromhex("".join(known.pop("hash"))), np.uint8).reshape(-1, 32)
     table = source.table.loc[known.index].join(known).reset_index(drop=True)
-    for column in (*(f"fov_{key}" for key in Fov._fields), "disc_x", "disc_y", "disc_r", "fovea_x", "fovea_y"):
+    for column in (
+        *(f"fov_{key}" for key in Fov._fields),
+        "disc_x",
+        "disc_y",
+        "disc_r",
+        "fovea_x",
+        "fovea_y",
+    ):
         if column not in table:
             table[column] = np.nan
     labels = table[list(LABELS)]
@@ -217,7 +272,9 @@ def _finish(source, recipe, out, shards):
         write_table(out / "missing.csv", pd.DataFrame({"name": source.missing}))
     else:
         (out / "missing.csv").unlink(missing_ok=True)
-    sizes = Counter(f"{w}x{h}" for w, h in zip(table.get("source_width", []), table.get("source_height", [])))
+    sizes = Counter(
+        f"{w}x{h}" for w, h in zip(table.get("source_width", []), table.get("source_height", []))
+    )
     manifest = {
         "recipe": recipe,
         "count": len(table),
@@ -233,7 +290,11 @@ def _finish(source, recipe, out, shards):
         "table_sha256": sha256(out / "table.csv"),
     }
     write_json(out / "manifest.json", manifest)
-    for path in (out / "progress.json", out / "unusable.csv", *(out / f"{shard['name']}.csv" for shard in shards)):
+    for path in (
+        out / "progress.json",
+        out / "unusable.csv",
+        *(out / f"{shard['name']}.csv" for shard in shards),
+    ):
         path.unlink(missing_ok=True)  # all of it is in the table and the manifest
     _sweep(out, shards)
 
@@ -242,7 +303,9 @@ def _made(source, size, workers, start):
     """Yield, in order, (pixels as bytes (3, S, S), hash, row) of every image from `start`, or why there is none."""
     threads = torch.get_num_threads()
     if workers == 1:
-        torch.set_num_threads(1)  # sums depend on the number of threads; every way of packing gives the same bytes
+        torch.set_num_threads(
+            1
+        )  # sums depend on the number of threads; every way of packing gives the same bytes
         try:
             yield from (_make(source.image, size, i) for i in range(start, len(source)))
         finally:
@@ -251,10 +314,16 @@ def _made(source, size, workers, start):
     spawn = multiprocessing.get_context("spawn")  # torch does not survive fork
     try:
         with ProcessPoolExecutor(workers, spawn, _start, (source.image, size)) as pool:
-            for first in range(start, len(source), 64 * workers):  # in blocks: a bounded number of results waits
-                yield from pool.map(_next, range(first, min(first + 64 * workers, len(source))), chunksize=4)
+            for first in range(
+                start, len(source), 64 * workers
+            ):  # in blocks: a bounded number of results waits
+                yield from pool.map(
+                    _next, range(first, min(first + 64 * workers, len(source))), chunksize=4
+                )
     except BrokenProcessPool:
-        raise InputError("packing: a worker was killed, for want of memory perhaps; the same call with fewer workers goes on")
+        raise InputError(
+            "packing: a worker was killed, for want of memory perhaps; the same call with fewer workers goes on"
+        )
 
 
 def _start(image, size):

@@ -6,7 +6,12 @@ application): they are quoted beside ours, never compared as if the data were th
 
 from typing import NamedTuple
 
-LABELS = ("fundus", "macula", "disc", "retina")  # 2.2: a valid fundus image, and what of it is readable
+LABELS = (
+    "fundus",
+    "macula",
+    "disc",
+    "retina",
+)  # 2.2: a valid fundus image, and what of it is readable
 
 
 class Score(NamedTuple):
@@ -17,7 +22,10 @@ class Score(NamedTuple):
 
 RETINAREGEN = Score(27.4521, 0.9556, 0.1911)  # C1: abstract and 3.2, optic-disc (RO) subset
 
-OTHER_BACKBONES = {"lowest": Score(9.4982, 0.0773, 0.5300), "highest": Score(10.5970, 0.2226, 0.7857)}  # C2: 3.2, ranges
+OTHER_BACKBONES = {
+    "lowest": Score(9.4982, 0.0773, 0.5300),
+    "highest": Score(10.5970, 0.2226, 0.7857),
+}  # C2: 3.2, ranges
 
 EXTRACTORS = {  # C3: Table 1, in its order
     "attention": Score(27.0733, 0.9461, 0.1736),

@@ -41,7 +41,9 @@ def read_crop(file, size, name=None):
     image, width, height = _read(file, name, size)
     crop, fov, box = crop_fov(image, size, required=False, frame=(width, height))
     short = min(image.shape[:2])
-    if short < min(width, height) and box.side * image.shape[1] < size * width:  # a field of view smaller than the frame
+    if (
+        short < min(width, height) and box.side * image.shape[1] < size * width
+    ):  # a field of view smaller than the frame
         image, width, height = _read(file, name, math.ceil(size * min(width, height) / box.side))
         crop, fov, box = crop_fov(image, size, required=False, frame=(width, height))
     return crop, fov, box, width, height
@@ -52,23 +54,34 @@ def _read(file, name, least=None):
     THUMB, None: all."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own, softer warning for large images, and damaged EXIF
+            warnings.simplefilter(
+                "ignore"
+            )  # Pillow's own, softer warning for large images, and damaged EXIF
             with Image.open(file) as photo:
                 width, height = photo.size
                 if width * height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 if least is not None:
                     scale = max(least / min(width, height), THUMB / max(width, height))
-                    photo.draft(None, (math.ceil(scale * width), math.ceil(scale * height)))  # of a JPEG only
+                    photo.draft(
+                        None, (math.ceil(scale * width), math.ceil(scale * height))
+                    )  # of a JPEG only
                 photo.load()
                 ImageOps.exif_transpose(photo, in_place=True)
     except FileNotFoundError:
         raise InputError(f"{name}: no such file") from None
     except Image.DecompressionBombError:
-        raise InputError(f"{name}: more than {MAX_PIXELS // 10**6} megapixels; reduce it first") from None
+        raise InputError(
+            f"{name}: more than {MAX_PIXELS // 10**6} megapixels; reduce it first"
+        ) from None
     except Exception as error:
-        reason = " ".join(str(error).split()).replace(f" {str(file)!r}", "").replace(f" {file!r}", "") or type(error).__name__
-        raise InputError(f"{name}: not a readable image ({reason}); export it again as PNG or JPEG") from None
+        reason = (
+            " ".join(str(error).split()).replace(f" {str(file)!r}", "").replace(f" {file!r}", "")
+            or type(error).__name__
+        )
+        raise InputError(
+            f"{name}: not a readable image ({reason}); export it again as PNG or JPEG"
+        ) from None
     if max(photo.size) > NARROW * min(photo.size):
         raise InputError(f"{name}: {width} x {height} pixels; give a photograph that is no strip")
     if (photo.width > photo.height) != (width > height):
@@ -77,7 +90,9 @@ def _read(file, name, least=None):
         grey = np.clip(np.asarray(photo), 0, 65535) / 257
         return np.repeat(np.round(grey).astype(np.uint8)[..., None], 3, axis=2), width, height
     if photo.mode == "F":
-        raise InputError(f"{name}: pixels are floating-point numbers of unknown range; export it as 8-bit PNG or JPEG")
+        raise InputError(
+            f"{name}: pixels are floating-point numbers of unknown range; export it as 8-bit PNG or JPEG"
+        )
     if "A" in photo.mode or "a" in photo.mode or "transparency" in photo.info:
         photo = photo.convert("RGBA")
         photo = Image.alpha_composite(Image.new("RGBA", photo.size, "black"), photo)
@@ -110,7 +125,9 @@ def find_fov(image):
     """
     height, width = image.shape[:2]
     scale = max(height, width, THUMB) / THUMB
-    thumb = Image.fromarray(image).resize((max(1, round(width / scale)), max(1, round(height / scale))), Image.BOX)
+    thumb = Image.fromarray(image).resize(
+        (max(1, round(width / scale)), max(1, round(height / scale))), Image.BOX
+    )
     red, green, blue = thumb.split()
     value = np.asarray(ImageChops.lighter(ImageChops.lighter(red, green), blue)).astype(np.float32)
     h, w = value.shape
@@ -137,7 +154,9 @@ def find_fov(image):
     angles = np.arctan2(*(points[on_rim] - (x, y)).T)
     seen = len(np.unique(np.floor(angles / np.pi * 36))) / 72  # share of the rim that is an outline
 
-    r -= max(0, 0.5 - (threshold - dark) / (bright - dark))  # a pixel passes the threshold before it is half covered
+    r -= max(
+        0, 0.5 - (threshold - dark) / (bright - dark)
+    )  # a pixel passes the threshold before it is half covered
     iy, ix = np.arange(h)[:, None] + 0.5, np.arange(w) + 0.5
     distance2 = (ix - x) ** 2 + (iy - y) ** 2
     inside = distance2 < r**2
@@ -154,7 +173,9 @@ def find_fov(image):
     ):
         return None
     sx, sy = width / w, height / h
-    return Fov(*map(float, (x * sx, y * sy, r * (sx + sy) / 2, max(0, top) * sy, min(h, bottom) * sy)))
+    return Fov(
+        *map(float, (x * sx, y * sy, r * (sx + sy) / 2, max(0, top) * sy, min(h, bottom) * sy))
+    )
 
 
 def _most(mask):
@@ -178,14 +199,19 @@ def _circle_through_most(points, low, high, tries=400, tolerance=1.5):
     area = 2 * (b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0])
     with np.errstate(divide="ignore", invalid="ignore"):  # collinear triples
         bb, cc = (b**2).sum(1), (c**2).sum(1)
-        centre = np.stack([c[:, 1] * bb - b[:, 1] * cc, b[:, 0] * cc - c[:, 0] * bb], 1) / area[:, None]
+        centre = (
+            np.stack([c[:, 1] * bb - b[:, 1] * cc, b[:, 0] * cc - c[:, 0] * bb], 1) / area[:, None]
+        )
     r = np.hypot(*centre.T)
     usable = (r > low) & (r < high)
     if not usable.any():
         return None
     centre, r = (centre + a)[usable], r[usable]
     # |d - r| < t is |d^2 - r^2 - t^2| < 2 r t, and d^2 = p^2 - 2 p c + c^2 is a product of matrices: (tries, 4) (4, N)
-    circles = np.c_[-2 * centre, np.ones(len(r)), (centre**2).sum(1) - r**2 - tolerance**2] / (2 * r * tolerance)[:, None]
+    circles = (
+        np.c_[-2 * centre, np.ones(len(r)), (centre**2).sum(1) - r**2 - tolerance**2]
+        / (2 * r * tolerance)[:, None]
+    )
     away = circles @ np.c_[points, (points**2).sum(1), np.ones(len(points))].T  # (tries, N)
     near = np.abs(away, out=away) < 1
     near = near[near.sum(1).argmax()]
@@ -221,24 +247,44 @@ def crop_fov(image, size=None, required=True, frame=None):
     """
     height, width = image.shape[:2]
     full_width, full_height = frame or (width, height)
-    scale = round(full_width / width)  # a pixel of a JPEG's smaller copy is a block of 2, 4 or 8, the last one not always whole
+    scale = round(
+        full_width / width
+    )  # a pixel of a JPEG's smaller copy is a block of 2, 4 or 8, the last one not always whole
     fov = find_fov(image)
     if fov is None:
         if required:
-            raise InputError("no field of view found (a bright disc on a dark surround); is it a fundus photograph?")
+            raise InputError(
+                "no field of view found (a bright disc on a dark surround); is it a fundus photograph?"
+            )
         side = max(full_height, full_width)
-        box, fov = Box((full_width - side) // 2, (full_height - side) // 2, side), Fov(*[np.nan] * 5)
+        box, fov = (
+            Box((full_width - side) // 2, (full_height - side) // 2, side),
+            Fov(*[np.nan] * 5),
+        )
     else:
-        fov = Fov(fov.x * scale, fov.y * scale, fov.r * scale, fov.top * scale, min(fov.bottom * scale, full_height))
+        fov = Fov(
+            fov.x * scale,
+            fov.y * scale,
+            fov.r * scale,
+            fov.top * scale,
+            min(fov.bottom * scale, full_height),
+        )
         box = Box(round(fov.x - fov.r), round(fov.y - fov.r), max(1, round(2 * fov.r)))
         x, y, r, top, bottom = np.array(fov) / box.side
         x0, y0 = box.left / box.side, box.top / box.side
         fov = Fov(*map(float, (x - x0, y - y0, r, top - y0, bottom - y0)))
-    left, top, right, bottom = (edge / scale for edge in (box.left, box.top, box.left + box.side, box.top + box.side))
+    left, top, right, bottom = (
+        edge / scale for edge in (box.left, box.top, box.left + box.side, box.top + box.side)
+    )
     x, y = int(np.floor(left)), int(np.floor(top))
     square = Image.fromarray(image).crop((x, y, int(np.ceil(right)), int(np.ceil(bottom))))
     size = size or box.side
-    exact = (left - x, top - y, min(right - x, square.width), min(bottom - y, square.height))  # between pixels of a smaller copy
+    exact = (
+        left - x,
+        top - y,
+        min(right - x, square.width),
+        min(bottom - y, square.height),
+    )  # between pixels of a smaller copy
     # Reduced by Hamming's window, twice as fast as Lanczos's and nearer to the mean over the area
     method = Image.HAMMING if exact[2] - exact[0] > size else Image.LANCZOS
     return np.array(square.resize((size, size), method, exact, reducing_gap=3)), fov, box
@@ -248,7 +294,9 @@ def put_back(image, patch, box, inside):
     """The photograph (H, W, 3) with a patch (side, side, 3), both uint8, in the Box it was cropped from, where `inside`
     (side, side), bool, says so."""
     result = Image.fromarray(image)
-    result.paste(Image.fromarray(patch), (box.left, box.top), Image.fromarray(inside.astype(np.uint8) * 255))
+    result.paste(
+        Image.fromarray(patch), (box.left, box.top), Image.fromarray(inside.astype(np.uint8) * 255)
+    )
     return np.array(result)
 
 
@@ -259,12 +307,21 @@ def fov_mask(circle, size, out=None):
     """
     x, y, r, top, bottom = torch.as_tensor(circle).double()[..., None].unbind(1)  # (N, 1)
     row = (torch.arange(size, device=x.device) + 0.5) / size
-    half = (r**2 - (row - y) ** 2).sqrt()  # (N, size): of the chord in each row; NaN above and below the circle
-    first = ((x - half) * size - 0.5).ceil().where((half >= 0) & (row >= top) & (row <= bottom), size).clamp(0, size)
+    half = (
+        r**2 - (row - y) ** 2
+    ).sqrt()  # (N, size): of the chord in each row; NaN above and below the circle
+    first = (
+        ((x - half) * size - 0.5)
+        .ceil()
+        .where((half >= 0) & (row >= top) & (row <= bottom), size)
+        .clamp(0, size)
+    )
     end = ((x + half) * size + 0.5).floor().where(first < size, size).clamp(0, size)
     first = first.where(~x.isnan(), 0)
     # Each row is a run of columns, the difference of two triangles' rows: several times faster than size^2 distances.
-    below = torch.ones(size + 1, size, dtype=torch.bool, device=x.device).tril(-1)  # below[k]: columns < k
+    below = torch.ones(size + 1, size, dtype=torch.bool, device=x.device).tril(
+        -1
+    )  # below[k]: columns < k
     if out is None:
         out = torch.empty(len(x), 1, size, size, dtype=torch.bool, device=x.device)
     torch.index_select(below, 0, end.long().flatten(), out=out.view(-1, size))

@@ -15,30 +15,40 @@ class Preset:
     """All values of a run. Units: pixels, images, epochs, steps; [paper] marks a value that the paper states."""
 
     name: str
-    n: int                   # embedded images to draw; other data sets come with their own number
-    size: int                # side of every image, px                               [paper: 224 for the classifier]
-    weights: str             # "imagenet" | "none": where pretrained networks start  [paper: pre-trained]
-    batch: int               # images per optimizer step                             (paper: not stated)
-    ema: float               # decay of the averaged weights that are kept           (paper: not stated)
+    n: int  # embedded images to draw; other data sets come with their own number
+    size: (
+        int  # side of every image, px                               [paper: 224 for the classifier]
+    )
+    weights: str  # "imagenet" | "none": where pretrained networks start  [paper: pre-trained]
+    batch: int  # images per optimizer step                             (paper: not stated)
+    ema: float  # decay of the averaged weights that are kept           (paper: not stated)
 
-    classifier_epochs: int   # InceptionV3, RMSprop, BCE                             (paper: epochs not stated)
-    classifier_lr: float     # RMSprop learning rate                                 [paper: 1e-4]
+    classifier_epochs: (
+        int  # InceptionV3, RMSprop, BCE                             (paper: epochs not stated)
+    )
+    classifier_lr: float  # RMSprop learning rate                                 [paper: 1e-4]
 
-    extractor_epochs: int    # readability as the auxiliary task                     (paper: training not stated)
-    attention: int           # width of the self-attention                           [paper: 256]
-    heads: int               # attention heads                                       [paper: 8]
+    extractor_epochs: (
+        int  # readability as the auxiliary task                     (paper: training not stated)
+    )
+    attention: int  # width of the self-attention                           [paper: 256]
+    heads: int  # attention heads                                       [paper: 8]
 
-    width: int               # channels of the first convolution                     (paper: not stated)
-    latent: int              # size of z                                             (paper: not stated)
-    T: int                   # diffusion steps                                       (paper: not stated)
-    schedule: str            # a key of diffusion.SCHEDULES                          (paper: not stated)
-    start: float             # share of T to which the input is noised               (paper: not stated)
-    diffusion_epochs: int    # of the noise model alone, notebook 04                 (paper: not stated)
-    vae_epochs: int          # of the VAE alone, notebook 05                         (paper: not stated)
-    restorer_epochs: int     # of VAE + fusion, notebook 06                          (paper: not stated)
-    unet_epochs: int         # of each of the other four backbones + fusion          (paper: not stated)
-    factorial_epochs: int    # of whatever notebook 10 compares across backbones     (ours)
-    lr: float                # AdamW, everything but the classifier                  (paper: not stated)
+    width: int  # channels of the first convolution                     (paper: not stated)
+    latent: int  # size of z                                             (paper: not stated)
+    T: int  # diffusion steps                                       (paper: not stated)
+    schedule: str  # a key of diffusion.SCHEDULES                          (paper: not stated)
+    start: float  # share of T to which the input is noised               (paper: not stated)
+    diffusion_epochs: (
+        int  # of the noise model alone, notebook 04                 (paper: not stated)
+    )
+    vae_epochs: int  # of the VAE alone, notebook 05                         (paper: not stated)
+    restorer_epochs: (
+        int  # of VAE + fusion, notebook 06                          (paper: not stated)
+    )
+    unet_epochs: int  # of each of the other four backbones + fusion          (paper: not stated)
+    factorial_epochs: int  # of whatever notebook 10 compares across backbones     (ours)
+    lr: float  # AdamW, everything but the classifier                  (paper: not stated)
     seed: int = 0
 
 

@@ -26,16 +26,18 @@ BINS = 10  # of the reliability diagram, equally wide
 
 
 class Architecture(NamedTuple):
-    build: Callable           # torchvision's network, at random, with four outputs
-    weights: str              # torchvision's name of it
-    head: str                 # its last layer: not taken from ImageNet
-    side: int                 # px; below it the last feature map vanishes
-    mean: tuple               # of the images that torchvision trained it on, per channel
+    build: Callable  # torchvision's network, at random, with four outputs
+    weights: str  # torchvision's name of it
+    head: str  # its last layer: not taken from ImageNet
+    side: int  # px; below it the last feature map vanishes
+    mean: tuple  # of the images that torchvision trained it on, per channel
     std: tuple
 
 
 def _inception():
-    model = tv.inception_v3(weights=None, aux_logits=False, transform_input=False, init_weights=False)
+    model = tv.inception_v3(
+        weights=None, aux_logits=False, transform_input=False, init_weights=False
+    )
     model.fc = nn.Linear(2048, len(LABELS))
     return model
 
@@ -46,7 +48,9 @@ def _resnet18():
 
 HALF, MEAN, STD = (0.5,) * 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ARCHITECTURES = {
-    "inception": Architecture(_inception, "inception_v3", "fc.", 75, HALF, HALF),  # the paper's classifier (2.2)
+    "inception": Architecture(
+        _inception, "inception_v3", "fc.", 75, HALF, HALF
+    ),  # the paper's classifier (2.2)
     "resnet18": Architecture(_resnet18, "resnet18", "fc.", 32, MEAN, STD),  # the second judge
 }
 
@@ -61,11 +65,19 @@ class Readability(nn.Module):
         super().__init__()
         self.arguments = {"architecture": architecture}
         self.architecture = choose("architecture", architecture, ARCHITECTURES)
-        self.add_module(architecture, self.architecture.build())  # its weights are called by the architecture's name
+        self.add_module(
+            architecture, self.architecture.build()
+        )  # its weights are called by the architecture's name
         self.register_buffer("pos_weight", torch.ones(len(LABELS)))
-        self.register_buffer("mean", torch.tensor(self.architecture.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.architecture.std).view(3, 1, 1), persistent=False)
-        self.to(memory_format=torch.channels_last)  # a tenth faster with batch normalisation, on a CPU
+        self.register_buffer(
+            "mean", torch.tensor(self.architecture.mean).view(3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(self.architecture.std).view(3, 1, 1), persistent=False
+        )
+        self.to(
+            memory_format=torch.channels_last
+        )  # a tenth faster with batch normalisation, on a CPU
 
     @property
     def network(self):
@@ -92,7 +104,9 @@ class Readability(nn.Module):
     def forward(self, x):
         side = min(x.shape[-2:])
         if side < self.architecture.side:
-            raise InputError(f"image side {side}: {self.architecture.weights} needs at least {self.architecture.side} px")
+            raise InputError(
+                f"image side {side}: {self.architecture.weights} needs at least {self.architecture.side} px"
+            )
         return self.network((x - self.mean) / self.std)
 
     @torch.no_grad()
@@ -109,7 +123,11 @@ class Readability(nn.Module):
         """{"loss": weighted binary cross-entropy over the four labels}; in training on augmented images (2.2)."""
         x = augment(batch.x, generator) if self.training else batch.x
         logits = self(x).float()
-        return {"loss": F.binary_cross_entropy_with_logits(logits, batch.labels, pos_weight=self.pos_weight)}
+        return {
+            "loss": F.binary_cross_entropy_with_logits(
+                logits, batch.labels, pos_weight=self.pos_weight
+            )
+        }
 
 
 def augment(x, generator, brightness=0.1, contrast=0.1):
@@ -142,10 +160,14 @@ def report(labels, probabilities, threshold=0.5):
     rows = []
     for name, y, p in zip(LABELS, np.asarray(labels, int).T, np.asarray(probabilities, float).T):
         n, rng = len(y), np.random.default_rng(0)
-        counts = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(float)  # how often each image is drawn
+        counts = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(
+            float
+        )  # how often each image is drawn
         guess = (p >= threshold).astype(int)
         tn, fp, fn, tp = confusion_matrix(y, guess, labels=[0, 1]).ravel()
-        precision, recall, f1, _ = precision_recall_fscore_support(y, guess, average="binary", zero_division=np.nan)
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            y, guess, average="binary", zero_division=np.nan
+        )
         both = 0 < y.sum() < n
         usual = int(y.mean() >= 0.5)
         gain = (guess == y).astype(int) - (usual == y)  # per image: what looking at it was good for
@@ -170,16 +192,24 @@ def areas(y, p, counts):
     y (N,) of 0/1, p (N,). The former is the share of pairs (positive, negative) in the right order, ties half; the latter the
     sum over thresholds of precision times the gain in recall. NaN where a draw has one class only.
     """
-    right = (p[y == 1][:, None] > p[y == 0]) + 0.5 * (p[y == 1][:, None] == p[y == 0])  # positives, negatives
+    right = (p[y == 1][:, None] > p[y == 0]) + 0.5 * (
+        p[y == 1][:, None] == p[y == 0]
+    )  # positives, negatives
     positive, negative = counts[:, y == 1], counts[:, y == 0]
     both = (positive.sum(1) > 0) & (negative.sum(1) > 0)
     pairs = np.where(both, positive.sum(1) * negative.sum(1), np.nan)
     roc = ((positive @ right) * negative).sum(1) / pairs
     order = np.argsort(-p, kind="stable")
-    last = np.append(np.diff(p[order]) != 0, True)  # of equal probabilities: one threshold takes them all
-    true, drawn = ((counts * weight)[:, order].cumsum(1)[:, last] for weight in (y, np.ones_like(y)))
+    last = np.append(
+        np.diff(p[order]) != 0, True
+    )  # of equal probabilities: one threshold takes them all
+    true, drawn = (
+        (counts * weight)[:, order].cumsum(1)[:, last] for weight in (y, np.ones_like(y))
+    )
     precision = true / np.maximum(drawn, 1)
-    return roc, (np.diff(true, prepend=0, axis=1) * precision).sum(1) / np.where(both, positive.sum(1), np.nan)
+    return roc, (np.diff(true, prepend=0, axis=1) * precision).sum(1) / np.where(
+        both, positive.sum(1), np.nan
+    )
 
 
 def _ends(name, values):
@@ -261,7 +291,11 @@ def curves(labels, probabilities):
         precision, recall, _ = precision_recall_curve(y, p)
         parts.append(pd.DataFrame({"label": name, "curve": "roc", "x": fpr, "y": tpr}))
         parts.append(pd.DataFrame({"label": name, "curve": "pr", "x": recall, "y": precision}))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["label", "curve", "x", "y"])
+    return (
+        pd.concat(parts, ignore_index=True)
+        if parts
+        else pd.DataFrame(columns=["label", "curve", "x", "y"])
+    )
 
 
 def recipe(P, data, home, architecture="inception"):

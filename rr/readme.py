@@ -60,8 +60,10 @@ def commands():
     path = io.ROOT / "results" / "commands.json"
     times = io.read_json(path) if path.is_file() else {}
     rows = []
-    for command, does in (("make reproduce", "every figure and table, preset `smoke`, and a restored photograph"),
-                          ("make test", "lint and all tests")):
+    for command, does in (
+        ("make reproduce", "every figure and table, preset `smoke`, and a restored photograph"),
+        ("make test", "lint and all tests"),
+    ):
         seconds = times.get(command)
         rows.append((f"`{command}`", does, f"{seconds / 60:.1f} min" if seconds else "not run"))
     where = f" on {times['machine']}" if times else ""
@@ -86,13 +88,27 @@ def cost():
         mine = [name for name, job in jobs.items() if job.notebook == stem]
         needs = {jobs[need].notebook for name in mine for need in jobs[name].needs}
         cells = [_cost(preset, jobs, mine) for preset in SHOWN]
-        rows.append((what, f"[{stem}](notebooks/{stem}.py)", ", ".join(sorted(need[:2] for need in needs)) or "nothing", *cells))
-    head = ("figure or table", "notebook", "needs", "`smoke`, a thread of a CPU", "`course`, a GPU", "`paper`, a GPU")
+        rows.append(
+            (
+                what,
+                f"[{stem}](notebooks/{stem}.py)",
+                ", ".join(sorted(need[:2] for need in needs)) or "nothing",
+                *cells,
+            )
+        )
+    head = (
+        "figure or table",
+        "notebook",
+        "needs",
+        "`smoke`, a thread of a CPU",
+        "`course`, a GPU",
+        "`paper`, a GPU",
+    )
     return table(head, rows)
 
 
 def _cost(preset, jobs, mine):
-    """"own s / own and all that it needs s (device, peak memory)" of jobs; several of one notebook: their mean, and all."""
+    """ "own s / own and all that it needs s (device, peak memory)" of jobs; several of one notebook: their mean, and all."""
     every, todo = set(), list(mine)
     while todo:
         name = todo.pop()
@@ -102,7 +118,11 @@ def _cost(preset, jobs, mine):
     if not all(facts.values()):
         return "not run"
     own = [facts[name] for name in mine]
-    runs = f"{len(own)} x {fmean(each['seconds'] for each in own):.0f} s" if len(own) > 1 else f"{own[0]['seconds']:.0f} s"
+    runs = (
+        f"{len(own)} x {fmean(each['seconds'] for each in own):.0f} s"
+        if len(own) > 1
+        else f"{own[0]['seconds']:.0f} s"
+    )
     total = sum(each["seconds"] for each in facts.values())
     return f"{runs}, in all {total / 60:.1f} min ({own[0]['device']}, {max(each['peak_memory_mib'] for each in own)} MiB)"
 
@@ -116,18 +136,42 @@ def numbers():
             continue
         facts, scores = found["numbers"], found["numbers"]["scores"]
         parts += _tables(preset, f"{workflow.SUMMARY}_verdicts")
-        rows = [(name, *(f"{row[key]:.{digits}f}" if row[key] is not None else "n/a" for key, digits in
-                         (("psnr", 2), ("ssim", 3), ("lpips", 3), ("psnr_fov", 2), ("ssim_fov", 3), ("psnr_disc", 2))))
-                for name, row in scores.items()]
-        parts.append(f"Preset `{preset}`, {facts['data']} data, {facts['configuration']['protocol']} protocol, "
-                     f"{facts['n']} test images, seed {facts['seed']}:\n\n"
-                     + table(("", "PSNR", "SSIM", "LPIPS", "PSNR in FOV", "SSIM in FOV", "PSNR at disc"), rows)
-                     + f"\n\nThe classifier called {facts['unreadable_before']} of the inputs unreadable. Of these pass after "
-                     + "restoration: " + ", ".join(f"{each['RetinaRegen']['hits']} with the {judge}"
-                                                   for judge, each in facts["rechecked"].items()) + ".")
+        rows = [
+            (
+                name,
+                *(
+                    f"{row[key]:.{digits}f}" if row[key] is not None else "n/a"
+                    for key, digits in (
+                        ("psnr", 2),
+                        ("ssim", 3),
+                        ("lpips", 3),
+                        ("psnr_fov", 2),
+                        ("ssim_fov", 3),
+                        ("psnr_disc", 2),
+                    )
+                ),
+            )
+            for name, row in scores.items()
+        ]
+        parts.append(
+            f"Preset `{preset}`, {facts['data']} data, {facts['configuration']['protocol']} protocol, "
+            f"{facts['n']} test images, seed {facts['seed']}:\n\n"
+            + table(
+                ("", "PSNR", "SSIM", "LPIPS", "PSNR in FOV", "SSIM in FOV", "PSNR at disc"), rows
+            )
+            + f"\n\nThe classifier called {facts['unreadable_before']} of the inputs unreadable. Of these pass after "
+            + "restoration: "
+            + ", ".join(
+                f"{each['RetinaRegen']['hits']} with the {judge}"
+                for judge, each in facts["rechecked"].items()
+            )
+            + "."
+        )
         judges = result(preset, "02_readability")
         if judges:
-            parts += [_judge(judge, judges["numbers"][judge]) for judge in ("classifier", "second judge")]
+            parts += [
+                _judge(judge, judges["numbers"][judge]) for judge in ("classifier", "second judge")
+            ]
         stems = (*workflow.NOTEBOOKS.values(), workflow.SUMMARY, workflow.EVALUATION)
         parts += _tables(preset, *stems)
     return "\n\n".join(parts) or "not run"
@@ -140,10 +184,26 @@ def _tables(preset, *stems):
 
 
 def _judge(name, report):
-    rows = [(row["label"], *(f"{row[key]:.2f}" if row[key] is not None else "n/a" for key in
-             ("prevalence", "majority", "accuracy", "roc_auc", "average_precision", "ece"))) for row in report]
-    return (f"The {name} on {report[0]['n']} test images:\n\n"
-            + table(("label", "prevalence", "majority", "accuracy", "ROC AUC", "average precision", "ECE"), rows))
+    rows = [
+        (
+            row["label"],
+            *(
+                f"{row[key]:.2f}" if row[key] is not None else "n/a"
+                for key in (
+                    "prevalence",
+                    "majority",
+                    "accuracy",
+                    "roc_auc",
+                    "average_precision",
+                    "ece",
+                )
+            ),
+        )
+        for row in report
+    ]
+    return f"The {name} on {report[0]['n']} test images:\n\n" + table(
+        ("label", "prevalence", "majority", "accuracy", "ROC AUC", "average precision", "ECE"), rows
+    )
 
 
 def time_row(stem):
@@ -157,7 +217,11 @@ def time_row(stem):
     for preset in SHOWN:
         facts = (result(preset, job) or {}).get("provenance")
         if facts:
-            where = f"{facts['threads']} thread(s) of a CPU" if facts["device"] == "cpu" else facts["device"]
+            where = (
+                f"{facts['threads']} thread(s) of a CPU"
+                if facts["device"] == "cpu"
+                else facts["device"]
+            )
             times.append(f"{preset}: {facts['seconds']:.0f} s on {where}")
     return f"# | time | {'; '.join(times) or 'not run'} |"
 
@@ -168,12 +232,16 @@ def speed():
     if not path.is_file():
         return "not run"
     found, facts = (io.read_result(path)[part] for part in ("numbers", "provenance"))
-    ours, once, again = (found[key] / 60 for key in
-                         ("rr_reproduce", "papermill_each_once", "papermill_everything_recomputed"))
-    return (f"Preset `{found['preset']}`, all studies, one seed, {facts['machine']}: {ours:.1f} min by `rr reproduce`. Its "
-            f"{found['notebooks']} notebooks by plain papermill, one after the other: {once:.1f} min; {again:.1f} min where "
-            f"every configuration recomputes data, classifier and extractor, {found['ratio']:.1f} times as long (`.ci/speed`, "
-            f"measured at commit {facts['commit'][:7]}, with the notebooks of that day).")
+    ours, once, again = (
+        found[key] / 60
+        for key in ("rr_reproduce", "papermill_each_once", "papermill_everything_recomputed")
+    )
+    return (
+        f"Preset `{found['preset']}`, all studies, one seed, {facts['machine']}: {ours:.1f} min by `rr reproduce`. Its "
+        f"{found['notebooks']} notebooks by plain papermill, one after the other: {once:.1f} min; {again:.1f} min where "
+        f"every configuration recomputes data, classifier and extractor, {found['ratio']:.1f} times as long (`.ci/speed`, "
+        f"measured at commit {facts['commit'][:7]}, with the notebooks of that day)."
+    )
 
 
 def evaluated(stem):
@@ -223,7 +291,11 @@ def bench(device):
             continue
         against = ["", "", ""]
         if isinstance(line.peer, str):
-            against = [line.peer, f"{line.theirs:,.4g}", f"{line.ratio:.2f} ({line.low:.2f} to {line.high:.2f})"]
+            against = [
+                line.peer,
+                f"{line.theirs:,.4g}",
+                f"{line.ratio:.2f} ({line.low:.2f} to {line.high:.2f})",
+            ]
         target = f"{line.target:g}" + ("" if isinstance(line.peer, str) else f" {line.unit}")
         quality = f"{line.gate}: {float(line.value):.2g} (limit {line.limit:g})"
         ours, met = f"{line.ours:,.4g} {line.unit}", "yes" if line.met else "no"
@@ -243,14 +315,32 @@ def million():
     found = io.read_result(folder / "scale.json")
     if len(found["numbers"]["rows"]) < 2:
         return "Only one number of images was measured: `workflow/scale` measures three."
-    scale, rows, facts = found["numbers"]["exponents"], found["numbers"]["rows"], found["provenance"]
-    head = ("embedded images", "preparing, s", "images/s", "memory, all processes, MiB", "disk, GB", "data of an epoch, images/s")
+    scale, rows, facts = (
+        found["numbers"]["exponents"],
+        found["numbers"]["rows"],
+        found["provenance"],
+    )
+    head = (
+        "embedded images",
+        "preparing, s",
+        "images/s",
+        "memory, all processes, MiB",
+        "disk, GB",
+        "data of an epoch, images/s",
+    )
     lines = [(f"{each['images']:,}", f"{each['prepare_seconds']:,.0f}", f"{each['prepare_images_per_s']:.0f}",
               f"{each['peak_mib']:,.0f}", f"{each['bytes'] / 1e9:.2f}", f"{each['epoch_images_per_s']:,.0f}")
              for each in rows]  # fmt: skip
     largest, size = rows[-1], facts["size"]
-    hours = largest["prepare_seconds"] * (1e6 / largest["images"]) ** scale["prepare_seconds"] / 3600
-    epoch = 1e6 / largest["epoch_images_per_s"] * (1e6 / largest["images"]) ** (scale["epoch_seconds"] - 1) / 60
+    hours = (
+        largest["prepare_seconds"] * (1e6 / largest["images"]) ** scale["prepare_seconds"] / 3600
+    )
+    epoch = (
+        1e6
+        / largest["epoch_images_per_s"]
+        * (1e6 / largest["images"]) ** (scale["epoch_seconds"] - 1)
+        / 60
+    )
     disk = largest["bytes"] / largest["images"] * 1e6 / 1e9
     text = (
         f"{size} px, {facts['workers']} processes to prepare, one thread to read; {facts['machine']}. Seconds grow with the "
@@ -259,8 +349,14 @@ def million():
         f"as long as memory holds them: beyond that the disk decides. "
         f"At 224 px {1e6 * 3 * 224**2 / 1e9:.0f} GB."
     )
-    bench = pd.read_csv(folder / "cpu.csv") if (folder / "cpu.csv").is_file() else pd.DataFrame({"row": [], "task": []})
-    jpegs = bench[(bench["row"] == "T3") & bench["task"].str.contains("which looks for")].drop_duplicates("task")
+    bench = (
+        pd.read_csv(folder / "cpu.csv")
+        if (folder / "cpu.csv").is_file()
+        else pd.DataFrame({"row": [], "task": []})
+    )
+    jpegs = bench[
+        (bench["row"] == "T3") & bench["task"].str.contains("which looks for")
+    ].drop_duplicates("task")
     if len(jpegs):
         text += " Photographs instead of eyes that are drawn, per core: " + ", ".join(
             f"{1e6 / each.ours / 3600:.0f} h for a million of {each.task.removeprefix('JPEG of ').split(' to ')[0]}"

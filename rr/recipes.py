@@ -11,7 +11,18 @@ from typing import NamedTuple
 
 import torch
 
-from rr import bridge, checkpoint, features, io, notebook, presets, readability, restorer, studies, vae
+from rr import (
+    bridge,
+    checkpoint,
+    features,
+    io,
+    notebook,
+    presets,
+    readability,
+    restorer,
+    studies,
+    vae,
+)
 from rr.data import Packed
 from rr.presets import choose
 
@@ -47,8 +58,13 @@ def restorer_recipe(P, data, home, **words):
             model.extractor.load_state_dict(eye.state_dict())
     else:
         once = chosen.method == "one-step"
-        model = bridge.Bridge(P.size, chosen.backbone, P.width, P.latent, one_step=once, sigma=0.0 if once else 0.02)
-    rows, val_rows = (restorer.training_rows(data, split, chosen.protocol, chosen.region) for split in ("train", "val"))
+        model = bridge.Bridge(
+            P.size, chosen.backbone, P.width, P.latent, one_step=once, sigma=0.0 if once else 0.02
+        )
+    rows, val_rows = (
+        restorer.training_rows(data, split, chosen.protocol, chosen.region)
+        for split in ("train", "val")
+    )
     epochs = P.restorer_epochs if chosen.backbone == "vae" else P.unet_epochs
     if chosen.start or chosen.method != "diffusion":
         epochs = P.factorial_epochs
@@ -60,8 +76,10 @@ def restorer_recipe(P, data, home, **words):
 
 class Component(NamedTuple):
     recipe: Callable
-    notebook: str               # that explains it and knows its parameters
-    words: tuple[str, ...]      # those of them that are the recipe's; the others replace values of the preset
+    notebook: str  # that explains it and knows its parameters
+    words: tuple[
+        str, ...
+    ]  # those of them that are the recipe's; the others replace values of the preset
 
 
 COMPONENTS = {
@@ -85,8 +103,19 @@ def plan(component, parameters, batch=None):
     batch: images per step in place of the preset's. Raises InputError if the data set is not packed.
     """
     recipe, _, words = COMPONENTS[component]
-    fields = [name for name in presets.Preset.__dataclass_fields__ if name in parameters and name not in words]
-    P = presets.preset(parameters["preset"], batch=batch, **{name: parameters[name] or None for name in fields})
+    fields = [
+        name
+        for name in presets.Preset.__dataclass_fields__
+        if name in parameters and name not in words
+    ]
+    P = presets.preset(
+        parameters["preset"], batch=batch, **{name: parameters[name] or None for name in fields}
+    )
     home = io.results(P.name, parameters["out"])
     data = Packed(parameters["data"] or home / "data", P.size)
-    return {"data": data, "batch": P.batch, "ema": P.ema, **recipe(P, data, home, **{word: parameters[word] for word in words})}
+    return {
+        "data": data,
+        "batch": P.batch,
+        "ema": P.ema,
+        **recipe(P, data, home, **{word: parameters[word] for word in words}),
+    }

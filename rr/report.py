@@ -25,12 +25,39 @@ from rr import io
 from rr.io import InputError, read_json, sweep, write_text
 from rr.notebook import NOTEBOOKS
 
-LONG, HEAD, DIGITS = 40, 10, 4  # a table of more rows than LONG shows its first HEAD, numbers with so many digits
-RESULTS = {"03_features": "extractors", "06_restoration": "runs"}  # folders of what was made with other parameters
-KINDS = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/latex", "text/plain"]
+LONG, HEAD, DIGITS = (
+    40,
+    10,
+    4,
+)  # a table of more rows than LONG shows its first HEAD, numbers with so many digits
+RESULTS = {
+    "03_features": "extractors",
+    "06_restoration": "runs",
+}  # folders of what was made with other parameters
+KINDS = [
+    "text/html",
+    "text/markdown",
+    "image/svg+xml",
+    "image/png",
+    "image/jpeg",
+    "text/latex",
+    "text/plain",
+]
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|[+-]?inf", re.I)
 GONE = ["script", "style", "link", "meta", "base", "iframe", "frame", "object", "embed", "applet"]
-LOADING = {"src", "srcset", "href", "xlink:href", "poster", "data", "background", "action", "formaction", "ping", "style"}
+LOADING = {
+    "src",
+    "srcset",
+    "href",
+    "xlink:href",
+    "poster",
+    "data",
+    "background",
+    "action",
+    "formaction",
+    "ping",
+    "style",
+}
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1d2126; --dim: #5c6670; --line: #d9dde2; --paper: #fff; --box: #f5f6f8;
@@ -83,9 +110,13 @@ def write(home, pictures):
     paths = _visible(home / "executed", "ipynb")
     if not paths:
         where = "" if home == io.results(home.name) else f" --out {home.parent}"
-        raise InputError(f"{home / 'executed'}: no executed notebook; run `rr reproduce --preset {home.name}{where}` first")
+        raise InputError(
+            f"{home / 'executed'}: no executed notebook; run `rr reproduce --preset {home.name}{where}` first"
+        )
     pages = io.folder(home / "report" / "notebooks")
-    with io.alone(home / "report" / ".lock", f"another report is being written to {home / 'report'}"):
+    with io.alone(
+        home / "report" / ".lock", f"another report is being written to {home / 'report'}"
+    ):
         sweep(pages.parent)  # those of the pages go with the old pages
         executed = [_notebook(path, pages) for path in paths]
         kept = {f"{each.name}.html" for each in executed if not each.unreadable}
@@ -120,7 +151,14 @@ def _notebook(path, pages):
     try:
         nb = nbformat.read(path, as_version=4)
         nbformat.validate(nb)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, nbformat.ValidationError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        nbformat.ValidationError,
+    ) as error:
         return Executed(path.stem, "", f"unreadable: {type(error).__name__}", True)
     heading, failed, title = path.stem, "", ""
     for number, cell in enumerate(nb.cells):
@@ -131,21 +169,32 @@ def _notebook(path, pages):
         elif cell.cell_type == "code":
             cell.metadata.setdefault("alt", f"Picture, under: {heading}")
             cell.outputs = _streams(cell.outputs)
-            failed = failed or next(map(_failure, (each for each in cell.outputs if each.output_type == "error")), "")
+            failed = failed or next(
+                map(_failure, (each for each in cell.outputs if each.output_type == "error")), ""
+            )
     exporter = HTMLExporter(
-        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True, filters={"markdown2html": markdown}
+        template_name="basic",
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        filters={"markdown2html": markdown},
     )
     exporter.config.NbConvertBase.display_data_priority = KINDS  # no widgets, no JavaScript
     body, _ = exporter.from_notebook_node(nb)
     back = '<p class="facts"><a href="../index.html">Report</a></p>'
-    write_text(pages / f"{path.stem}.html", page(title or path.stem, f"{back}\n<main>\n{offline(body)}\n</main>"))
+    write_text(
+        pages / f"{path.stem}.html",
+        page(title or path.stem, f"{back}\n<main>\n{offline(body)}\n</main>"),
+    )
     return Executed(path.stem, title, failed, False)
 
 
 def headings(source):
     """The headings of a Markdown text, outside of fenced code."""
     text = re.sub(r"^ {0,3}(```+|~~~+).*?(^ {0,3}\1|\Z)", "", source, flags=re.M | re.S)
-    return [found.strip() for found in re.findall(r"^ {0,3}#{1,6}[ \t]+(.+?)(?:[ \t]+#+)?[ \t]*$", text, re.M)]
+    return [
+        found.strip()
+        for found in re.findall(r"^ {0,3}#{1,6}[ \t]+(.+?)(?:[ \t]+#+)?[ \t]*$", text, re.M)
+    ]
 
 
 def _failure(output):
@@ -157,7 +206,12 @@ def _streams(outputs):
     """Outputs with the pieces of a stream joined, and of a line that was rewritten (a progress bar) only its last state."""
     joined = []
     for each in outputs:
-        if each.output_type == "stream" and joined and joined[-1].output_type == "stream" and joined[-1].name == each.name:
+        if (
+            each.output_type == "stream"
+            and joined
+            and joined[-1].output_type == "stream"
+            and joined[-1].name == each.name
+        ):
             joined[-1].text += each.text
         else:
             joined.append(each)
@@ -186,7 +240,9 @@ class _Renderer(IPythonRenderer):
 
 def markdown(source):
     """Markdown to HTML. Headings get no anchors: they would be made from MathML."""
-    return MarkdownWithMath(renderer=_Renderer(escape=False, exclude_anchor_links=True)).render(source)
+    return MarkdownWithMath(renderer=_Renderer(escape=False, exclude_anchor_links=True)).render(
+        source
+    )
 
 
 def formula(tex, display, text):
@@ -197,7 +253,9 @@ def formula(tex, display, text):
         mathml = "\\"
     if "\\" in mathml:  # a command that it does not know, as a letter
         return f"<code>{escape(text)}</code>"
-    mathml = mathml.replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")  # its \sim is the raised tilde of a keyboard
+    mathml = mathml.replace(
+        "<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>"
+    )  # its \sim is the raised tilde of a keyboard
     space = '<mspace width="0.17em"></mspace>'  # its \log is a variable without room around it
     return re.sub(r"<mi>[a-z]{2,}</mi>", rf"<mrow>{space}\g<0>{space}</mrow>", mathml)
 
@@ -209,7 +267,11 @@ def offline(html):
         tag.decompose()
     for tag in soup(True):
         source, target = tag.get("src", ""), tag.get("href", "")
-        tag.attrs = {name: value for name, value in tag.attrs.items() if name not in LOADING and not name.startswith("on")}
+        tag.attrs = {
+            name: value
+            for name, value in tag.attrs.items()
+            if name not in LOADING and not name.startswith("on")
+        }
         if tag.name == "img" and source.startswith("data:image/"):
             tag["src"] = source
         elif tag.name == "img":
@@ -226,7 +288,11 @@ def _index(home, pictures, executed):
     """The HTML of the index: chapters with their notebooks, figures and tables; at the end what belongs to none."""
     stems = {each.name for each in executed} | {path.stem for path in NOTEBOOKS.glob("[0-9]*.py")}
     chapters = {}
-    every = {"notebooks": executed, "figures": _visible(pictures, "png"), "tables": _visible(home / "tables", "csv")}
+    every = {
+        "notebooks": executed,
+        "figures": _visible(pictures, "png"),
+        "tables": _visible(home / "tables", "csv"),
+    }
     for kind, found in every.items():
         for each in found:
             stem = chapter(each.name if kind == "notebooks" else each.stem, stems)
@@ -236,11 +302,21 @@ def _index(home, pictures, executed):
         parts = chapters[stem]
         titles = [each.title for each in parts["notebooks"] if each.title]
         # as a heading, not as a paragraph: "6. Restoration" would be a list there
-        title = re.sub(r"</?h1>|\n", "", offline(markdown(f"# {titles[0]}"))) if titles else escape(stem or "Other")
+        title = (
+            re.sub(r"</?h1>|\n", "", offline(markdown(f"# {titles[0]}")))
+            if titles
+            else escape(stem or "Other")
+        )
         name = escape(stem or "other")
-        contents.append(f'<li><a href="#{quote(stem or "other")}">{re.sub("</?a[^>]*>", "", title)}</a></li>')
+        contents.append(
+            f'<li><a href="#{quote(stem or "other")}">{re.sub("</?a[^>]*>", "", title)}</a></li>'
+        )
         lines = [_line(home, stem, each) for each in parts["notebooks"]]
-        lines = ['<ul class="runs facts">', *lines, "</ul>"] if lines else ['<p class="facts">No executed notebook.</p>']
+        lines = (
+            ['<ul class="runs facts">', *lines, "</ul>"]
+            if lines
+            else ['<p class="facts">No executed notebook.</p>']
+        )
         shown = [*map(_figure, parts["figures"]), *map(_table, parts["tables"])]
         sections += [f'<section id="{name}">\n<h2>{title}</h2>', *lines, *shown, "</section>"]
     title = f"RetinaRegen, reproduced: preset {home.name}"
@@ -256,9 +332,19 @@ def chapter(name, stems):
 def _line(home, stem, executed):
     """A notebook in the list of its chapter: link, what went wrong, and where its result comes from."""
     name, variant = executed.name, executed.name[len(stem) + 1 :]
-    result = home / RESULTS.get(stem, "runs") / variant / "result.json" if variant else home / f"{name}.json"
-    parts = [escape(name) if executed.unreadable else f'<a href="notebooks/{quote(name)}.html">{escape(name)}</a>']
-    parts += [f'<strong class="failed">{escape(executed.failed)}</strong>'] if executed.failed else []
+    result = (
+        home / RESULTS.get(stem, "runs") / variant / "result.json"
+        if variant
+        else home / f"{name}.json"
+    )
+    parts = [
+        escape(name)
+        if executed.unreadable
+        else f'<a href="notebooks/{quote(name)}.html">{escape(name)}</a>'
+    ]
+    parts += (
+        [f'<strong class="failed">{escape(executed.failed)}</strong>'] if executed.failed else []
+    )
     parts += [escape(provenance(result))] if result.is_file() else []
     return f"<li>{' · '.join(parts)}</li>"
 
@@ -268,7 +354,9 @@ def provenance(path):
     try:
         facts = read_json(path)["provenance"]
         seed = (facts.get("preset") or {}).get("seed", facts.get("seed"))
-        commit = (facts.get("commit") or "unknown")[:12] + (" with changes" if facts.get("dirty") else "")
+        commit = (facts.get("commit") or "unknown")[:12] + (
+            " with changes" if facts.get("dirty") else ""
+        )
         where = f"seed {seed} · {facts.get('device')} · {facts.get('seconds')} s · written {facts.get('written')}"
         return f"commit {commit} · {where}"
     except (InputError, KeyError, TypeError, AttributeError):
@@ -288,9 +376,16 @@ def _table(path):
         lines = [line for line in csv.reader(file) if line] or [[]]
     width = max(map(len, lines))
     head, *rows = [line + [""] * (width - len(line)) for line in lines]
-    numeric = [any(column) and all(NUMBER.fullmatch(cell) for cell in column if cell) for column in zip(*rows)] or [False] * width
+    numeric = [
+        any(column) and all(NUMBER.fullmatch(cell) for cell in column if cell)
+        for column in zip(*rows)
+    ] or [False] * width
     shown = rows[:HEAD] if len(rows) > LONG else rows
-    note = f'<p class="rows">The first {HEAD}; {len(rows)} rows in {escape(path.name)}</p>\n' if shown != rows else ""
+    note = (
+        f'<p class="rows">The first {HEAD}; {len(rows)} rows in {escape(path.name)}</p>\n'
+        if shown != rows
+        else ""
+    )
 
     def line(cells, tag, show):
         return "<tr>" + "".join(

@@ -25,7 +25,9 @@ from rr.presets import PRESETS, choose
 SNAKEFILE = io.ROOT / "workflow" / "Snakefile"
 PROFILES = io.ROOT / "workflow" / "profiles"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-SHOWN = re.compile(r"\d\d_[\w+-]+  [^\s\d]|\d+ of \d+ steps")  # of the output of Snakemake and its jobs
+SHOWN = re.compile(
+    r"\d\d_[\w+-]+  [^\s\d]|\d+ of \d+ steps"
+)  # of the output of Snakemake and its jobs
 
 
 class Plan(NamedTuple):
@@ -35,7 +37,7 @@ class Plan(NamedTuple):
     out: str = "results"
     seeds: int = 1
     study: str = "all"
-    profile: str = "laptop"   # a folder in workflow/profiles, or the path of another one
+    profile: str = "laptop"  # a folder in workflow/profiles, or the path of another one
     side_by_side: int | None = None
     data: str = ""
     labels: str = ""
@@ -53,7 +55,11 @@ class Plan(NamedTuple):
     @property
     def local(self):
         """Whether jobs run on this machine: the profile names no other executor."""
-        return not re.search(r"^executor: *(?!local)", (self.folder / "config.yaml").read_text(encoding="utf-8"), re.M)
+        return not re.search(
+            r"^executor: *(?!local)",
+            (self.folder / "config.yaml").read_text(encoding="utf-8"),
+            re.M,
+        )
 
     @property
     def threads(self):
@@ -71,22 +77,41 @@ class Plan(NamedTuple):
 
     def distrusted(self):
         """Names of the jobs whose marks do not vouch for what is there."""
-        return [name for name, job in self.jobs().items() if not workflow.trusted(self.home, name, job, self.preset)]
+        return [
+            name
+            for name, job in self.jobs().items()
+            if not workflow.trusted(self.home, name, job, self.preset)
+        ]
 
     def command(self, *options):
         """Snakemake's command line. Raises InputError for an unknown preset, study or profile."""
         choose("preset", self.preset, PRESETS)
         self.jobs()
         if "{" in str(self.home) or "}" in str(self.home):
-            raise InputError(f"out {self.out}: braces have a meaning for Snakemake; name another folder")
+            raise InputError(
+                f"out {self.out}: braces have a meaning for Snakemake; name another folder"
+            )
         source, packed = "folder" if self.data else "embedded", self.home / "data" / "manifest.json"
-        if packed.is_file() and (found := io.read_json(packed)["recipe"]["source"]["kind"]) != source:
-            raise InputError(f"{packed.parent}: holds {found} data, not {source} data; give --data as before, or another --out")
+        if (
+            packed.is_file()
+            and (found := io.read_json(packed)["recipe"]["source"]["kind"]) != source
+        ):
+            raise InputError(
+                f"{packed.parent}: holds {found} data, not {source} data; give --data as before, or another --out"
+            )
         if not (self.folder / "config.yaml").is_file():
             known = ", ".join(sorted(path.parent.name for path in PROFILES.glob("*/config.yaml")))
-            raise InputError(f"profile {self.profile!r}: unknown; choose one of {known}, or name a folder with a config.yaml")
-        config = {"preset": self.preset, "out": self.out, "seeds": self.seeds, "study": self.study,
-                  "data": self.data, "labels": self.labels}
+            raise InputError(
+                f"profile {self.profile!r}: unknown; choose one of {known}, or name a folder with a config.yaml"
+            )
+        config = {
+            "preset": self.preset,
+            "out": self.out,
+            "seeds": self.seeds,
+            "study": self.study,
+            "data": self.data,
+            "labels": self.labels,
+        }
         if self.local:
             config["threads"] = self.threads
             options = ("--cores", str(self.here * self.threads), *options)
@@ -102,12 +127,24 @@ def preview(plan):
     """Print the jobs that `run` would run, each with Snakemake's reason."""
     command = plan.command("--dry-run", "--nolock")
     io.folder(plan.home)
-    forced = [mark for name in plan.distrusted() if (mark := workflow.mark(plan.home, name)).is_file()]
-    done = subprocess.run([*command, *(["--forcerun", *forced] if forced else [])], capture_output=True, text=True)
+    forced = [
+        mark for name in plan.distrusted() if (mark := workflow.mark(plan.home, name)).is_file()
+    ]
+    done = subprocess.run(
+        [*command, *(["--forcerun", *forced] if forced else [])], capture_output=True, text=True
+    )
     if done.returncode:
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip() and "Using profile" not in line]
-        raise InputError(f"snakemake: {lines[-1] if lines else f'ended with code {done.returncode}'}")
-    found = re.findall(r"output: [^\n]*/\.([^/\s]+)\.done$.*?reason: ([^\n]*)", done.stdout, re.M | re.S)
+        lines = [
+            line
+            for line in (done.stdout + done.stderr).splitlines()
+            if line.strip() and "Using profile" not in line
+        ]
+        raise InputError(
+            f"snakemake: {lines[-1] if lines else f'ended with code {done.returncode}'}"
+        )
+    found = re.findall(
+        r"output: [^\n]*/\.([^/\s]+)\.done$.*?reason: ([^\n]*)", done.stdout, re.M | re.S
+    )
     for job, reason in found:
         reason = re.sub(r"\S*/\.([^/\s,]+)\.done", r"\1", reason)
         reason = "made otherwise, or damaged" if reason.startswith("Forced") else reason
@@ -132,11 +169,16 @@ def run(plan):
             workflow.mark(plan.home, name).unlink(missing_ok=True)
         with forked.server(plan.threads) if plan.local else nullcontext({}) as variables:
             if plan.local:
-                variables |= {workflow.GPUS: ",".join(workflow.gpus()), workflow.OWNER: str(os.getpid())}
+                variables |= {
+                    workflow.GPUS: ",".join(workflow.gpus()),
+                    workflow.OWNER: str(os.getpid()),
+                }
             code, busy, rest = _snakemake(command, lock, os.environ | variables)
     if code == 0:
-        print(f"\npreset {plan.preset}, seeds {plan.seeds}, study {plan.study}:",
-              "everything is made" if busy else "nothing to do, all was made before")
+        print(
+            f"\npreset {plan.preset}, seeds {plan.seeds}, study {plan.study}:",
+            "everything is made" if busy else "nothing to do, all was made before",
+        )
         return True
     _summarize(plan, rest)
     return False
@@ -178,9 +220,13 @@ def _snakemake(command, lock, environment):
 def _stop(pid, ended):
     """End a Snakemake and its jobs: Ctrl-C makes it cancel those on a cluster; those here end with it, and their kernels."""
     print("stopping; the same command continues later", file=sys.stderr, flush=True)
-    with suppress(ValueError):  # a second Ctrl-C must not leave them alone; only the main thread can say so
+    with suppress(
+        ValueError
+    ):  # a second Ctrl-C must not leave them alone; only the main thread can say so
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in [signal.SIGINT] * 5 + [signal.SIGTERM] * 5 + [signal.SIGKILL]:  # one may come when none is listened to
+    for number in (
+        [signal.SIGINT] * 5 + [signal.SIGTERM] * 5 + [signal.SIGKILL]
+    ):  # one may come when none is listened to
         with suppress(ProcessLookupError):
             os.killpg(pid, number)
         end = time.monotonic() + 3
@@ -212,7 +258,9 @@ def _open(path):
     try:
         return open(path, "a+")
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); choose another --out"
+        ) from error
 
 
 def _free(lock):
@@ -237,15 +285,27 @@ def _summarize(plan, rest):
         elif failed.is_file():
             why[name] = failed.read_text(encoding="utf-8").strip()
         elif name in errors and not workflow.mark(plan.home, name).is_file():
-            why[name] = f"{name}: ended without a word: {slurm.get(name, 'killed, or out of memory')}"
+            why[name] = (
+                f"{name}: ended without a word: {slurm.get(name, 'killed, or out of memory')}"
+            )
     if not why:  # then it is Snakemake's own failure
         print("\n".join(["", *said.rstrip().splitlines()[-20:]]), file=sys.stderr)
-        print("error: the workflow ended early; after a repair the same command continues", file=sys.stderr)
+        print(
+            "error: the workflow ended early; after a repair the same command continues",
+            file=sys.stderr,
+        )
         return
     print(f"\n{len(why)} of {len(jobs)} notebooks failed:", file=sys.stderr)
     for name, line in why.items():
         executed = plan.home / "executed" / f"{name}.ipynb"
-        print(f"  {line}" + (f"; see {executed}" if executed.is_file() and str(executed) not in line else ""), file=sys.stderr)
+        print(
+            f"  {line}"
+            + (f"; see {executed}" if executed.is_file() and str(executed) not in line else ""),
+            file=sys.stderr,
+        )
     if hindered:
         print("not made because of that:", ", ".join(hindered), file=sys.stderr)
-    print("error: not everything could be made; after a repair the same command continues", file=sys.stderr)
+    print(
+        "error: not everything could be made; after a repair the same command continues",
+        file=sys.stderr,
+    )

@@ -43,7 +43,9 @@ def paired(batch, generator):
     x = batch.x * batch.fov
     families = (torch.rand(len(batch.x), len(degrade.FAMILIES), generator=generator) < 0.7).float()
     parameters = degrade.sample(len(batch.x), generator, families=families)
-    parameters = {name: value.to(batch.x.device, non_blocking=True) for name, value in parameters.items()}
+    parameters = {
+        name: value.to(batch.x.device, non_blocking=True) for name, value in parameters.items()
+    }
     return degrade.apply(x, parameters, batch.fov), x
 
 
@@ -58,7 +60,11 @@ def training_rows(data, split, protocol, region="disc"):
     """
     choose("protocol", protocol, PROTOCOLS)
     choose("region", region, REGIONS)
-    return data.references(split) if protocol == "paired" else data.rows(split, fundus=1, **{region: 0})
+    return (
+        data.references(split)
+        if protocol == "paired"
+        else data.rows(split, fundus=1, **{region: 0})
+    )
 
 
 def test_pairs(data, protocol, region="disc"):
@@ -73,7 +79,9 @@ def test_pairs(data, protocol, region="disc"):
     x = data.batch(rows) * data.fov(rows)
     if protocol == "literal":
         return rows, x, x, pd.DataFrame({"name": data.table["name"][rows]})
-    generator = torch.Generator().manual_seed(0)  # whatever the seed of a run: scores are compared image by image
+    generator = torch.Generator().manual_seed(
+        0
+    )  # whatever the seed of a run: scores are compared image by image
     severity = 0.5 + 0.5 * torch.rand(len(rows), generator=generator)
     parameters = degrade.sample(len(rows), generator, severity=severity)
     table = degrade.to_table(parameters)
@@ -102,19 +110,19 @@ class Denoiser(Restorer):
 
     def __init__(
         self,
-        size,                         # side of the images, px
-        backbone="vae",               # a key of backbones.BACKBONES
-        fusion="bilinear-static",     # a key of fusion.FUSIONS
-        objective="",                 # what the backbone predicts: "noise" | "image" | "v"; "": noise (2.4), the VAE image (2.5)
-        protocol="paired",            # "paired" | "literal"
-        width=32,                     # channels of the backbone's first convolution
-        latent=128,                   # length of the VAE's z
-        T=1000,                       # diffusion steps
-        schedule="linear",            # a key of diffusion.SCHEDULES
-        start=0.25,                   # share of T to which the input is noised; 1: all of the chain, from pure noise
-        condition=(256, 3, 3),        # shape of c
-        likelihood="bce",             # of a VAE that predicts images, a key of vae.LIKELIHOODS
-        extractor=None,               # arguments of a features.Extractor: then c is the features of y; None: the constant c
+        size,  # side of the images, px
+        backbone="vae",  # a key of backbones.BACKBONES
+        fusion="bilinear-static",  # a key of fusion.FUSIONS
+        objective="",  # what the backbone predicts: "noise" | "image" | "v"; "": noise (2.4), the VAE image (2.5)
+        protocol="paired",  # "paired" | "literal"
+        width=32,  # channels of the backbone's first convolution
+        latent=128,  # length of the VAE's z
+        T=1000,  # diffusion steps
+        schedule="linear",  # a key of diffusion.SCHEDULES
+        start=0.25,  # share of T to which the input is noised; 1: all of the chain, from pure noise
+        condition=(256, 3, 3),  # shape of c
+        likelihood="bce",  # of a VAE that predicts images, a key of vae.LIKELIHOODS
+        extractor=None,  # arguments of a features.Extractor: then c is the features of y; None: the constant c
     ):
         super().__init__()
         objective = objective or ("image" if backbone == "vae" else "noise")
@@ -166,7 +174,9 @@ class Denoiser(Restorer):
         predicts the image, else the same squared error + KL over the number of values.
         """
         y, x = self.pair(batch, generator)
-        t = torch.randint(1, self.t_0 + 1, (len(x),), generator=generator).to(x.device, non_blocking=True)
+        t = torch.randint(1, self.t_0 + 1, (len(x),), generator=generator).to(
+            x.device, non_blocking=True
+        )
         x_t = self.diffusion.add_noise(y, t, noise(x, generator))
         output = self(x_t, t, generator, y)
         if output.mu is not None and self.objective == "image":
@@ -190,10 +200,14 @@ class Denoiser(Restorer):
         fusion that is no sum and has no state to be added to.
         """
         if state and (self.fusion.beside or self.fusion.film):
-            raise InputError(f"fusion {self.arguments['fusion']!r}: is no plain sum; state=True needs one of the paper's four")
+            raise InputError(
+                f"fusion {self.arguments['fusion']!r}: is no plain sum; state=True needs one of the paper's four"
+            )
         t_0 = self.t_0 if start is None else max(1, round(start * self.diffusion.T))
         if t_0 > self.t_0:
-            raise InputError(f"start {start}: this restorer was trained up to {self.arguments['start']} of T; begin there")
+            raise InputError(
+                f"start {start}: this restorer was trained up to {self.arguments['start']} of T; begin there"
+            )
         epsilon = noise(y, generator)
         x_t = epsilon if t_0 == self.diffusion.T else self.diffusion.add_noise(y, t_0, epsilon)
         c = self.condition(y)
@@ -206,13 +220,13 @@ class Denoiser(Restorer):
 class Restoration(NamedTuple):
     """What RetinaRegen returns for N images."""
 
-    image: Tensor             # (N, 3, H, W) in [0, 1]; images that were left alone are returned as they came
-    before: Tensor            # (N, 4) probabilities of the labels before
-    after: Tensor             # (N, 4) and after
-    readable: Tensor          # (N,) bool: readable already, left alone
-    no_fundus: Tensor         # (N,) bool: no fundus image, left alone: it would be turned into an eye
-    passed: Tensor            # (N,) bool: all four labels are readable in the end
-    trajectory: list | None   # [(t, x_t, x_0_hat)] of the images that were restored, if asked for
+    image: Tensor  # (N, 3, H, W) in [0, 1]; images that were left alone are returned as they came
+    before: Tensor  # (N, 4) probabilities of the labels before
+    after: Tensor  # (N, 4) and after
+    readable: Tensor  # (N,) bool: readable already, left alone
+    no_fundus: Tensor  # (N,) bool: no fundus image, left alone: it would be turned into an eye
+    passed: Tensor  # (N,) bool: all four labels are readable in the end
+    trajectory: list | None  # [(t, x_t, x_0_hat)] of the images that were restored, if asked for
 
 
 class RetinaRegen:
@@ -236,11 +250,17 @@ class RetinaRegen:
         Raises InputError for images of another size.
         """
         if y.shape[-2:] != (self.size, self.size):
-            raise InputError(f"images {y.shape[-1]}x{y.shape[-2]}: this restorer was trained on {self.size}x{self.size}")
+            raise InputError(
+                f"images {y.shape[-1]}x{y.shape[-2]}: this restorer was trained on {self.size}x{self.size}"
+            )
         before = self.classifier.probabilities(y)
         readable = screen & (before >= self.THRESHOLD).all(1)
         no_fundus = screen & (before[:, LABELS.index("fundus")] < self.THRESHOLD)
-        image, todo, generator = y.clone(), ~(readable | no_fundus), torch.Generator().manual_seed(seed)
+        image, todo, generator = (
+            y.clone(),
+            ~(readable | no_fundus),
+            torch.Generator().manual_seed(seed),
+        )
         steps_taken = None
         if todo.any():
             if trajectory:
@@ -249,14 +269,18 @@ class RetinaRegen:
             else:
                 image[todo] = self.denoiser.restore(y[todo], fov[todo], generator, steps)
         after = self.classifier.probabilities(image)
-        return Restoration(image, before, after, readable, no_fundus, (after >= self.THRESHOLD).all(1), steps_taken)
+        return Restoration(
+            image, before, after, readable, no_fundus, (after >= self.THRESHOLD).all(1), steps_taken
+        )
 
     @classmethod
     def load(cls, folder, device="cpu"):
         """The restorer whose parts lie in `folder`/classifier and `folder`/denoiser."""
         folder = Path(folder)
-        return cls(checkpoint.load(folder / "classifier", Readability, device),
-                   checkpoint.load(folder / "denoiser", Denoiser, device))
+        return cls(
+            checkpoint.load(folder / "classifier", Readability, device),
+            checkpoint.load(folder / "denoiser", Denoiser, device),
+        )
 
 
 def restore_photograph(regen, image, seed=0):
@@ -272,7 +296,13 @@ def restore_photograph(regen, image, seed=0):
     crop, circle, box = crop_fov(image, regen.size)
     y = to_tensor(crop).to(device)
     done = regen(y, fov_mask([circle], regen.size).to(device), seed)
-    status = "readable already" if done.readable[0] else "no fundus photograph" if done.no_fundus[0] else "restored"
+    status = (
+        "readable already"
+        if done.readable[0]
+        else "no fundus photograph"
+        if done.no_fundus[0]
+        else "restored"
+    )
     report = {"status": status, "passed": bool(done.passed[0])}
     for name, probabilities in (("before", done.before), ("after", done.after)):
         report[name] = dict(zip(LABELS, probabilities[0].tolist()))
@@ -280,7 +310,7 @@ def restore_photograph(regen, image, seed=0):
         return image, report
     # enlarged with its mask and divided by it, so that the black surround does not bleed into the rim
     mask = fov_mask([circle], regen.size).float()
-    layers = torch.cat([done.image.cpu() * mask, mask], 1)                 # 1, 4, size, size
+    layers = torch.cat([done.image.cpu() * mask, mask], 1)  # 1, 4, size, size
     layers = F.interpolate(layers, (box.side, box.side), mode="bicubic", align_corners=False)
     patch = to_photograph((layers[:, :3] / layers[:, 3:].clamp(min=0.1)).clamp(0, 1))
     return put_back(image, patch, box, fov_mask([circle], box.side)[0, 0].numpy()), report
@@ -306,7 +336,16 @@ def _link(source, target):
 def noise_recipe(P, data, home):
     """What `train.run` needs to train the noise model alone with preset P on the clean images of `data`: pairs (x, x), any t."""
     torch.manual_seed(P.seed)
-    model = Denoiser(P.size, "unet", objective="noise", protocol="literal", width=P.width, T=P.T, schedule=P.schedule, start=1.0)
+    model = Denoiser(
+        P.size,
+        "unet",
+        objective="noise",
+        protocol="literal",
+        width=P.width,
+        T=P.T,
+        schedule=P.schedule,
+        start=1.0,
+    )
     return {
         "model": model, "rows": data.references("train"), "val_rows": data.references("val"),
         "folder": home / "checkpoints" / "diffusion", "epochs": P.diffusion_epochs, "lr": P.lr, "seed": P.seed,

@@ -28,7 +28,11 @@ SYNFUNDUS = {  # SynFundus-1M's column => label
     "is_optic_disc_readable": "disc",
     "is_retinal_region_readable": "retina",
 }
-NAMES = ("name", "file_name", "idx")  # columns that may hold the image's name, in order of preference
+NAMES = (
+    "name",
+    "file_name",
+    "idx",
+)  # columns that may hold the image's name, in order of preference
 PARQUET = ".parquet"
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 
@@ -37,8 +41,12 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 class Source:
     """Images to pack. `image(i, size)` gives the uint8 (size, size, 3) crop of row i and what is known of it."""
 
-    recipe: dict  # what decides the content: kind, seed, files; a pack with an equal recipe is reused
-    table: pd.DataFrame  # one row per image: name, and the labels as far as they are known before reading
+    recipe: (
+        dict  # what decides the content: kind, seed, files; a pack with an equal recipe is reused
+    )
+    table: (
+        pd.DataFrame
+    )  # one row per image: name, and the labels as far as they are known before reading
     image: Callable[[int, int], tuple[np.ndarray, dict]]
     missing: list = field(default_factory=list)  # names in the label table that have no image
 
@@ -50,7 +58,9 @@ def source(data, csv, n, seed):
     """What the parameters of notebook 01 name: n embedded eyes (data is "embedded") or the folder `data` with its CSV."""
     if data == "embedded":
         if csv:
-            raise InputError(f"{csv}: embedded images bring their own labels; name the folder of your images too (data)")
+            raise InputError(
+                f"{csv}: embedded images bring their own labels; name the folder of your images too (data)"
+            )
         return embedded(n, seed)
     return folder(data, csv or None)
 
@@ -69,7 +79,9 @@ def embedded(n, seed=0):
 
 
 def _embedded_image(seed, index, size):
-    rng = np.random.default_rng([seed, index, 3])  # 3: a stream of its own, beside those of rr.synthetic
+    rng = np.random.default_rng(
+        [seed, index, 3]
+    )  # 3: a stream of its own, beside those of rr.synthetic
     if rng.random() < 0.06:
         return synthetic.not_fundus(seed, index, size), dict.fromkeys(LABELS, 0)
     eye = synthetic.fundus(seed, index, size)
@@ -84,7 +96,10 @@ def _embedded_image(seed, index, size):
     where = {
         "whole": {},
         "disc": {"centre": torch.tensor([[disc_x, disc_y]]), "radius": torch.tensor([2 * disc_r])},
-        "macula": {"centre": torch.tensor([[fovea_x, fovea_y]]), "radius": torch.tensor([2.6 * disc_r])},
+        "macula": {
+            "centre": torch.tensor([[fovea_x, fovea_y]]),
+            "radius": torch.tensor([2.6 * disc_r]),
+        },
     }[aim]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     regions = {
@@ -92,27 +107,52 @@ def _embedded_image(seed, index, size):
         "disc": torch.tensor([[disc_x, disc_y, 1.2 * disc_r, 0, 1]]),
         "retina": None,
     }
-    stored, row = eye.image, dict.fromkeys(LABELS, 1)  # nothing was done to it: all regions are as readable as they can be
+    stored, row = (
+        eye.image,
+        dict.fromkeys(LABELS, 1),
+    )  # nothing was done to it: all regions are as readable as they can be
     if severity:
         x, fov = to_tensor(eye.image), torch.from_numpy(eye.fov)[None, None]
-        y = degrade.apply(x, degrade.sample(1, generator, families, severity, **where), fov).mul_(255).round_()
+        y = (
+            degrade.apply(x, degrade.sample(1, generator, families, severity, **where), fov)
+            .mul_(255)
+            .round_()
+        )
         stored = y[0].permute(1, 2, 0).to(torch.uint8).numpy()
         for label, circle in regions.items():
             region = fov if circle is None else fov & fov_mask(circle, size)
             row[label] = int(degrade.readable(x, y / 255, region)[0])
     row |= {f"fov_{key}": v / size for key, v in zip(Fov._fields, eye.view)}
-    row |= {"disc_x": disc_x, "disc_y": disc_y, "disc_r": disc_r, "fovea_x": fovea_x, "fovea_y": fovea_y}
-    row |= {"severity": severity, "families": "+".join(families) if severity else "", "aim": aim if severity else ""}
+    row |= {
+        "disc_x": disc_x,
+        "disc_y": disc_y,
+        "disc_r": disc_r,
+        "fovea_x": fovea_x,
+        "fovea_y": fovea_y,
+    }
+    row |= {
+        "severity": severity,
+        "families": "+".join(families) if severity else "",
+        "aim": aim if severity else "",
+    }
     return stored, row
 
 
 def joined(*sources):
     """Several sources as one: the images of the first, then those of the next, each with its own labels."""
     table = pd.concat([each.table for each in sources], ignore_index=True)
-    recipe = {"kind": "+".join(each.recipe["kind"] for each in sources), "sources": [each.recipe for each in sources]}
+    recipe = {
+        "kind": "+".join(each.recipe["kind"] for each in sources),
+        "sources": [each.recipe for each in sources],
+    }
     starts = np.cumsum([0, *map(len, sources)])
     missing = [name for each in sources for name in each.missing]
-    return Source(recipe, table, partial(_joined_image, [each.image for each in sources], starts.tolist()), missing)
+    return Source(
+        recipe,
+        table,
+        partial(_joined_image, [each.image for each in sources], starts.tolist()),
+        missing,
+    )
 
 
 def _joined_image(images, starts, index, size):
@@ -123,7 +163,9 @@ def _joined_image(images, starts, index, size):
 def good(path):
     """The photographs of a folder that their owner vouches for: readable in all four labels, nothing done to them."""
     found = folder(path)
-    return Source(found.recipe | {"good": True}, found.table[["name"]], partial(_good_image, found.image))
+    return Source(
+        found.recipe | {"good": True}, found.table[["name"]], partial(_good_image, found.image)
+    )
 
 
 def _good_image(image, index, size):
@@ -143,7 +185,9 @@ def folder(path, csv=None):
         raise InputError(f"{path}: no such folder")
     files, shards = _files(path)
     if files and shards:
-        raise InputError(f"{path}: holds photographs ({files[0]}) and parquet files ({shards[0]}); name a folder of one kind")
+        raise InputError(
+            f"{path}: holds photographs ({files[0]}) and parquet files ({shards[0]}); name a folder of one kind"
+        )
     if shards:
         return parquet(path, shards, csv)
     if not files:
@@ -161,7 +205,9 @@ def _files(path):
     """(photographs, parquet files) of a folder and its subfolders: relative paths, sorted."""
     found = [Path(where, name).relative_to(path).as_posix() for where, _, names in os.walk(path) for name in names
              if name.lower().endswith((*EXTENSIONS, PARQUET))]  # fmt: skip
-    found = sorted(name for name in found if not re.search(r"(^|/)\.", name))  # none that is hidden, or in a hidden folder
+    found = sorted(
+        name for name in found if not re.search(r"(^|/)\.", name)
+    )  # none that is hidden, or in a hidden folder
     for name in found:
         if name != name.encode(errors="replace").decode():
             raise InputError(f"{path}: the name of the file {ascii(name)} is not UTF-8; rename it")
@@ -179,7 +225,12 @@ def _size(file):
 def _recipe(kind, path, files):
     listing = "".join(f"{name} {_size(path / name)}\n" for name in files)
     digest = hashlib.sha256(listing.encode()).hexdigest()
-    return {"kind": kind, "folder": path.resolve().name, "files": len(files), "listing_sha256": digest}
+    return {
+        "kind": kind,
+        "folder": path.resolve().name,
+        "files": len(files),
+        "listing_sha256": digest,
+    }
 
 
 def _labelled(csv, files, path):
@@ -188,12 +239,20 @@ def _labelled(csv, files, path):
     found = _match(table["name"], files, path)
     missing = table["name"][found.isna()].tolist()
     if len(missing) == len(table):
-        raise InputError(f"{csv}: none of its {len(table)} images is in {path} (first: {missing[0]})")
+        raise InputError(
+            f"{csv}: none of its {len(table)} images is in {path} (first: {missing[0]})"
+        )
     table = table.assign(name=found)[found.notna()].drop_duplicates(ignore_index=True)
     if len(twice := table["name"][table["name"].duplicated()]):
-        raise InputError(f"{csv}: {len(twice)} images stand there under two names with different labels (first: {twice.iloc[0]})")
+        raise InputError(
+            f"{csv}: {len(twice)} images stand there under two names with different labels (first: {twice.iloc[0]})"
+        )
     without = len(files) - table["name"].nunique()
-    return table, missing, {"csv": Path(csv).name, "csv_sha256": sha256(csv), **seen, "files_without_label": without}
+    return (
+        table,
+        missing,
+        {"csv": Path(csv).name, "csv_sha256": sha256(csv), **seen, "files_without_label": without},
+    )
 
 
 def _photograph(path, names, index, size):
@@ -202,7 +261,9 @@ def _photograph(path, names, index, size):
 
 def _known(crop, fov, box, width, height):
     """A crop, and what is known of it, as a row of the table."""
-    row = {f"fov_{key}": v for key, v in fov._asdict().items()} | {f"box_{key}": v for key, v in box._asdict().items()}
+    row = {f"fov_{key}": v for key, v in fov._asdict().items()} | {
+        f"box_{key}": v for key, v in box._asdict().items()
+    }
     return crop, row | {"source_width": width, "source_height": height}
 
 
@@ -221,15 +282,25 @@ def parquet(path, shards, csv=None):
         try:
             file = pq.ParquetFile(path / shard)
             column = _image_column(path / shard, file.schema_arrow)
-            labels = [name for name in file.schema_arrow.names if name in SYNFUNDUS or name in LABELS]
-            named = [f"{column}.path"] if file.schema_arrow.field(column).type.get_field_index("path") >= 0 else []
+            labels = [
+                name for name in file.schema_arrow.names if name in SYNFUNDUS or name in LABELS
+            ]
+            named = (
+                [f"{column}.path"]
+                if file.schema_arrow.field(column).type.get_field_index("path") >= 0
+                else []
+            )
             read = file.read(columns=[*named, *labels], use_threads=False)
         except (OSError, pyarrow.ArrowException) as error:
-            raise InputError(f"{path / shard}: not a readable parquet file ({' '.join(str(error).split())[:120]})") from None
+            raise InputError(
+                f"{path / shard}: not a readable parquet file ({' '.join(str(error).split())[:120]})"
+            ) from None
         n = file.metadata.num_rows
         numbered += [f"{shard}/{i}" for i in range(n)]
         chunks = read.column(column).chunks if named else []
-        names += [name for chunk in chunks for name in chunk.field("path").to_pylist()] or [None] * n
+        names += [name for chunk in chunks for name in chunk.field("path").to_pylist()] or [
+            None
+        ] * n
         parts.append(read.select(labels).to_pandas())
         for group in range(file.num_row_groups):
             groups.append((shard, group, column, rows))
@@ -248,12 +319,21 @@ def parquet(path, shards, csv=None):
     else:
         raise InputError(f"{path}: no readability columns ({', '.join(SYNFUNDUS)}) in these parquet files, and no CSV that "
                          f"labels their images; {_sample(path / shards[0])}")  # fmt: skip
-    return Source(recipe | seen, table, partial(_parquet_image, _Rows(path, groups), table["name"].array, at), missing)
+    return Source(
+        recipe | seen,
+        table,
+        partial(_parquet_image, _Rows(path, groups), table["name"].array, at),
+        missing,
+    )
 
 
 def _image_column(path, schema):
     """Name of the column of fundus photographs: the only one of images, or the only one of them called so."""
-    images = [each.name for each in schema if str(each.type).startswith("struct<") and each.type.get_field_index("bytes") >= 0]
+    images = [
+        each.name
+        for each in schema
+        if str(each.type).startswith("struct<") and each.type.get_field_index("bytes") >= 0
+    ]
     named = [name for name in images if "fundus" in name.lower()]
     if len(images) != 1 and len(named) != 1:
         raise InputError(f"{path}: {len(images)} columns of images (struct with bytes and path) among {', '.join(schema.names)}; "
@@ -270,7 +350,9 @@ def _sample(path):
     if not text or not file.metadata.num_rows:
         return f"{path.name} has no text"
     first = next(file.iter_batches(1, columns=text)).to_pylist()[0]
-    return f"{path.name} says " + ", ".join(f"{key}: {' '.join(str(value).split())[:160]!r}" for key, value in first.items())
+    return f"{path.name} says " + ", ".join(
+        f"{key}: {' '.join(str(value).split())[:160]!r}" for key, value in first.items()
+    )
 
 
 class _Rows:
@@ -284,7 +366,13 @@ class _Rows:
         self.group, self.first, self.images = None, 0, []
 
     def __getstate__(self):
-        return {**self.__dict__, "group": None, "first": 0, "images": [], "batches": None}  # each process opens its own
+        return {
+            **self.__dict__,
+            "group": None,
+            "first": 0,
+            "images": [],
+            "batches": None,
+        }  # each process opens its own
 
     def __call__(self, row):
         import pyarrow
@@ -295,7 +383,9 @@ class _Rows:
         try:
             if group != self.group or row < self.first:
                 file = pq.ParquetFile(self.path / shard, buffer_size=2**20, pre_buffer=False)
-                self.batches = file.iter_batches(16, row_groups=[number], columns=[f"{column}.bytes"], use_threads=False)
+                self.batches = file.iter_batches(
+                    16, row_groups=[number], columns=[f"{column}.bytes"], use_threads=False
+                )
                 self.group, self.first, self.images = group, start, []
             while row >= self.first + len(self.images):
                 self.first += len(self.images)
@@ -303,14 +393,18 @@ class _Rows:
         except (OSError, pyarrow.ArrowException) as error:
             self.group = None  # the next row begins anew
             reason = " ".join(str(error).split())[:120]
-            raise InputError(f"{shard}: damaged at row {row - start} of row group {number} ({reason})") from None
+            raise InputError(
+                f"{shard}: damaged at row {row - start} of row group {number} ({reason})"
+            ) from None
         return self.images[row - self.first].as_py()
 
 
 def _parquet_image(rows, names, at, index, size):
     content = rows(at[index])
     if content is None:
-        raise InputError(f"{names[index]}: no bytes in this row; only images that lie in the parquet file itself can be read")
+        raise InputError(
+            f"{names[index]}: no bytes in this row; only images that lie in the parquet file itself can be read"
+        )
     return _known(*read_crop(io.BytesIO(content), size, names[index]))
 
 
@@ -324,7 +418,9 @@ def _match(names, files, path):
         file_of = pd.Series(files.values, index=key)
         several = names[found.isna() & names.isin(key[key.duplicated()])]
         if len(several):
-            raise InputError(f"{path}: {len(several)} names fit several files (first: {several.iloc[0]}); write paths")
+            raise InputError(
+                f"{path}: {len(several)} names fit several files (first: {several.iloc[0]}); write paths"
+            )
         found = found.fillna(names.map(file_of[~file_of.index.duplicated()]))
     return found
 
@@ -339,13 +435,22 @@ def read_labels(csv):
     wanted = {**{name: name for name in (*NAMES, *LABELS)}, **SYNFUNDUS}
     try:
         raw = pd.read_csv(
-            csv, usecols=lambda column: column in wanted, dtype=dict.fromkeys(NAMES, str), index_col=False, skipinitialspace=True
+            csv,
+            usecols=lambda column: column in wanted,
+            dtype=dict.fromkeys(NAMES, str),
+            index_col=False,
+            skipinitialspace=True,
         )
         header = pd.read_csv(csv, nrows=0, index_col=False, skipinitialspace=True)
     except FileNotFoundError:
         raise InputError(f"{csv}: no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: parser, encoding and empty-file errors of pandas
-        raise InputError(f"{csv}: not a readable CSV ({' '.join(str(error).split())[:120]})") from None
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # ValueError: parser, encoding and empty-file errors of pandas
+        raise InputError(
+            f"{csv}: not a readable CSV ({' '.join(str(error).split())[:120]})"
+        ) from None
     if raw.empty and not len(raw.columns) and (other := _separator(csv)):
         raise InputError(f"{csv}: its columns are separated by {other!r}; save it with commas")
     for column in raw:
@@ -359,27 +464,42 @@ def _checked(raw, origin):
     import pandera.pandas as pa
 
     name = next((column for column in NAMES if column in raw), None)
-    raw = raw.rename(columns={old: new for old, new in SYNFUNDUS.items() if new not in raw} | {name: "name"})
+    raw = raw.rename(
+        columns={old: new for old, new in SYNFUNDUS.items() if new not in raw} | {name: "name"}
+    )
     table = pd.DataFrame({column: raw[column] for column in ("name", *LABELS) if column in raw})
     for label in table.columns.intersection(LABELS):
         if not pd.api.types.is_numeric_dtype(table[label]):
-            words = table[label].astype(str).str.strip().str.lower().replace({"true": "1", "false": "0"})
+            words = (
+                table[label]
+                .astype(str)
+                .str.strip()
+                .str.lower()
+                .replace({"true": "1", "false": "0"})
+            )
             table[label] = pd.to_numeric(words, errors="coerce")
         table[label] = table[label].astype(float)
 
     readable = {label: pa.Column(float, pa.Check.in_range(0, 1)) for label in LABELS}
     try:
-        pa.DataFrameSchema({"name": pa.Column(nullable=False), **readable}).validate(table, lazy=True)
+        pa.DataFrameSchema({"name": pa.Column(nullable=False), **readable}).validate(
+            table, lazy=True
+        )
     except pa.errors.SchemaErrors as error:
         raise InputError(f"{origin}: {_summary(error.failure_cases, raw)}") from None
     if table.empty:
         raise InputError(f"{origin}: no rows")
-    seen = {"rows": len(table), "values_between_0_and_1": int(((table[list(LABELS)] % 1) > 0).any(axis=1).sum())}
+    seen = {
+        "rows": len(table),
+        "values_between_0_and_1": int(((table[list(LABELS)] % 1) > 0).any(axis=1).sum()),
+    }
     table[list(LABELS)] = (table[list(LABELS)] >= 0.5).astype(float)
     table = table.drop_duplicates(ignore_index=True)
     twice = table["name"][table["name"].duplicated()]
     if len(twice):
-        raise InputError(f"{origin}: {len(twice)} names come twice with different labels (first: {twice.iloc[0]})")
+        raise InputError(
+            f"{origin}: {len(twice)} names come twice with different labels (first: {twice.iloc[0]})"
+        )
     return table, seen | {"repeated_rows": seen["rows"] - len(table)}
 
 
@@ -392,7 +512,9 @@ def _separator(csv):
 
 def _summary(failures, raw):
     """One line from pandera's failure cases: missing columns, then the first three bad rows of each column."""
-    spelt = {new: f"{new} (or {old})" for old, new in SYNFUNDUS.items()} | {"name": " or ".join(NAMES)}
+    spelt = {new: f"{new} (or {old})" for old, new in SYNFUNDUS.items()} | {
+        "name": " or ".join(NAMES)
+    }
     absent = failures.loc[failures["check"] == "column_in_dataframe", "failure_case"]
     lines = [f"column {spelt[column]} is missing" for column in absent]
     for column, bad in failures[failures["index"].notna()].groupby("column", sort=False):

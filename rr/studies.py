@@ -20,7 +20,11 @@ from rr import paper
 from rr.io import InputError, read_result, results
 
 EYES = 4  # test images in eyes.png
-METHODS = ("do nothing", "population mean", "RetinaRegen")  # of per_image.csv; the first two are the same in every run
+METHODS = (
+    "do nothing",
+    "population mean",
+    "RetinaRegen",
+)  # of per_image.csv; the first two are the same in every run
 
 
 class Configuration(NamedTuple):
@@ -31,32 +35,48 @@ class Configuration(NamedTuple):
 
     protocol: str
     backbone: str
-    extractor: str              # "random": a ResNet34 that nobody trained; "off": c = 0
+    extractor: str  # "random": a ResNet34 that nobody trained; "off": c = 0
     fusion: str
-    method: str = "diffusion"   # "bridge" | "one-step": see rr.bridge; these know no condition
-    objective: str = ""         # "noise" | "image" | "v"; "": the image for the VAE, else the noise
-    start: float = 0.0          # share of T to which inputs are noised; 0: the preset's
-    condition: str = "mean"     # "image" | "noise" | "unreadable": see features.other
-    likelihood: str = "bce"     # of the VAE, see vae.LIKELIHOODS
-    region: str = "disc"        # whose readability chooses the images of the literal protocol
+    method: str = "diffusion"  # "bridge" | "one-step": see rr.bridge; these know no condition
+    objective: str = ""  # "noise" | "image" | "v"; "": the image for the VAE, else the noise
+    start: float = 0.0  # share of T to which inputs are noised; 0: the preset's
+    condition: str = "mean"  # "image" | "noise" | "unreadable": see features.other
+    likelihood: str = "bce"  # of the VAE, see vae.LIKELIHOODS
+    region: str = "disc"  # whose readability chooses the images of the literal protocol
 
     @property
     def values(self):
         """{word: value} of the four, and of the others where they are not the default."""
-        return {name: value for name, value in self._asdict().items() if value != self._field_defaults.get(name)}
+        return {
+            name: value
+            for name, value in self._asdict().items()
+            if value != self._field_defaults.get(name)
+        }
 
     def __str__(self):
-        words = {name: f"{value:g}" if isinstance(value, float) else value for name, value in self.values.items()}
-        return "_".join(f"{name}-{word}" if name in self._field_defaults else word for name, word in words.items())
+        words = {
+            name: f"{value:g}" if isinstance(value, float) else value
+            for name, value in self.values.items()
+        }
+        return "_".join(
+            f"{name}-{word}" if name in self._field_defaults else word
+            for name, word in words.items()
+        )
 
 
-RETINAREGEN = Configuration("paired", "vae", "resnet34", "bilinear-static")  # what the paper recommends
+RETINAREGEN = Configuration(
+    "paired", "vae", "resnet34", "bilinear-static"
+)  # what the paper recommends
 LITERAL = RETINAREGEN._replace(protocol="literal")
 BRIDGE = Configuration("paired", "unet", "off", "off", method="bridge")
 ONE_STEP = BRIDGE._replace(method="one-step")  # the control that any iterated method has to beat
 
 # the factorial of notebook 10. A start is no training: those of a start of 1 restore from pure noise and from the noised input
-FACTORS = {"backbone": ("vae", "unet"), "objective": ("image", "v", "noise"), "start": ("noised input", "pure noise")}
+FACTORS = {
+    "backbone": ("vae", "unet"),
+    "objective": ("image", "v", "noise"),
+    "start": ("noised input", "pure noise"),
+}
 STEPS = 15  # looks of the network at an image in the restorations that begin at T, whatever T is
 
 
@@ -68,7 +88,9 @@ def cell(backbone, objective):
 CONDITIONS = {  # name in notebook 10: trained like RETINAREGEN, or like its twin of Table 1, but for the condition
     "none": RETINAREGEN._replace(extractor="off"),
     "random extractor": RETINAREGEN._replace(extractor="random"),
-    "features of each image": RETINAREGEN._replace(extractor="attention", condition="image"),  # the smallest
+    "features of each image": RETINAREGEN._replace(
+        extractor="attention", condition="image"
+    ),  # the smallest
     "depends on the step": RETINAREGEN._replace(fusion="film"),
 }
 CONCATENATED = cell("unet", "v")._replace(fusion="concat")
@@ -82,7 +104,10 @@ EVALUATED = {  # name in notebook 12, which compares these and the backbones wit
 
 # study: its configurations in the paper's order (Fig. 5, Table 1, 3.2); RETINAREGEN is in all three
 STUDIES = {
-    "backbones": [RETINAREGEN._replace(backbone=name) for name in ("unet", "unet++", "resnet", "densenet", "vae")],
+    "backbones": [
+        RETINAREGEN._replace(backbone=name)
+        for name in ("unet", "unet++", "resnet", "densenet", "vae")
+    ],
     "extractors": [RETINAREGEN._replace(extractor=name) for name in paper.EXTRACTORS],
     "fusion": [RETINAREGEN._replace(fusion=name) for name in paper.FUSIONS],
 }
@@ -91,7 +116,11 @@ STUDIES["matters"] = list(dict.fromkeys([  # what notebook 10 reads, Table 1 and
     *(cell(backbone, objective) for backbone in FACTORS["backbone"] for objective in FACTORS["objective"]),
     CONCATENATED, *CONDITIONS.values(), *LIKELIHOODS.values(),
 ]))  # fmt: skip
-VARIES = {"backbones": "backbone", "extractors": "extractor", "fusion": "fusion"}  # the word that differs within the paper's
+VARIES = {
+    "backbones": "backbone",
+    "extractors": "extractor",
+    "fusion": "fusion",
+}  # the word that differs within the paper's
 
 
 def distinct(studies=STUDIES):
@@ -112,7 +141,7 @@ class Run(NamedTuple):
     numbers: dict
     provenance: dict
     scores: pd.DataFrame
-    eyes: np.ndarray          # (3, EYES, size, size, 3) uint8: input, restored, reference
+    eyes: np.ndarray  # (3, EYES, size, size, 3) uint8: input, restored, reference
 
 
 def _out(home):
@@ -123,7 +152,9 @@ def read(home, configuration, seed):
     """A finished run. Raises InputError if it is missing, or its files are not those that its result names."""
     path = folder(home, configuration, seed)
     if not (path / "result.json").is_file():
-        raise InputError(f"{path}: not run yet; make it: rr reproduce --preset {home.name}{_out(home)}")
+        raise InputError(
+            f"{path}: not run yet; make it: rr reproduce --preset {home.name}{_out(home)}"
+        )
     found = read_result(path / "result.json")
     scores = pd.read_csv(path / "per_image.csv")
     size = found["numbers"]["size"]
@@ -139,13 +170,17 @@ def read_study(home, study, seeds):
     """
     runs = {each: [read(home, each, seed) for seed in range(seeds)] for each in STUDIES[study]}
     every = [run for group in runs.values() for run in group]
-    for what, value in (("data set", lambda run: run.provenance["data"]),
-                        ("test images", lambda run: tuple(run.scores["image"])),
-                        ("preset", lambda run: {**run.provenance["preset"], "seed": 0}),
-                        ("LPIPS trunk", lambda run: run.numbers["lpips"])):
+    for what, value in (
+        ("data set", lambda run: run.provenance["data"]),
+        ("test images", lambda run: tuple(run.scores["image"])),
+        ("preset", lambda run: {**run.provenance["preset"], "seed": 0}),
+        ("LPIPS trunk", lambda run: run.numbers["lpips"]),
+    ):
         for run in every:
             if value(run) != value(every[0]):
-                raise InputError(f"{folder(home, run.configuration, run.seed)}: another {what} than in "
-                                 f"{folder(home, every[0].configuration, every[0].seed).name}; delete the one that is not wanted "
-                                 "and run `rr reproduce` again")
+                raise InputError(
+                    f"{folder(home, run.configuration, run.seed)}: another {what} than in "
+                    f"{folder(home, every[0].configuration, every[0].seed).name}; delete the one that is not wanted "
+                    "and run `rr reproduce` again"
+                )
     return runs

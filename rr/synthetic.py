@@ -34,7 +34,12 @@ ILLUMINATION = rgb(0.70, 1.00, 1.00)  # red is near saturation, so it follows th
 YELLOW, BLOOD, SCAR = rgb(1.08, 2.1, 1.7), rgb(0.62, 0.38, 0.50), rgb(0.35, 0.70, 0.90)
 
 # Mean colours between which eyes (light to heavy pigmentation) and cameras vary.
-PALETTE = np.array([[214, 82, 58], [226, 62, 26], [212, 52, 34], [208, 98, 52], [142, 55, 28], [140, 40, 32]]) / 255
+PALETTE = (
+    np.array(
+        [[214, 82, 58], [226, 62, 26], [212, 52, 34], [208, 98, 52], [142, 55, 28], [140, 40, 32]]
+    )
+    / 255
+)
 
 
 class Eye(NamedTuple):
@@ -46,13 +51,20 @@ class Eye(NamedTuple):
     fovea: tuple[float, float]  # x, y in pixels
     disc_circle: tuple[float, float, float]  # x, y and mean radius in pixels
     side: str  # "right" | "left"
-    view: tuple[float, float, float, float, float]  # the field of view, in pixels: x, y, radius, cut above and below y
+    view: tuple[
+        float, float, float, float, float
+    ]  # the field of view, in pixels: x, y, radius, cut above and below y
 
 
 # ------------------------------------------------------------------------------------------------------------ vessels
 def corners(eye, points, scale):
     """Rows of points t + is in the retinal frame as lists [x0, y0, x1, y1, ...] in pixels, for drawing."""
-    return (scale * (eye.fovea + points.real * eye.t + points.imag * eye.s)).copy().view(float).tolist()
+    return (
+        (scale * (eye.fovea + points.real * eye.t + points.imag * eye.s))
+        .copy()
+        .view(float)
+        .tolist()
+    )
 
 
 def draw_vessels(eye, path, radius, artery, size):
@@ -60,14 +72,18 @@ def draw_vessels(eye, path, radius, artery, size):
     over = max(2, round(672 / size))  # supersampling: a line is at least 1/672 of the width
     scale = size * over
     side = 1j * np.diff(path, axis=1, append=2 * path[:, -1:] - path[:, -2:-1])
-    side *= (radius - 0.5 / scale).clip(0) / (abs(side) + 1e-9) / abs(eye.t)  # a polygon also covers its outline
+    side *= (
+        (radius - 0.5 / scale).clip(0) / (abs(side) + 1e-9) / abs(eye.t)
+    )  # a polygon also covers its outline
     start = radius[:, 0]
     wide, shiny = 2 * scale * start >= 2.5, (start > 0.0022) & (2 * scale * start > 4)
     outlines = np.concatenate([path + side, (path - side)[:, ::-1]], 1)
     outline = dict(zip(np.flatnonzero(wide).tolist(), corners(eye, outlines[wide], scale)))
     line = corners(eye, path[:, ::2], scale)
     centre_line = dict(zip(np.flatnonzero(shiny).tolist(), corners(eye, path[shiny], scale)))
-    density = 255 * (start / 0.004).clip(0, 1) ** 0.6  # less blood on the line of sight of a thin vessel
+    density = (
+        255 * (start / 0.004).clip(0, 1) ** 0.6
+    )  # less blood on the line of sight of a thin vessel
     reflex = (density * np.where(artery, 0.5, 0.75)).astype(int).tolist()
     density, width = density.astype(int).tolist(), (2 * scale * start).tolist()
     canvas = Image.new("RGB", (scale, scale))
@@ -81,7 +97,9 @@ def draw_vessels(eye, path, radius, artery, size):
         if i in centre_line:  # central light reflex
             fill = (255, reflex[i], 0) if artery[i] else (255, 0, reflex[i])
             draw.line(centre_line[i], fill=fill, width=round(0.28 * width[i]))
-    return np.asarray(canvas.reduce(over)).transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(255)
+    return np.asarray(canvas.reduce(over)).transpose(2, 0, 1).astype(
+        np.float32, order="C"
+    ) / np.float32(255)
 
 
 # ----------------------------------------------------------------------------------------------------------- painting
@@ -107,19 +125,28 @@ def uniform(rng, low, high):
 
 
 def enlarge(field, size):
-    return np.asarray(Image.fromarray(np.asarray(field, np.float32)).resize((size, size), Image.Resampling.BICUBIC))
+    return np.asarray(
+        Image.fromarray(np.asarray(field, np.float32)).resize(
+            (size, size), Image.Resampling.BICUBIC
+        )
+    )
 
 
 def noise(rng, amplitudes, size):
     """Sum of smooth random fields: {number of cells across: amplitude}."""
-    return sum(enlarge(rng.standard_normal((k, k), np.float32) * np.float32(a), size) for k, a in amplitudes.items())
+    return sum(
+        enlarge(rng.standard_normal((k, k), np.float32) * np.float32(a), size)
+        for k, a in amplitudes.items()
+    )
 
 
 def draw_lines(eye, path, width, level):
     """Lines (C,C) of `width` (in widths) and brightness `level` (0..1) on the coarse grid: enlarging softens them."""
     canvas = Image.new("L", (2 * COARSE, 2 * COARSE))
     draw, width = ImageDraw.Draw(canvas), (2 * COARSE * width).round().astype(int).tolist()
-    for line, w, v in zip(corners(eye, path, 2 * COARSE), width, (255 * level).astype(int).tolist(), strict=True):
+    for line, w, v in zip(
+        corners(eye, path, 2 * COARSE), width, (255 * level).astype(int).tolist(), strict=True
+    ):
         draw.line(line, fill=v, width=max(1, w))
     return np.asarray(canvas.reduce(2), np.float32) / 255
 
@@ -127,7 +154,9 @@ def draw_lines(eye, path, width, level):
 def nerve_fibres(rng, eye, n=70):
     """Striae (C,C) that fan out of the disc, densest along the temporal arcades."""
     aside = rng.random(n)
-    way = rng.uniform(0.4, 1.2, n) * (-0.2 + aside + 1j * np.where(np.arange(n) % 2, 1, -1) * (0.45 + 0.5 * aside))
+    way = rng.uniform(0.4, 1.2, n) * (
+        -0.2 + aside + 1j * np.where(np.arange(n) % 2, 1, -1) * (0.45 + 0.5 * aside)
+    )
     c1, c2 = 0.1 * way.real + 0.5j * way.imag, 0.5 * way.real + 0.95j * way.imag
     path = curves(rng, 0 * way + DISC, c1 + DISC, c2 + DISC, way + DISC, 0.01)
     return draw_lines(eye, path[:, 4::2], np.full(n, 0.005), rng.uniform(0.2, 1, n))
@@ -144,20 +173,30 @@ def choroid(rng, eye, n=300):
 def background(rng, eye, size):
     """Fundus without disc and vessels (3,S,S) in [0,1]: choroid, pigment, macula, nerve fibres, illumination."""
     x, y = grid(COARSE)
-    fovea, disc = (distance(COARSE, centre, abs(eye.t), abs(eye.t)) for centre in (eye.fovea, eye.disc[0]))  # in F
+    fovea, disc = (
+        distance(COARSE, centre, abs(eye.t), abs(eye.t)) for centre in (eye.fovea, eye.disc[0])
+    )  # in F
     melanin = noise(rng, {3: 0.10, 6: 0.06, 14: 0.03, 40: 0.03, COARSE: 0.022}, COARSE)
     pigment = uniform(rng, 0.2, 0.55) * hill(fovea, rng.uniform(0.32, 0.5))
     pigment += uniform(rng, 0.1, 0.45) * hill(fovea, rng.uniform(0.10, 0.16))
     light = uniform(rng, 0.1, 0.4) * hill(disc, 0.8)
     light += uniform(rng, -0.4, 0.4) * (x - 0.5) + uniform(rng, -0.4, 0.4) * (y - 0.5)
-    light -= uniform(rng, 0.15, 0.6) * distance(COARSE, complex(*rng.normal(0.5, 0.05, 2)), 0.5, 0.5) ** 3  # vignetting
+    light -= (
+        uniform(rng, 0.15, 0.6)
+        * distance(COARSE, complex(*rng.normal(0.5, 0.05, 2)), 0.5, 0.5) ** 3
+    )  # vignetting
     if rng.random() < 0.2:  # foveal reflex
         light += uniform(rng, 0.1, 0.5) * hill(fovea, 0.025)
     log = np.log(rgb(*rng.dirichlet(np.full(len(PALETTE), 0.35)) @ PALETTE)) + light * ILLUMINATION
     log += melanin * MELANIN + pigment * MACULAR_PIGMENT
     log += uniform(rng, 0.03, 0.22) * nerve_fibres(rng, eye) * NERVE_FIBRE
     if rng.random() < 0.3:  # tessellated: the choroid shows through outside the macula
-        log += uniform(rng, 0.15, 0.4) * (choroid(rng, eye) - 0.5) * np.clip(0.8 * fovea - 0.1, 0, 1) * CHOROID
+        log += (
+            uniform(rng, 0.15, 0.4)
+            * (choroid(rng, eye) - 0.5)
+            * np.clip(0.8 * fovea - 0.1, 0, 1)
+            * CHOROID
+        )
     return np.exp(np.stack([enlarge(channel, size) for channel in log]))
 
 
@@ -166,9 +205,14 @@ def paint_disc(rng, eye, image, size):
     centre, rx, ry = eye.disc
     temporal = np.sign(eye.t.real)
     reach = 2.5 * max(rx, ry)  # its halo has faded by then
-    rows, columns = (slice(max(0, int((at - reach) * size)), int((at + reach) * size) + 1) for at in (centre.imag, centre.real))
+    rows, columns = (
+        slice(max(0, int((at - reach) * size)), int((at + reach) * size) + 1)
+        for at in (centre.imag, centre.real)
+    )
     part = rows, columns
-    around = rgb(*image[:, int(centre.imag * size), int(centre.real * size)])  # the disc is lit like its surroundings
+    around = rgb(
+        *image[:, int(centre.imag * size), int(centre.real * size)]
+    )  # the disc is lit like its surroundings
     image = image[:, rows, columns]  # a view
     q, cup = distance(size, *eye.disc, part), distance(size, *eye.cup, part)
     rim = np.minimum(around * rgb(0.9, 1.65, 1.4) + rgb(0.30, 0.10, 0.04), rgb(1.0, 0.72, 0.44))
@@ -177,9 +221,13 @@ def paint_disc(rng, eye, image, size):
     if rng.random() < 0.3:  # temporal crescent, pale or pigmented
         crescent = distance(size, centre + temporal * rng.uniform(0.06, 0.16) * rx, rx, ry, part)
         crescent = np.clip((1.12 - crescent) / np.float32(0.12), 0, 1) * uniform(rng, 0.2, 0.6)
-        image += ((rim + pale) / 2 - image) * crescent if rng.random() < 0.7 else -0.5 * image * crescent
+        image += (
+            ((rim + pale) / 2 - image) * crescent if rng.random() < 0.7 else -0.5 * image * crescent
+        )
     depth = np.clip((1.45 - cup) / np.float32(0.75), 0, 1) * uniform(rng, 0.7, 1)
-    depth += (grid(size)[0][:, columns] - np.float32(centre.real)) * np.float32(0.22 * temporal / rx)  # temporally paler
+    depth += (grid(size)[0][:, columns] - np.float32(centre.real)) * np.float32(
+        0.22 * temporal / rx
+    )  # temporally paler
     inside = np.clip((1.10 - q) / np.float32(0.2), 0, 1) * uniform(rng, 0.85, 1)
     image += (rim + (pale - rim) * np.clip(depth, 0, 1) - image) * inside
     masks = np.zeros((2, size, size), bool)
@@ -205,12 +253,30 @@ def lesions(rng, eye, image):
     disease = rng.choice(["none", "drusen", "diabetes", "laser"], p=[0.5, 0.18, 0.27, 0.05])
     if disease == "drusen":
         n = rng.integers(20, 90)
-        spots(rng, eye, image, jitter(rng, 0.35, n), rng.uniform(0.002, 0.006, n), YELLOW, rng.uniform(0.25, 0.6))
+        spots(
+            rng,
+            eye,
+            image,
+            jitter(rng, 0.35, n),
+            rng.uniform(0.002, 0.006, n),
+            YELLOW,
+            rng.uniform(0.25, 0.6),
+        )
     elif disease == "diabetes":
         n = rng.integers(6, 40)  # many microaneurysms, few haemorrhages
-        spots(rng, eye, image, jitter(rng, 0.75, n), 0.0018 + 0.010 * rng.beta(0.6, 2.5, n), BLOOD, 0.9)
+        spots(
+            rng,
+            eye,
+            image,
+            jitter(rng, 0.75, n),
+            0.0018 + 0.010 * rng.beta(0.6, 2.5, n),
+            BLOOD,
+            0.9,
+        )
         n = rng.integers(1, 70)  # hard exudates in up to three clusters
-        where = jitter(rng, 0.45, 3)[rng.integers(rng.integers(1, 4), size=n)] + jitter(rng, 0.09, n)
+        where = jitter(rng, 0.45, 3)[rng.integers(rng.integers(1, 4), size=n)] + jitter(
+            rng, 0.09, n
+        )
         spots(rng, eye, image, where, 0.0012 + 0.005 * rng.beta(0.8, 2, n), YELLOW, 0.95)
     elif disease == "laser":
         where = jitter(rng, 1.0, 160)
@@ -225,8 +291,12 @@ def photograph(rng, eye, image, fov):
     size = len(fov)
     image *= 255 * rgb(*(rng.uniform(0.88, 1.18) * rng.uniform(0.95, 1.05, 3)))
     image += (rng.random((size, size), np.float32) - 0.5) * uniform(rng, 2, 8)
-    image *= np.clip((1 - distance(size, eye.view[0], eye.view[1], eye.view[1])) / np.float32(0.025), 0, 1)
-    photo = Image.merge("RGB", [Image.fromarray(channel) for channel in image.clip(0, 255).astype(np.uint8)])
+    image *= np.clip(
+        (1 - distance(size, eye.view[0], eye.view[1], eye.view[1])) / np.float32(0.025), 0, 1
+    )
+    photo = Image.merge(
+        "RGB", [Image.fromarray(channel) for channel in image.clip(0, 255).astype(np.uint8)]
+    )
     photo = photo.filter(ImageFilter.BoxBlur(max(0, rng.uniform(-0.0006, 0.0024)) * size))
     photo.paste(0, mask=Image.fromarray(np.where(fov, np.uint8(0), np.uint8(255))))
     return np.array(photo)
@@ -244,13 +314,18 @@ def fundus(seed: int, index: int, size: int = 224) -> Eye:
     image = background(rng, eye, size)
     disc, cup = paint_disc(rng, eye, image, size)
     covered, arterial, venous = draw_vessels(eye, *tree, size)
-    strength = uniform(rng, 0.45, 0.8) * (1 + np.float32(0.6) * disc)  # no choroid shines through it on the disc
+    strength = uniform(rng, 0.45, 0.8) * (
+        1 + np.float32(0.6) * disc
+    )  # no choroid shines through it on the disc
     image *= np.exp((strength * arterial) * ARTERIAL_BLOOD + (strength * venous) * VENOUS_BLOOD)
     lesions(rng, eye, image)
     centre, radius, flat = eye.view
     fov = (distance(size, centre, radius, radius) < 1) & (abs(grid(size)[1] - 0.5) < flat)
     image = photograph(rng, eye, image, fov)
-    x, y, r = (float(v) * size for v in (eye.disc[0].real, eye.disc[0].imag, (eye.disc[1] + eye.disc[2]) / 2))
+    x, y, r = (
+        float(v) * size
+        for v in (eye.disc[0].real, eye.disc[0].imag, (eye.disc[1] + eye.disc[2]) / 2)
+    )
     return Eye(
         image,
         fov,
@@ -277,21 +352,31 @@ def not_fundus(seed: int, index: int, size: int = 224) -> np.ndarray:
             image = np.where(y + 0.4 * cloud > rng.uniform(0.3, 0.7), c[0] * (0.6 + cloud), sky)
         case "text":
             rows, columns = rng.integers(10, 30), rng.integers(30, 70)
-            ink = enlarge(rng.random((rows, columns)) < 0.6, size)[..., None] * (np.sin(2 * np.pi * rows * y) > 0)
+            ink = enlarge(rng.random((rows, columns)) < 0.6, size)[..., None] * (
+                np.sin(2 * np.pi * rows * y) > 0
+            )
             image = rng.uniform(0.8, 1) - 0.8 * ink * ((abs(x - 0.5) < 0.4) & (abs(y - 0.5) < 0.43))
         case "eye":  # skin, sclera between the lids, iris, pupil
             lids = distance(size, 0.5 + 0.5j, 0.45, rng.uniform(0.15, 0.25))[..., None] < 1
             iris = distance(size, complex(*rng.uniform(0.42, 0.58, 2)), 0.15, 0.15)[..., None]
             ball = np.where(iris < 0.4, 0.03, np.where(iris < 1, 0.6 * c[0], 0.85 + 0.2 * cloud))
-            image = np.where(lids, ball, np.array([0.8, 0.6, 0.5]) * (rng.uniform(0.4, 1.1) + 0.5 * cloud))
+            image = np.where(
+                lids, ball, np.array([0.8, 0.6, 0.5]) * (rng.uniform(0.4, 1.1) + 0.5 * cloud)
+            )
         case "b-scan":  # optical coherence tomography: bright layers, speckle
             depth = y - 0.5 - 0.4 * cloud[:1] + 0.1 * hill(x - 0.5, 0.1)
-            layers = 0.6 * hill(depth + 0.1, 0.02) + 0.3 * hill(depth, 0.05) + 0.9 * hill(depth - 0.1, 0.015)
+            layers = (
+                0.6 * hill(depth + 0.1, 0.02)
+                + 0.3 * hill(depth, 0.05)
+                + 0.9 * hill(depth - 0.1, 0.015)
+            )
             image = (0.1 + layers) * rng.random((size, size, 1))
         case "blobs":  # a coloured circle on black that is no retina
             image = c[0] + 0 * cloud
             for blob in c:
-                image[distance(size, complex(*rng.random(2)), *rng.uniform(0.05, 0.3, 2)) < 1] = blob
+                image[distance(size, complex(*rng.random(2)), *rng.uniform(0.05, 0.3, 2)) < 1] = (
+                    blob
+                )
             image *= distance(size, 0.5 + 0.5j, 0.49, 0.49)[..., None] < 1
         case "blank":  # shutter closed, overexposed, or evenly lit
             image = rng.choice([0.0, 0.02, 0.5, 3.0]) * c[0] + 0 * cloud

@@ -23,7 +23,10 @@ LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textascii
 def text(table):
     """The same table as strings for a reader: dB with two digits, the others with four, NaN as "n/a"."""
     return pd.DataFrame(
-        {name: [_number(v, 2 if name.startswith("psnr") else 4) for v in column] for name, column in table.items()},
+        {
+            name: [_number(v, 2 if name.startswith("psnr") else 4) for v in column]
+            for name, column in table.items()
+        },
         index=table.index,
     )
 
@@ -58,7 +61,10 @@ def best(study, metric):
 
 def above(study, metric):
     """Rungs that score better than every configuration, in the digits that are shown."""
-    rungs, means = _displayed(study[study.seeds == 0], metric), _displayed(study[study.seeds > 0], metric)
+    rungs, means = (
+        _displayed(study[study.seeds == 0], metric),
+        _displayed(study[study.seeds > 0], metric),
+    )
     return list(rungs.index[rungs > means.max()])
 
 
@@ -68,14 +74,23 @@ def shown(study, reference):
     table = pd.DataFrame(index=methods)
     for metric, (head, digits) in SHOWN.items():
         rows = study[study.metric == metric].set_index("method")
-        cells = [_mean_sd(mean, sd, digits) for mean, sd in rows.loc[methods, ["mean", "sd"]].to_numpy()]
-        table[head] = [f"**{cell}**" if method in best(study, metric) else cell for method, cell in zip(methods, cells)]
+        cells = [
+            _mean_sd(mean, sd, digits) for mean, sd in rows.loc[methods, ["mean", "sd"]].to_numpy()
+        ]
+        table[head] = [
+            f"**{cell}**" if method in best(study, metric) else cell
+            for method, cell in zip(methods, cells)
+        ]
     rows = study[study.metric == "psnr"].set_index("method").loc[methods]
     table[f"PSNR − {reference}"] = [
-        "–" if method == reference else interval(row.difference, row.difference_low, row.difference_high)
+        "–"
+        if method == reference
+        else interval(row.difference, row.difference_low, row.difference_high)
         for method, row in rows.iterrows()
     ]
-    return table.assign(n=[str(n) for n in rows.n], seeds=[str(n) if n else "–" for n in rows.seeds])
+    return table.assign(
+        n=[str(n) for n in rows.n], seeds=[str(n) if n else "–" for n in rows.seeds]
+    )
 
 
 def caption(title, study, facts, reference):
@@ -83,12 +98,20 @@ def caption(title, study, facts, reference):
     heads = {rung: [head.removesuffix(" / dB") for metric, (head, _) in SHOWN.items() if rung in above(study, metric)]
              for rung in RUNGS}  # fmt: skip
     beaten = "; ".join(f"{rung} in {', '.join(found)}" for rung, found in heads.items() if found)
-    fewer = "" if (known := study[study.metric == "psnr_disc"].n.min()) == facts["n"] else f" ({known} of them at the disc)"
+    fewer = (
+        ""
+        if (known := study[study.metric == "psnr_disc"].n.min()) == facts["n"]
+        else f" ({known} of them at the disc)"
+    )
     return (
         f"{title} Data: {facts['data']}; protocol: {facts['protocol']}; preset {facts['preset']}, {facts['size']} px, "
         f"n = {facts['n']} test images{fewer}. "
-        + (f"Mean ± standard deviation over {facts['seeds']} seeds, for which data, split, classifier and test degradations are "
-           "the same" if facts["seeds"] > 1 else "Mean; one training each, seed 0")
+        + (
+            f"Mean ± standard deviation over {facts['seeds']} seeds, for which data, split, classifier and test degradations are "
+            "the same"
+            if facts["seeds"] > 1
+            else "Mean; one training each, seed 0"
+        )
         + f"; bold: best trained row; less is better in LPIPS. Difference of the PSNR and that of {reference}, paired over "
         "images, with its 95 % bootstrap interval over images: a plain one, for a single difference. What is called told apart "
         "must hold for all pairs together."
@@ -98,7 +121,11 @@ def caption(title, study, facts, reference):
 
 def markdown(table, caption=""):
     """A table of strings as Markdown; the index is the first column."""
-    lines = [["", *table.columns], ["---"] * (table.shape[1] + 1), *table.reset_index().to_numpy().tolist()]
+    lines = [
+        ["", *table.columns],
+        ["---"] * (table.shape[1] + 1),
+        *table.reset_index().to_numpy().tolist(),
+    ]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"{body}\n\n{caption}\n" if caption else f"{body}\n"
 
@@ -124,7 +151,9 @@ def write(folder, stem, numbers, table, caption):
 def facts(runs, preset):
     """What all runs of {name: [Run, ...]} have in common, for captions and result files."""
     first, *others = next(iter(runs.values()))
-    common = {key: first.numbers[key] for key in ("data", "size", "n", "lpips")} | {"protocol": first.configuration.protocol}
+    common = {key: first.numbers[key] for key in ("data", "size", "n", "lpips")} | {
+        "protocol": first.configuration.protocol
+    }
     names = {name: str(group[0].configuration) for name, group in runs.items()}
     return common | {"preset": preset, "seeds": 1 + len(others), "configurations": names}
 
@@ -140,7 +169,10 @@ def cost(runs):
     rows = {}
     for name, group in runs.items():
         numbers, facts = group[0].numbers, group[0].provenance
-        memory = max(run.provenance["peak_gpu_memory_mib"] or run.provenance["peak_memory_mib"] for run in group)
+        memory = max(
+            run.provenance["peak_gpu_memory_mib"] or run.provenance["peak_memory_mib"]
+            for run in group
+        )
         rows[name] = {
             "predicts": numbers["objective"], "epochs": str(numbers["epochs"]), "parameters": f"{numbers['parameters']:,}",
             "training / s": f"{np.mean([run.numbers['training_seconds'] for run in group]):.0f}",
@@ -155,7 +187,10 @@ def beside(claims):
     paper, ours = {}, {}
     for metric in ("psnr", "ssim", "lpips"):
         head, digits = SHOWN[metric]
-        paper[f"paper: {head}"] = ["–" if np.isnan(value) else _number(value, digits) for value in claims[f"paper_{metric}"]]
+        paper[f"paper: {head}"] = [
+            "–" if np.isnan(value) else _number(value, digits)
+            for value in claims[f"paper_{metric}"]
+        ]
         values = zip(claims[f"ours_{metric}"], claims[f"ours_{metric}_sd"])
         ours[f"ours: {head}"] = [_mean_sd(mean, sd, digits) for mean, sd in values]
     return pd.DataFrame(paper | ours, index=claims.claim + ": " + claims.row)
@@ -164,11 +199,20 @@ def beside(claims):
 def orders(found):
     """Verdicts for a reader; found: claim, metric, verdict, the pair better and worse, difference, low, high."""
     digits = [SHOWN[metric][1] for metric in found.metric]
-    return pd.DataFrame({
-        "verdict": found.verdict,
-        "pair that decides": found.better + " over " + found.worse,
-        "better by": [interval(*each) for each in zip(found.difference, found.low, found.high, digits)],
-    }).set_axis([f"{claim} in {SHOWN[metric][0].removesuffix(' / dB')}" for claim, metric in zip(found.claim, found.metric)])
+    return pd.DataFrame(
+        {
+            "verdict": found.verdict,
+            "pair that decides": found.better + " over " + found.worse,
+            "better by": [
+                interval(*each) for each in zip(found.difference, found.low, found.high, digits)
+            ],
+        }
+    ).set_axis(
+        [
+            f"{claim} in {SHOWN[metric][0].removesuffix(' / dB')}"
+            for claim, metric in zip(found.claim, found.metric)
+        ]
+    )
 
 
 def interval(mean, low, high, digits=2, sign="+"):
@@ -184,7 +228,11 @@ def _picks(images, n, seed):
 
 
 def _number(value, digits, sign=""):
-    return "n/a" if np.isnan(value) else f"{value:{sign}.{digits}f}".replace("inf", "∞").replace("-", "−")
+    return (
+        "n/a"
+        if np.isnan(value)
+        else f"{value:{sign}.{digits}f}".replace("inf", "∞").replace("-", "−")
+    )
 
 
 def _mean_sd(mean, sd, digits):
@@ -198,4 +246,8 @@ def _latex(cell):
 def _displayed(rows, metric):
     """Means as the reader sees them, signed so that more is better, by method; without n/a."""
     means = rows[rows.metric == metric].set_index("method")["mean"].dropna()
-    return means.map(lambda value: float(f"{value:.{SHOWN[metric][1]}f}") * (-1 if metric.startswith("lpips") else 1))
+    return means.map(
+        lambda value: (
+            float(f"{value:.{SHOWN[metric][1]}f}") * (-1 if metric.startswith("lpips") else 1)
+        )
+    )

@@ -47,11 +47,15 @@ from rr.presets import choose
 
 OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,  # the classifier (2.2)
-    "adamw": lambda parameters, lr: torch.optim.AdamW(parameters, lr, weight_decay=1e-4, fused=True),  # elsewhere not stated
+    "adamw": lambda parameters, lr: torch.optim.AdamW(
+        parameters, lr, weight_decay=1e-4, fused=True
+    ),  # elsewhere not stated
 }
 STRATEGIES = {
     "ddp": lambda world: DDPStrategy(gradient_as_bucket_view=True),
-    "fsdp": lambda world: ModelParallelStrategy(_sharded, data_parallel_size=world, tensor_parallel_size=1),
+    "fsdp": lambda world: ModelParallelStrategy(
+        _sharded, data_parallel_size=world, tensor_parallel_size=1
+    ),
 }
 BATCH_NORM = nn.BatchNorm1d, nn.BatchNorm2d
 EVERY = 20  # steps between two looks at a GPU's losses: each look waits for the GPU
@@ -71,16 +75,28 @@ def fabric(device="auto", devices=1, nodes=1, strategy="ddp"):
         raise InputError("device 'cuda': torch sees no GPU here; use cpu or auto")
     if devices < 1 or nodes < 1:
         raise InputError(f"{devices} devices on {nodes} nodes: at least one of each")
-    started = os.environ.get("WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS")
-    if not started and (nodes > 1 or devices > 1 and "SLURM_JOB_ID" in os.environ):  # Lightning would wait for those of srun
-        raise InputError(f"{devices} devices on {nodes} nodes: start the command with torchrun or srun")
+    started = os.environ.get(
+        "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS"
+    )
+    if not started and (
+        nodes > 1 or devices > 1 and "SLURM_JOB_ID" in os.environ
+    ):  # Lightning would wait for those of srun
+        raise InputError(
+            f"{devices} devices on {nodes} nodes: start the command with torchrun or srun"
+        )
     if started and int(started) != devices * nodes:
-        raise InputError(f"{devices} devices on {nodes} nodes, and {started} processes from torchrun or srun; start as many")
+        raise InputError(
+            f"{devices} devices on {nodes} nodes, and {started} processes from torchrun or srun; start as many"
+        )
     if strategy == "fsdp" and devices * nodes == 1:
-        raise InputError("fsdp: divides a component among several devices; ask for more, or for ddp")
+        raise InputError(
+            "fsdp: divides a component among several devices; ask for more, or for ddp"
+        )
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if on_gpu and devices > torch.cuda.device_count():
-        raise InputError(f"{devices} devices: torch sees {torch.cuda.device_count()} GPUs here; ask for as many, or for cpu")
+        raise InputError(
+            f"{devices} devices: torch sees {torch.cuda.device_count()} GPUs here; ask for as many, or for cpu"
+        )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*srun. command is available.*")  # nobody has to use it
         return lightning.Fabric(
@@ -90,7 +106,9 @@ def fabric(device="auto", devices=1, nodes=1, strategy="ddp"):
 
 
 def _sharded(module, mesh):
-    module.to(memory_format=torch.contiguous_format)  # parameters: it shares no others. Images stay as they are
+    module.to(
+        memory_format=torch.contiguous_format
+    )  # parameters: it shares no others. Images stay as they are
     fully_shard(module, mesh=mesh["data_parallel"])
     register_fsdp_forward_method(module, "loss")
     return module
@@ -98,20 +116,20 @@ def _sharded(module, mesh):
 
 def train(
     model,
-    data,                    # data.Packed
-    rows,                    # rows of `data` to train on
-    val_rows,                # rows to validate on
+    data,  # data.Packed
+    rows,  # rows of `data` to train on
+    val_rows,  # rows to validate on
     *,
-    folder,                  # becomes the best checkpoint; folder/last holds the last one and the state to resume
+    folder,  # becomes the best checkpoint; folder/last holds the last one and the state to resume
     epochs,
-    batch,                   # images per step at most, over all processes
+    batch,  # images per step at most, over all processes
     lr,
-    ema,                     # decay of the averaged weights; these are validated and saved
+    ema,  # decay of the averaged weights; these are validated and saved
     seed=0,
-    optimizer="adamw",       # a key of OPTIMIZERS
-    fabric,                  # Fabric, already launched if it spans several processes
-    facts=None,              # what else decides the result (weights used, ...): recorded, and compared at a resume
-    micro=1,                 # micro-batches per step and process; doubled until a step fits into memory
+    optimizer="adamw",  # a key of OPTIMIZERS
+    fabric,  # Fabric, already launched if it spans several processes
+    facts=None,  # what else decides the result (weights used, ...): recorded, and compared at a resume
+    micro=1,  # micro-batches per step and process; doubled until a step fits into memory
 ):
     """Train `model` in place; yields a dict per step (epoch, step, loss, images_per_s), at an epoch's end with val_loss.
 
@@ -126,21 +144,45 @@ def train(
     """
     rows, val_rows, folder = np.asarray(rows), np.asarray(val_rows), Path(folder)
     if len(rows) < batch or len(val_rows) == 0:
-        raise InputError(f"{len(rows)} training and {len(val_rows)} validation images for batches of {batch}: too few; "
-                         "use more images or a smaller batch")
-    world, rank, device, component = fabric.world_size, fabric.global_rank, fabric.device, type(model)
+        raise InputError(
+            f"{len(rows)} training and {len(val_rows)} validation images for batches of {batch}: too few; "
+            "use more images or a smaller batch"
+        )
+    world, rank, device, component = (
+        fabric.world_size,
+        fabric.global_rank,
+        fabric.device,
+        type(model),
+    )
     steps = math.ceil(len(rows) / batch)  # per epoch
     least = len(rows) // steps // world  # images that a process has of a step
-    normalised = any(isinstance(part, BATCH_NORM) for part in model.modules())  # by the variance of a slot's images, two at least
+    normalised = any(
+        isinstance(part, BATCH_NORM) for part in model.modules()
+    )  # by the variance of a slot's images, two at least
     needed, most = (2, least // 2) if normalised else (1, math.ceil(batch / world))
     if least < needed:
-        raise InputError(f"batch of {batch}: cannot be shared by {world} processes; use at least {needed * world} images")
+        raise InputError(
+            f"batch of {batch}: cannot be shared by {world} processes; use at least {needed * world} images"
+        )
     micro = min(micro, most)
-    config = {"code": _code(component), "component": component.__name__, "arguments": model.arguments,
-              "epochs": epochs, "batch": batch, "lr": lr, "ema": ema, "seed": seed,
-              "optimizer": optimizer, "data": data.hash, "rows": len(rows), **(facts or {})}
+    config = {
+        "code": _code(component),
+        "component": component.__name__,
+        "arguments": model.arguments,
+        "epochs": epochs,
+        "batch": batch,
+        "lr": lr,
+        "ema": ema,
+        "seed": seed,
+        "optimizer": optimizer,
+        "data": data.hash,
+        "rows": len(rows),
+        **(facts or {}),
+    }
     started = time.time()
-    averaged = whole = copy.deepcopy(model).to(device)  # `whole` has all of the averaged weights at an epoch's end
+    averaged = whole = copy.deepcopy(model).to(
+        device
+    )  # `whole` has all of the averaged weights at an epoch's end
     module = fabric.setup_module(model)
     module.mark_forward_method("loss")
     if isinstance(next(model.parameters()), DTensor):
@@ -149,7 +191,9 @@ def train(
     average = averaging(averaged, model, ema)
     if device.type == "cuda":
         compiled(model)
-    opt = fabric.setup_optimizers(OPTIMIZERS[optimizer]([p for p in model.parameters() if p.requires_grad], lr=lr))
+    opt = fabric.setup_optimizers(
+        OPTIMIZERS[optimizer]([p for p in model.parameters() if p.requires_grad], lr=lr)
+    )
 
     step, first, best, history, spent = 0, 0, float("inf"), [], 0.0
     state, log = _resume(folder, config, component)
@@ -160,9 +204,14 @@ def train(
         step, first, best, spent = (state[key] for key in ("step", "epoch", "best", "seconds"))
         history = log.query("step <= @step").to_dict("records")
     if fabric.all_reduce(torch.tensor(float(step), device=device), reduce_op="mean").item() != step:
-        raise InputError(f"{folder}: does not hold the same state on all machines; use a folder that all of them see")
+        raise InputError(
+            f"{folder}: does not hold the same state on all machines; use a folder that all of them see"
+        )
 
-    at_once, trials = batch, 2  # images in validation; before the second step the optimizer has its state
+    at_once, trials = (
+        batch,
+        2,
+    )  # images in validation; before the second step the optimizer has its state
     for epoch in range(first, epochs):
         model.train()
         parts = np.array_split(np.random.default_rng([seed, epoch]).permutation(rows), steps)
@@ -171,7 +220,10 @@ def train(
         for part, share in zip(parts, batches(data, mine, device)):
             step += 1
             if trials:
-                micro, trials = _fitting(probe, share, len(part), (seed, step), micro, most, fabric), trials - 1
+                micro, trials = (
+                    _fitting(probe, share, len(part), (seed, step), micro, most, fabric),
+                    trials - 1,
+                )
             losses = _gradients(module, share, len(part), (seed, step), micro, fabric)
             opt.step()
             opt.zero_grad()
@@ -183,9 +235,16 @@ def train(
             found = fabric.all_reduce(torch.stack(pending), reduce_op="mean").tolist()
             speed = images / (time.perf_counter() - tick)
             for number, values in enumerate(found, step + 1 - len(found)):
-                row = {"epoch": epoch, "step": number, **dict(zip(losses, values)), "images_per_s": speed}
+                row = {
+                    "epoch": epoch,
+                    "step": number,
+                    **dict(zip(losses, values)),
+                    "images_per_s": speed,
+                }
                 if not np.isfinite(row["loss"]):
-                    raise InputError(f"loss is {row['loss']} at step {number}; lower the learning rate ({lr}) and run again")
+                    raise InputError(
+                        f"loss is {row['loss']} at step {number}; lower the learning rate ({lr}) and run again"
+                    )
                 history.append(row)
                 if number % steps:
                     yield row
@@ -197,20 +256,38 @@ def train(
         state = {"model": get_model_state_dict(model, options=WHOLE), "averaged": whole.state_dict(),
                  "optimizer": get_optimizer_state_dict(model, opt.optimizer, options=WHOLE)}  # fmt: skip
         if rank == 0:
-            kept = provenance(started=started - spent, device=device, epoch=epoch, processes=world, micro_batches=micro, **config)
+            kept = provenance(
+                started=started - spent,
+                device=device,
+                epoch=epoch,
+                processes=world,
+                micro_batches=micro,
+                **config,
+            )
             if row["val_loss"] <= best:
                 checkpoint.save(folder, whole, kept, epoch=epoch, val_loss=row["val_loss"])
             write_table(folder / "history.csv", pd.DataFrame(history))
             checkpoint.save(folder / "last", whole, kept, epoch=epoch, val_loss=row["val_loss"])
-            _save_state(folder, config, **state, step=step, epoch=epoch + 1, best=min(best, row["val_loss"]),
-                        seconds=time.time() - started + spent)
+            _save_state(
+                folder,
+                config,
+                **state,
+                step=step,
+                epoch=epoch + 1,
+                best=min(best, row["val_loss"]),
+                seconds=time.time() - started + spent,
+            )
         best = min(best, row["val_loss"])
         fabric.barrier()
         yield row
-    set_model_state_dict(model, checkpoint.load(folder, component, device).state_dict(), options=WHOLE)
+    set_model_state_dict(
+        model, checkpoint.load(folder, component, device).state_dict(), options=WHOLE
+    )
     model.eval()
     if device.type == "cuda":
-        torch.compiler.set_stance("force_eager")  # what follows has batches of all sizes, each of which would be compiled
+        torch.compiler.set_stance(
+            "force_eager"
+        )  # what follows has batches of all sizes, each of which would be compiled
 
 
 def _share_statistics(buffers, fabric):
@@ -243,7 +320,9 @@ def _gradients(module, share, n, numbers, micro, fabric):
             with fabric.autocast():  # Fabric's wrapper does so for `forward` alone
                 values = module.loss(part, generator)
             fabric.backward(weight * values["loss"])
-        losses = {name: losses.get(name, 0) + weight * value.detach() for name, value in values.items()}
+        losses = {
+            name: losses.get(name, 0) + weight * value.detach() for name, value in values.items()
+        }
     return losses
 
 
@@ -268,7 +347,9 @@ def _fitting(probe, share, n, numbers, micro, most, fabric):
                              "train a smaller component or on smaller images")  # fmt: skip
         micro = min(2 * micro, most)
         if fabric.is_global_zero:
-            print(f"out of memory: the step's {n} images are taken in {micro} micro-batches per process")
+            print(
+                f"out of memory: the step's {n} images are taken in {micro} micro-batches per process"
+            )
     for buffer, value in zip(probe.buffers(), before):
         buffer.copy_(value)
     return micro
@@ -283,7 +364,9 @@ def _fits(call, fabric):
         failed = 1.0
     if failed:
         torch.cuda.empty_cache()
-    return fabric.all_reduce(torch.tensor(failed, device=fabric.device), reduce_op="sum").item() == 0
+    return (
+        fabric.all_reduce(torch.tensor(failed, device=fabric.device), reduce_op="sum").item() == 0
+    )
 
 
 def run(title, model, data, rows, val_rows, *, folder, epochs, batch, **options):
@@ -301,8 +384,14 @@ def run(title, model, data, rows, val_rows, *, folder, epochs, batch, **options)
     with _alone(folder, fabric), bar:
         for row in steps:
             bar.update(row["step"] - bar.n)
-            bar.set_postfix({"epoch": f"{row['epoch'] + 1}/{epochs}", "loss": f"{row['loss']:.4g}",
-                             "images/s": f"{row['images_per_s']:.0f}"}, refresh=False)
+            bar.set_postfix(
+                {
+                    "epoch": f"{row['epoch'] + 1}/{epochs}",
+                    "loss": f"{row['loss']:.4g}",
+                    "images/s": f"{row['images_per_s']:.0f}",
+                },
+                refresh=False,
+            )
     log = history(folder)
     log.attrs["seconds"] = read_json(Path(folder) / "last" / "config.json")["provenance"]["seconds"]
     log.attrs["before"] = max(0.0, log.attrs["seconds"] - (time.time() - started))
@@ -316,7 +405,13 @@ def _alone(folder, fabric):
         reason = ""
         if fabric.is_global_zero:
             try:
-                stack.enter_context(io.alone(io.folder(folder) / ".lock", f"{folder}: another process trains there", wait=False))
+                stack.enter_context(
+                    io.alone(
+                        io.folder(folder) / ".lock",
+                        f"{folder}: another process trains there",
+                        wait=False,
+                    )
+                )
             except InputError as error:
                 reason = str(error)
         if reason := fabric.broadcast(reason):
@@ -336,13 +431,19 @@ def validate(model, data, rows, batch, fabric):
     def add_up():
         total.zero_()
         starts = range(fabric.global_rank * batch, len(rows), fabric.world_size * batch)
-        for start, share in zip(starts, batches(data, [rows[start : start + batch] for start in starts], fabric.device)):
+        for start, share in zip(
+            starts, batches(data, [rows[start : start + batch] for start in starts], fabric.device)
+        ):
             with fabric.autocast():
-                total.add_(len(share.x) * model.loss(share, _generator(0, start // batch, 0))["loss"])
+                total.add_(
+                    len(share.x) * model.loss(share, _generator(0, start // batch, 0))["loss"]
+                )
 
     while not _fits(add_up, fabric):
         if batch == 1:
-            raise InputError("out of memory with single images in validation; train a smaller component or on smaller images")
+            raise InputError(
+                "out of memory with single images in validation; train a smaller component or on smaller images"
+            )
         batch = math.ceil(batch / 2)
         if fabric.is_global_zero:
             print(f"out of memory: validation takes {batch} images at once")
@@ -375,7 +476,11 @@ def averaging(averaged, model, decay):
     with others.
     """
     towards, groups = get_ema_multi_avg_fn(decay), {}
-    for mine, current in zip([*averaged.parameters(), *averaged.buffers()], [*model.parameters(), *model.buffers()], strict=True):
+    for mine, current in zip(
+        [*averaged.parameters(), *averaged.buffers()],
+        [*model.parameters(), *model.buffers()],
+        strict=True,
+    ):
         mine, current = mine.detach(), current.detach()
         group = groups.setdefault((type(mine), mine.dtype), ([], []))
         group[0].append(mine)
@@ -419,6 +524,16 @@ def _resume(folder, config, component):
             return None, None
         checkpoint.load(folder, component)
         return state, history(folder)
-    except (InputError, OSError, EOFError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        print(f"{folder}: cannot be continued ({str(error).splitlines()[0] if str(error) else error!r}); training afresh")
+    except (
+        InputError,
+        OSError,
+        EOFError,
+        RuntimeError,
+        KeyError,
+        ValueError,
+        pickle.UnpicklingError,
+    ) as error:
+        print(
+            f"{folder}: cannot be continued ({str(error).splitlines()[0] if str(error) else error!r}); training afresh"
+        )
         return None, None

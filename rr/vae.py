@@ -46,7 +46,7 @@ class Convolutions(nn.ModuleList):
     def forward(self, x, bias=None):
         """x (N, channels, H, W), bias (N, width) on the first convolution or None => (N, 2 width, H/8, W/8)."""
         first, second, third = self
-        h = first(x)                                                       # N, width, H/2, W/2
+        h = first(x)  # N, width, H/2, W/2
         if bias is not None:
             h = h + bias[:, :, None, None]
         return F.relu(third(F.relu(second(F.relu(h)))))
@@ -57,31 +57,37 @@ class VAE(nn.Module):
 
     def __init__(
         self,
-        size,          # side of the image, px; a multiple of 8 (three halvings)
-        latent=128,    # length of z
-        width=32,      # channels of the first convolution; then 2 width, 2 width
-        timed=True,    # whether it is told the step t, as the backbone of a diffusion is
+        size,  # side of the image, px; a multiple of 8 (three halvings)
+        latent=128,  # length of z
+        width=32,  # channels of the first convolution; then 2 width, 2 width
+        timed=True,  # whether it is told the step t, as the backbone of a diffusion is
         likelihood="bce",  # a key of LIKELIHOODS: p(x | z)
-        channels=3,    # of the input
+        channels=3,  # of the input
     ):
         super().__init__()
         if size % 8:
-            raise InputError(f"image size {size}: the VAE halves it three times; use a multiple of 8")
+            raise InputError(
+                f"image size {size}: the VAE halves it three times; use a multiple of 8"
+            )
         self.arguments = {"size": size, "latent": latent, "width": width, "timed": timed, "likelihood": likelihood,
                           "channels": channels}  # fmt: skip
         self.mean, self.nll = choose("likelihood", likelihood, LIKELIHOODS)
         self.likelihood = likelihood
         self.shape = (2 * width, size // 8, size // 8)
         flat = 2 * width * (size // 8) ** 2
-        self.convolutions = Convolutions([
-            nn.Conv2d(channels, width, 4, stride=2, padding=1),
-            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
-            nn.Conv2d(2 * width, 2 * width, 4, stride=2, padding=1),
-        ])
+        self.convolutions = Convolutions(
+            [
+                nn.Conv2d(channels, width, 4, stride=2, padding=1),
+                nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+                nn.Conv2d(2 * width, 2 * width, 4, stride=2, padding=1),
+            ]
+        )
         self.time = nn.Sequential(TimeEmbedding(64), nn.Linear(64, width)) if timed else None
         self.mu = nn.Linear(flat, latent)
         self.logvar = nn.Linear(flat, latent)
-        nn.init.zeros_(self.logvar.weight)  # sigma = e^-2 at the start: no exploding first steps, and less noise than signal
+        nn.init.zeros_(
+            self.logvar.weight
+        )  # sigma = e^-2 at the start: no exploding first steps, and less noise than signal
         nn.init.constant_(self.logvar.bias, -4.0)
         self.fully_connected = nn.Linear(latent, flat)
         self.transposed = nn.Sequential(
@@ -97,7 +103,9 @@ class VAE(nn.Module):
 
     def encode(self, x, t=None):
         """x (N, channels, H, W), t (N,), None if not timed => mu, log sigma^2, each (N, latent), float32."""
-        h = self.convolutions(x, None if self.time is None else self.time(t)).flatten(1)  # N, 2 width * H/8 * W/8
+        h = self.convolutions(x, None if self.time is None else self.time(t)).flatten(
+            1
+        )  # N, 2 width * H/8 * W/8
         return self.mu(h).float(), self.logvar(h).float().clamp(-20, 10)
 
     def decode_logits(self, z):
@@ -106,7 +114,9 @@ class VAE(nn.Module):
 
     def decode(self, z):
         """z (N, latent) => x_hat (N, 3, H, W), the mean of p(x | z); in [0, 1] but for the likelihood "normal"."""
-        return self.mean(self.decode_logits(z).float())  # in bf16 every logit above 6 would be 1, and its log lost
+        return self.mean(
+            self.decode_logits(z).float()
+        )  # in bf16 every logit above 6 would be 1, and its log lost
 
     def forward(self, x, t=None, generator=None):
         """x_hat with its mu and log sigma^2. In training z is sampled; in evaluation z = mu, so the result is one."""
@@ -119,8 +129,15 @@ class VAE(nn.Module):
         """{"loss": reconstruction + KL, likelihood: reconstruction, "kl"} (2.5): nats, mean over images, over the number of
         values of an image. The division changes no ratio between the two terms; it lets one learning rate serve all sizes."""
         values = x[0].numel()
-        reconstruction, divergence = self.nll(output, x).mean() / values, kl(output.mu, output.logvar).mean() / values
-        return {"loss": reconstruction + divergence, self.likelihood: reconstruction, "kl": divergence}
+        reconstruction, divergence = (
+            self.nll(output, x).mean() / values,
+            kl(output.mu, output.logvar).mean() / values,
+        )
+        return {
+            "loss": reconstruction + divergence,
+            self.likelihood: reconstruction,
+            "kl": divergence,
+        }
 
     def loss(self, batch, generator):
         """The VAE alone (notebook 05): {"loss", "bce", "kl"} of reconstructing x, see `elbo`."""
@@ -163,15 +180,17 @@ def continuous_bernoulli(logits, x):
     over pixels in [0, 1]. A density: it may be negative, and it has no floor at the entropy of x.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        density = ContinuousBernoulli(logits=logits.float(), validate_args=False)  # whose checks would make a GPU wait
+        density = ContinuousBernoulli(
+            logits=logits.float(), validate_args=False
+        )  # whose checks would make a GPU wait
         return -density.log_prob(x.float()).flatten(1).sum(1)
 
 
 class Likelihood(NamedTuple):
     """p(x | z) of a decoder."""
 
-    mean: Callable     # logits (N, 3, H, W) => the mean of p(x | z), the restored image
-    nll: Callable      # (Output, x) => -log p(x | z) (N,)
+    mean: Callable  # logits (N, 3, H, W) => the mean of p(x | z), the restored image
+    nll: Callable  # (Output, x) => -log p(x | z) (N,)
 
 
 # the mean of a continuous Bernoulli is not its lambda = sigmoid(logits)
@@ -179,9 +198,12 @@ LIKELIHOODS = {
     "bce": Likelihood(torch.sigmoid, lambda output, x: bce(output.prediction, x)),
     "mse": Likelihood(torch.sigmoid, lambda output, x: squared(output.prediction, x)),
     "continuous-bernoulli": Likelihood(
-        lambda logits: ContinuousBernoulli(logits=logits).mean, lambda output, x: continuous_bernoulli(output.logits, x)
+        lambda logits: ContinuousBernoulli(logits=logits).mean,
+        lambda output, x: continuous_bernoulli(output.logits, x),
     ),
-    "normal": Likelihood(lambda logits: logits, lambda output, x: squared(output.prediction, x)),  # noise, v: not in [0, 1]
+    "normal": Likelihood(
+        lambda logits: logits, lambda output, x: squared(output.prediction, x)
+    ),  # noise, v: not in [0, 1]
 }
 
 

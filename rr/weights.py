@@ -27,7 +27,9 @@ from rr.io import InputError, sha256
 from rr.presets import choose
 
 WEIGHTS = ("imagenet", "none")
-FOLDER = "RR_WEIGHTS"  # environment variable: a folder of weight files, for machines without a network
+FOLDER = (
+    "RR_WEIGHTS"  # environment variable: a folder of weight files, for machines without a network
+)
 SECONDS = 10  # without an answer from the server: a blocked network must not look like a slow one
 
 
@@ -47,7 +49,10 @@ def available(name: str, folder: str | Path | None = None) -> Path | None:
             raise InputError(
                 f"{FOLDER}={folder}: no such folder; point it at a folder that holds {filename}, or unset it"
             )
-        places = [folder / file for file in (filename, f"{name}.safetensors", f"{name}_features.safetensors")] + places
+        places = [
+            folder / file
+            for file in (filename, f"{name}.safetensors", f"{name}_features.safetensors")
+        ] + places
     return next((place for place in places if place.is_file()), None)
 
 
@@ -60,7 +65,9 @@ def state(name: str, folder: str | Path | None = None) -> tuple[dict[str, Tensor
     tensors, digest = _read(path), sha256(path)
     expected = _hash_prefix(path.name)
     if path.suffix == ".pth" and not digest.startswith(expected):
-        raise InputError(f"{path}: damaged, sha256 {digest[:8]} where the name says {expected}; get the file again")
+        raise InputError(
+            f"{path}: damaged, sha256 {digest[:8]} where the name says {expected}; get the file again"
+        )
     return tensors, f"imagenet: {path.name} (sha256 {digest[:16]})"
 
 
@@ -69,7 +76,9 @@ def load(
     name: str,  # torchvision's name of it: "resnet34", "inception_v3", "alexnet", ...
     weights: str,  # "imagenet" | "none"
     folder: str | Path | None = None,  # a local folder of weight files; default: RR_WEIGHTS
-    skip: tuple[str, ...] = (),  # parameters that start so keep their values: ("fc.",) for a classifier of one's own
+    skip: tuple[
+        str, ...
+    ] = (),  # parameters that start so keep their values: ("fc.",) for a classifier of one's own
 ) -> str:
     """Load pretrained weights into `model`, in place; return one line of provenance for the results.
 
@@ -85,9 +94,13 @@ def load(
     tensors = {key: value for key, value in tensors.items() if not key.startswith(skip)}
     wanted = {key for key in own if not key.startswith(skip)}
     # torch counts batches only for momentum=None; weights from before that counter existed fit all the same
-    missing = sorted(key for key in wanted - tensors.keys() if not key.endswith("num_batches_tracked"))
+    missing = sorted(
+        key for key in wanted - tensors.keys() if not key.endswith("num_batches_tracked")
+    )
     unexpected = sorted(tensors.keys() - wanted)
-    misshapen = sorted(key for key in wanted & tensors.keys() if own[key].shape != tensors[key].shape)
+    misshapen = sorted(
+        key for key in wanted & tensors.keys() if own[key].shape != tensors[key].shape
+    )
     for keys, fault in (
         (missing, "lacks"),
         (unexpected, "has what the model lacks:"),
@@ -107,7 +120,9 @@ def _url(name):
     try:
         return get_model_weights(name).IMAGENET1K_V1.url
     except (ValueError, AttributeError):
-        raise InputError(f"{name}: torchvision has no ImageNet weights for it; use weights=none") from None
+        raise InputError(
+            f"{name}: torchvision has no ImageNet weights for it; use weights=none"
+        ) from None
 
 
 def _cache():
@@ -127,7 +142,9 @@ def _download(name):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _timeout(SECONDS):
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_prefix(path.name), progress=True)
+            torch.hub.download_url_to_file(
+                url, str(path), hash_prefix=_hash_prefix(path.name), progress=True
+            )
     except (
         OSError,
         RuntimeError,
@@ -158,6 +175,16 @@ def _read(path):
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        KeyError,
+        ValueError,
+    ) as error:
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise InputError(f"{path}: cannot be read as weights ({reason}); delete it and get the file again") from error
+        raise InputError(
+            f"{path}: cannot be read as weights ({reason}); delete it and get the file again"
+        ) from error

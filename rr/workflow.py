@@ -24,7 +24,12 @@ from typing import NamedTuple
 from rr import io, notebook, paper, studies
 from rr.presets import choose, preset
 
-NOTEBOOKS = {"backbones": "07_backbones", "extractors": "08_extractors", "fusion": "09_fusion", "matters": "10_what_matters"}
+NOTEBOOKS = {
+    "backbones": "07_backbones",
+    "extractors": "08_extractors",
+    "fusion": "09_fusion",
+    "matters": "10_what_matters",
+}
 SUMMARY = "11_summary"  # of all studies and of the judges
 EVALUATION = "12_evaluation"  # of restorers, trained or not, on the same images
 WRITTEN = {  # what else must be there, beside a job's result, for the jobs that read it
@@ -57,28 +62,47 @@ def jobs(seeds=1, study="all", data="", labels=""):
     """
     choose("study", study, ("all", *NOTEBOOKS))
     wanted = list(NOTEBOOKS) if study == "all" else [study]
-    every = {"01_data": Job("01_data", {"data": data, "labels": labels} if data else {}, []),
-             "02_readability": Job("02_readability", {}, ["01_data"])}
+    every = {
+        "01_data": Job("01_data", {"data": data, "labels": labels} if data else {}, []),
+        "02_readability": Job("02_readability", {}, ["01_data"]),
+    }
     configurations = [(each, seed) for seed in range(seeds) for each in studies.distinct(wanted)]
     for each, seed in configurations:
         if each.extractor in paper.EXTRACTORS:  # the others are not trained
             values = {"extractor": each.extractor, "seed": seed}
             every[name("03_features", values)] = Job("03_features", values, ["01_data"])
     if study == "all":
-        every |= {"04_diffusion": Job("04_diffusion", {}, ["01_data"]), "05_vae": Job("05_vae", {}, ["01_data"])}
+        every |= {
+            "04_diffusion": Job("04_diffusion", {}, ["01_data"]),
+            "05_vae": Job("05_vae", {}, ["01_data"]),
+        }
     for each, seed in configurations:
         values = {**each.values, "seed": seed}
-        needs = ["01_data", "02_readability", *filter(every.__contains__, [name("03_features", values)])]
+        needs = [
+            "01_data",
+            "02_readability",
+            *filter(every.__contains__, [name("03_features", values)]),
+        ]
         every[name("06_restoration", values)] = Job("06_restoration", values, needs)
     for each in wanted:
-        needs = [_restoration(configuration, seed) for configuration in studies.STUDIES[each] for seed in range(seeds)]
+        needs = [
+            _restoration(configuration, seed)
+            for configuration in studies.STUDIES[each]
+            for seed in range(seeds)
+        ]
         every[NOTEBOOKS[each]] = Job(NOTEBOOKS[each], {"seeds": seeds}, needs)
     if study == "all":
-        summed = [(each, seed) for seed in range(seeds) for each in studies.distinct(studies.VARIES)]
+        summed = [
+            (each, seed) for seed in range(seeds) for each in studies.distinct(studies.VARIES)
+        ]
         needs = ["02_readability", NOTEBOOKS["matters"], *(_restoration(*each) for each in summed)]
         every[SUMMARY] = Job(SUMMARY, {"seeds": seeds}, needs)
         evaluated = dict.fromkeys([*studies.EVALUATED.values(), *studies.STUDIES["backbones"]])
-        needs = ["01_data", "02_readability", *(_restoration(each, seed) for each in evaluated for seed in range(seeds))]
+        needs = [
+            "01_data",
+            "02_readability",
+            *(_restoration(each, seed) for each in evaluated for seed in range(seeds)),
+        ]
         every[EVALUATION] = Job(EVALUATION, {"seeds": seeds}, needs)
         every["00_start_here"] = Job("00_start_here", {}, [])
     return every
@@ -95,14 +119,18 @@ def name(stem, values):
     if stem == "06_restoration":
         words = {word: values[word] for word in studies.Configuration._fields if word in values}
         return f"{stem}_{studies.Configuration(**words)}_{values['seed']}"
-    return f"{stem}_photographs" if stem == EVALUATION and values.get("photos") else stem  # beside the workflow's own
+    return (
+        f"{stem}_photographs" if stem == EVALUATION and values.get("photos") else stem
+    )  # beside the workflow's own
 
 
 def result(home, job):
     """The result file that a job writes, by its name."""
     stem = job[:2]
     if stem in ("03", "06") and job.count("_") > 1:
-        return home / {"03": "extractors", "06": "runs"}[stem] / job.split("_", 2)[2] / "result.json"
+        return (
+            home / {"03": "extractors", "06": "runs"}[stem] / job.split("_", 2)[2] / "result.json"
+        )
     return home / f"{job}.json"
 
 
@@ -114,15 +142,30 @@ def tracked(stem, row):
     path = notebook.NOTEBOOKS / f"{stem}.py"
     tree = ast.parse(path.read_text(encoding="utf-8"))
     nodes = list(ast.walk(tree))
-    called = {getattr(node.func, "attr", getattr(node.func, "id", None)) for node in nodes
-              if isinstance(node, ast.Call) and any(isinstance(given, ast.Name) and given.id == "P" for given in node.args)}
+    called = {
+        getattr(node.func, "attr", getattr(node.func, "id", None))
+        for node in nodes
+        if isinstance(node, ast.Call)
+        and any(isinstance(given, ast.Name) and given.id == "P" for given in node.args)
+    }
     for module in io.imports(tree):
         for node in ast.parse(module.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and node.name in called and node.args.args[0].arg == "P":
+            if (
+                isinstance(node, ast.FunctionDef)
+                and node.name in called
+                and node.args.args[0].arg == "P"
+            ):
                 nodes += ast.walk(node)
-    names = {node.attr for node in nodes
-             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "P"}
-    values = {name: value for name, value in asdict(row).items() if name in names - {"name", "seed"}}
+    names = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "P"
+    }
+    values = {
+        name: value for name, value in asdict(row).items() if name in names - {"name", "seed"}
+    }
     if stem in RECOMMENDED:
         values["recommended"] = io.read_json(io.RECOMMENDED / "config.json")["sha256"]
     return {"code": io.code(path, *(["paper"] if stem == SUMMARY else [])), **values}
@@ -187,12 +230,16 @@ def trusted(home, name, job, preset):
     except (io.InputError, FileNotFoundError):
         return False
     there = all((found.parent / each).is_file() for each in WRITTEN.get(job.notebook, ()))
-    return there and written == [io.sha256(found), stamp(job.notebook, {"preset": preset, **job.values})]
+    return there and written == [
+        io.sha256(found),
+        stamp(job.notebook, {"preset": preset, **job.values}),
+    ]
 
 
 @contextmanager
 def owned():
     """Within the block, end this process as by SIGTERM when the process that RR_OWNER names has ended."""
+
     def watch(pid):
         while alive(pid):
             time.sleep(2)
@@ -220,14 +267,20 @@ def alive(pid):
 def gpus():
     """Ids of this machine's GPUs that we may use, as text; empty without any. Needs no torch, initialises no CUDA."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [each for each in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if each.strip() not in ("", "-1")]
+        return [
+            each
+            for each in os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+            if each.strip() not in ("", "-1")
+        ]
     return _listed(os.environ.get("PATH"))
 
 
 @cache
 def _listed(path):
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return []
     return re.findall(r"^GPU (\d+):", listed, re.M)

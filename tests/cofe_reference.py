@@ -33,7 +33,9 @@ def soft_disc(size, u, v, radius, sigma):
 
 def illumination(x, p, s):
     """Brightness, contrast, saturation; a tinted ring added, a dark hole taken away. x (3, H, W)."""
-    brightness, contrast, saturation = (1 + s * (p[name] - 1) for name in ("brightness", "contrast", "saturation"))
+    brightness, contrast, saturation = (
+        1 + s * (p[name] - 1) for name in ("brightness", "contrast", "saturation")
+    )
     y = x * brightness
     y = contrast * y + (1 - contrast) * np.tensordot(LUMA, y, 1).mean()
     y = saturation * y + (1 - saturation) * np.tensordot(LUMA, y, 1)
@@ -44,7 +46,9 @@ def illumination(x, p, s):
 def halo(x, p):
     at = x.shape[1:], p["halo_u"], p["halo_v"]
     soft = 0.28 * p["halo_width"]
-    ring = soft_disc(*at, p["halo_inner"] + p["halo_width"], soft) - soft_disc(*at, p["halo_inner"], soft)
+    ring = soft_disc(*at, p["halo_inner"] + p["halo_width"], soft) - soft_disc(
+        *at, p["halo_inner"], soft
+    )
     return x.mean() * TINTS[int(p["halo_tint"])][:, None, None] * ring
 
 
@@ -57,7 +61,9 @@ def hole(y, p):
 def spots(size, p, s):
     """Sum of the bright spots (H, W)."""
     total = np.zeros(size, np.float32)
-    for u, v, radius in list(zip(p["spot_u"], p["spot_v"], p["spot_radius"]))[: int(p["spot_count"])]:
+    for u, v, radius in list(zip(p["spot_u"], p["spot_v"], p["spot_radius"]))[
+        : int(p["spot_count"])
+    ]:
         r = 512 * radius / 25
         alpha = (14 / 25 + 1 - r) * (1 - math.exp(-(0.5 + r) * 0.3 * r))
         total += s * alpha * soft_disc(size, u, v, radius, (5 + 20 * r) / 512)
@@ -68,7 +74,9 @@ def out_of_focus(y, sigma):
     """y (3, H, W) under a Gaussian of sigma widths; at the border the mean of what is there."""
     pixels = sigma * y.shape[2]
     there = blurred(np.ones(y.shape[1:], np.float32), pixels)
-    return np.stack([blurred(np.ascontiguousarray(channel, np.float32), pixels) / there for channel in y])
+    return np.stack(
+        [blurred(np.ascontiguousarray(channel, np.float32), pixels) / there for channel in y]
+    )
 
 
 def apply(x, params, fov=None):

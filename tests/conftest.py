@@ -55,9 +55,17 @@ def rr():
     """rr("run", "01_data", ...) runs the command line in the project's root; returns the CompletedProcess."""
 
     def run(*words, timeout=600, cwd=ROOT, **environment):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", "OMP_NUM_THREADS": "1", **environment}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "COLUMNS": "120",
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        }
         command = [sys.executable, "-m", "rr", *map(str, words)]
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+        )
 
     return run
 
@@ -66,7 +74,9 @@ def rr():
 def photos(tmp_path):
     """Six photographs in nested folders, every one another picture: one eye, turned and mirrored."""
     eye = np.array(Image.fromarray(skimage.data.retina()).resize((200, 200)))
-    for i, name in enumerate(["a.jpg", "b.png", "part1/c.jpg", "part1/d.JPG", "part2/e.tif", "part2/f.jpeg"]):
+    for i, name in enumerate(
+        ["a.jpg", "b.png", "part1/c.jpg", "part1/d.JPG", "part2/e.tif", "part2/f.jpeg"]
+    ):
         image = np.pad(np.rot90(eye if i < 4 else eye[:, ::-1], i), ((0, i), (40, 60), (0, 0)))
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)

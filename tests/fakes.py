@@ -13,7 +13,9 @@ from rr.readability import share
 
 TOGETHER = 0.5  # dB: standard deviation of what all configurations of a seed have in common
 JUDGES = ("classifier", "second judge")
-METRICS = [f"{metric}{where}" for where in ("", "_fov", "_disc") for metric in ("psnr", "ssim", "lpips")]
+METRICS = [
+    f"{metric}{where}" for where in ("", "_fov", "_disc") for metric in ("psnr", "ssim", "lpips")
+]
 
 
 def scores(rng, psnr):
@@ -21,7 +23,9 @@ def scores(rng, psnr):
     table = pd.DataFrame({"psnr": psnr, "ssim": 0.5 + psnr / 100, "lpips": 0.5 - psnr / 100})
     for where, shift in (("_fov", 1), ("_disc", 2)):
         for metric in ("psnr", "ssim", "lpips"):
-            table[metric + where] = table[metric] - shift * (1 if metric == "psnr" else 0.01) * rng.random(len(psnr))
+            table[metric + where] = table[metric] - shift * (
+                1 if metric == "psnr" else 0.01
+            ) * rng.random(len(psnr))
     table.loc[0, ["psnr_disc", "ssim_disc", "lpips_disc"]] = np.nan
     return table[METRICS]
 
@@ -35,7 +39,14 @@ def report(auc=(0.9, 0.8, 0.97), gain=(0.1, 0.05, 0.15)):
 def fooled(n=40, **hits):
     """Rows of notebook 02's table of tricks: of n images so many pass with both judges; hits: by the trick's first word."""
     rows = []
-    for trick in ("do nothing", "CLAHE", "unsharp", "unsharp, three times", "population mean", "another eye"):
+    for trick in (
+        "do nothing",
+        "CLAHE",
+        "unsharp",
+        "unsharp, three times",
+        "population mean",
+        "another eye",
+    ):
         found = share(np.arange(n) < hits.get(trick.split()[0].strip(","), 0))
         facts = {"passed": found["share"], "passed_low": found["low"], "passed_high": found["high"]}
         rows += [{"judge": judge, "method": trick, "n": n, **facts} for judge in JUDGES]
@@ -48,7 +59,9 @@ def rechecked(n=40, mean=0, **hits):
                     "RetinaRegen": share(np.arange(n) < hits.get(judge.split()[0], n))} for judge in JUDGES}  # fmt: skip
 
 
-def write(home, seeds=1, n=12, size=8, effects=None, noise=0.1, lpips=True, configurations=None, **changes):
+def write(
+    home, seeds=1, n=12, size=8, effects=None, noise=0.1, lpips=True, configurations=None, **changes
+):
     """Write a run of every configuration and seed under `home`, and the results of notebooks 02 and 10.
 
     Notebook 10's cells have the effect of their backbone if they start at the noised input, and the contrary from pure noise.
@@ -59,19 +72,32 @@ def write(home, seeds=1, n=12, size=8, effects=None, noise=0.1, lpips=True, conf
     """
     images = [f"eye{i:02}.png" for i in range(n)]
     base = np.random.default_rng(0).normal(20, 2, n)
-    rungs = {"do nothing": scores(np.random.default_rng(1), base), "population mean": scores(np.random.default_rng(2), base + 2)}
+    rungs = {
+        "do nothing": scores(np.random.default_rng(1), base),
+        "population mean": scores(np.random.default_rng(2), base + 2),
+    }
     for place, configuration in enumerate(configurations or studies.distinct()):
         for seed in range(seeds):
             rng = np.random.default_rng([place, seed])
             effect = [(effects or {}).get(word, 0) for word in configuration]
             effect = [each[seed] if isinstance(each, list) else each for each in effect]
             together = TOGETHER * np.random.default_rng([99, seed]).normal()
-            psnr = base + 5 + together + noise * rng.normal() + rng.normal(0, 0.3, n) + sum(np.array(effect)[np.isfinite(effect)])
+            psnr = (
+                base
+                + 5
+                + together
+                + noise * rng.normal()
+                + rng.normal(0, 0.3, n)
+                + sum(np.array(effect)[np.isfinite(effect)])
+            )
             table = scores(rng, psnr)
             if np.inf in effect:
                 table.loc[1, "psnr"] = np.inf
             folder = studies.folder(home, configuration, seed)
-            parts = [each.assign(image=images, method=name) for name, each in {**rungs, "RetinaRegen": table}.items()]
+            parts = [
+                each.assign(image=images, method=name)
+                for name, each in {**rungs, "RetinaRegen": table}.items()
+            ]
             per_image = pd.concat(parts)[["image", "method", *METRICS]]
             if not lpips:
                 per_image[[name for name in METRICS if name.startswith("lpips")]] = np.nan
@@ -85,17 +111,30 @@ def write(home, seeds=1, n=12, size=8, effects=None, noise=0.1, lpips=True, conf
                 "training_images": 240, "training_seconds": 31.2, "scores": {}, "unreadable_before": n, "passed": 1.0,
                 "rechecked": rechecked(n), "lpips": "LPIPS v0.1 alex, trunk imagenet" if lpips else "n/a", **changes,
             }  # fmt: skip
-            facts = {"preset": {"name": "smoke"}, "seed": seed, "data": "0123456789ab", "started": time.time() - 54}
-            io.write_result(folder / "result.json", numbers, files=("per_image.csv", "eyes.png"), **facts)
+            facts = {
+                "preset": {"name": "smoke"},
+                "seed": seed,
+                "data": "0123456789ab",
+                "started": time.time() - 54,
+            }
+            io.write_result(
+                folder / "result.json", numbers, files=("per_image.csv", "eyes.png"), **facts
+            )
     judged = {"classifier": report(), "fooled": fooled(another=40)}
-    io.write_result(home / "02_readability.json", judged, preset={"name": "smoke"}, seed=0, data="0123456789ab")
+    io.write_result(
+        home / "02_readability.json", judged, preset={"name": "smoke"}, seed=0, data="0123456789ab"
+    )
     cells = []
     for backbone, objective, start in product(*studies.FACTORS.values()):
         effect = (effects or {}).get(backbone, 0) * (1 if start == "noised input" else -1)
         for seed in range(seeds):
             rng = np.random.default_rng([len(cells), seed])
-            table = scores(rng, base + effect + rng.normal(0, 0.1, n))[["psnr", "ssim"]].assign(image=images, seed=seed)
+            table = scores(rng, base + effect + rng.normal(0, 0.1, n))[["psnr", "ssim"]].assign(
+                image=images, seed=seed
+            )
             cells.append(table.assign(**dict(zip(studies.FACTORS, (backbone, objective, start)))))
     io.write_table(home / "10_what_matters_per_image.csv", pd.concat(cells))
     facts = {"preset": {"name": "smoke"}, "data": "0123456789ab"}
-    io.write_result(home / "10_what_matters.json", {}, files=("10_what_matters_per_image.csv",), **facts)
+    io.write_result(
+        home / "10_what_matters.json", {}, files=("10_what_matters_per_image.csv",), **facts
+    )

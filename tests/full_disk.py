@@ -17,7 +17,19 @@ import torch
 from PIL import Image
 from torch import nn
 
-from rr import checkpoint, features, figures, forked, io, notebook, packing, report, sources, train, workflow
+from rr import (
+    checkpoint,
+    features,
+    figures,
+    forked,
+    io,
+    notebook,
+    packing,
+    report,
+    sources,
+    train,
+    workflow,
+)
 
 DISK = Path(sys.argv[1])
 ELSEWHERE = DISK.parent / "elsewhere"  # on another disk: what is only read
@@ -49,7 +61,9 @@ def executed(folder, big):
 
 def page(folder, big):
     home = folder / "mini"
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 01\n" + "word " * (BIG // 5 if big else 1))])
+    nb = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell("# 01\n" + "word " * (BIG // 5 if big else 1))]
+    )
     (home / "executed").mkdir(parents=True, exist_ok=True)
     notebook_file = ELSEWHERE / "01_data.ipynb"
     nbformat.write(nb, str(notebook_file))
@@ -61,7 +75,9 @@ def page(folder, big):
 def mark(folder, big):
     path = workflow.mark(folder, "04_diffusion")
     if big:
-        with workflow.reported(path.with_name("04_diffusion.ipynb"), path, "04_diffusion", {"preset": "mini"}):
+        with workflow.reported(
+            path.with_name("04_diffusion.ipynb"), path, "04_diffusion", {"preset": "mini"}
+        ):
             pass
     else:
         io.write_text(workflow.result(folder, "04_diffusion"), "x")
@@ -71,19 +87,29 @@ def mark(folder, big):
 def strip(folder, big):
     side = 1000 if big else 4
     with io.writing(folder / "eyes.png") as part:
-        Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)).save(part)
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)).save(
+            part
+        )
 
 
 KINDS = {
     "text": lambda folder, big: io.write_text(folder / "a.md", "x" * (BIG if big else 1)),
     "json": lambda folder, big: io.write_result(folder / "a.json", ["x" * (BIG if big else 1)]),
-    "table": lambda folder, big: io.write_table(folder / "a.csv", pd.DataFrame({"x": np.arange(BIG // 6 if big else 1)})),
+    "table": lambda folder, big: io.write_table(
+        folder / "a.csv", pd.DataFrame({"x": np.arange(BIG // 6 if big else 1)})
+    ),
     "figure": figure,
     "picture": strip,
-    "condition": lambda folder, big: features.save_condition(folder, torch.zeros(BIG // 4 if big else 1)),
+    "condition": lambda folder, big: features.save_condition(
+        folder, torch.zeros(BIG // 4 if big else 1)
+    ),
     "checkpoint": lambda folder, big: checkpoint.save(folder, Net(BIG // 4 if big else 1), {}),
-    "training state": lambda folder, big: train._save_state(folder, {}, model={"weight": torch.zeros(BIG // 4 if big else 1)}),
-    "packed data": lambda folder, big: packing.pack(sources.embedded(200 if big else 12), 80, folder),
+    "training state": lambda folder, big: train._save_state(
+        folder, {}, model={"weight": torch.zeros(BIG // 4 if big else 1)}
+    ),
+    "packed data": lambda folder, big: packing.pack(
+        sources.embedded(200 if big else 12), 80, folder
+    ),
     "executed notebook": executed,
     "report": page,
     "mark": mark,
@@ -91,9 +117,11 @@ KINDS = {
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and not path.is_symlink() and not path.name.endswith(".lock")}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_symlink() and not path.name.endswith(".lock")
+    }
 
 
 def fill(leave):
@@ -121,6 +149,9 @@ for kind, write in KINDS.items():
         error = f"{type(caught).__name__}: {caught}"
     BALLAST.unlink()
     after = contents(folder)
-    found[kind] = {"error": error, "intact": {name: after.get(name) for name in before} == before,
-                   "left": [name for name in after if io.PART in name]}
+    found[kind] = {
+        "error": error,
+        "intact": {name: after.get(name) for name in before} == before,
+        "left": [name for name in after if io.PART in name],
+    }
 print(json.dumps(found))

@@ -24,7 +24,9 @@ class Plain(nn.Module):
     def __init__(self):
         super().__init__()
         self.arguments = {}
-        self.net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.GroupNorm(2, 8), nn.SiLU(), nn.Flatten(), nn.LazyLinear(1))
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2), nn.GroupNorm(2, 8), nn.SiLU(), nn.Flatten(), nn.LazyLinear(1)
+        )
         self.net(torch.zeros(1, 3, 80, 80))
         self.register_buffer("unused", torch.zeros(3))  # DDP sends buffers round before a step
 
@@ -44,7 +46,20 @@ class Hungry(Plain):
         return super().loss(batch, generator)
 
 
-def main(out, data, component, devices=1, strategy="ddp", micro=1, epochs=2, batch=8, die=0, largest=(3, 8), layout="", **words):
+def main(
+    out,
+    data,
+    component,
+    devices=1,
+    strategy="ddp",
+    micro=1,
+    epochs=2,
+    batch=8,
+    die=0,
+    largest=(3, 8),
+    layout="",
+    **words,
+):
     """Train into `out`; write the first weights, and the rows that every process saw.
 
     die: the last process kills itself after so many steps. largest: images in training and in validation that Hungry can hold.
@@ -68,7 +83,10 @@ def main(out, data, component, devices=1, strategy="ddp", micro=1, epochs=2, bat
     Hungry.largest, Hungry.last = largest, devices - 1
     if fabric.is_global_zero:
         out.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in plan["model"].state_dict().items()}, out / "start.safetensors")
+        save_file(
+            {name: value.contiguous() for name, value in plan["model"].state_dict().items()},
+            out / "start.safetensors",
+        )
     seen, batches = [], train.batches
 
     def watched(data, shares, device):
@@ -83,7 +101,13 @@ def main(out, data, component, devices=1, strategy="ddp", micro=1, epochs=2, bat
     if fabric.is_global_zero:  # what one process says of the weights that were saved
         train.batches = batches
         saved = checkpoint.load(out / "last", kind)
-        loss, _ = train.validate(saved, plan["data"], plan["val_rows"], batch, lightning.Fabric(accelerator="cpu", devices=1))
+        loss, _ = train.validate(
+            saved,
+            plan["data"],
+            plan["val_rows"],
+            batch,
+            lightning.Fabric(accelerator="cpu", devices=1),
+        )
         (out / "validated.json").write_text(json.dumps(loss))
     (out / f"seen-{fabric.global_rank}.json").write_text(json.dumps(seen))
 

@@ -32,8 +32,12 @@ def test_vessel_tree_is_one_of_a_retina():
         path, radius, artery = vessel_tree(np.random.default_rng(seed))
         assert path.shape == radius.shape == (len(artery), POINTS)
         assert (abs(path) > 0.17).all()  # F: the foveal avascular zone is free
-        assert (np.diff(radius, axis=1) <= 1e-12).all() and radius[:, 0].min() >= CAPILLARY  # vessels only thin out
-        assert 0.6 < radius[:16, 0][artery[:16]].mean() / radius[:16, 0][~artery[:16]].mean() < 0.8  # A:V about 2:3
+        assert (np.diff(radius, axis=1) <= 1e-12).all() and radius[
+            :, 0
+        ].min() >= CAPILLARY  # vessels only thin out
+        assert (
+            0.6 < radius[:16, 0][artery[:16]].mean() / radius[:16, 0][~artery[:16]].mean() < 0.8
+        )  # A:V about 2:3
 
 
 def test_positions_and_sizes_are_those_of_an_eye():

@@ -43,8 +43,13 @@ def test_every_parameter_learns_and_time_matters(name):
     torch.manual_seed(0)
     model, x = backbone(name, 32, width=8, latent=8), torch.rand(2, 3, 32, 32)
     output = model(x, torch.tensor([1, 2]))
-    (output.prediction.square().sum() + sum(part.square().sum() for part in output[1:] if part is not None)).backward()
-    silent = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    (
+        output.prediction.square().sum()
+        + sum(part.square().sum() for part in output[1:] if part is not None)
+    ).backward()
+    silent = [
+        key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
     assert silent == []
     model.eval()
     one, ninety = (model(x, torch.tensor([t, t])).prediction for t in (1, 90))
@@ -54,8 +59,17 @@ def test_every_parameter_learns_and_time_matters(name):
 def test_the_blocks_differ_as_their_names_say():
     from rr.backbones import Dense, DoubleConv, Residual
 
-    found = {name: {type(m) for m in backbone(name, 32, 8, 8).modules()} & {DoubleConv, Residual, Dense} for name in BACKBONES}
-    assert found == {"unet": {DoubleConv}, "unet++": {DoubleConv}, "resnet": {Residual}, "densenet": {Dense}, "vae": set()}
+    found = {
+        name: {type(m) for m in backbone(name, 32, 8, 8).modules()} & {DoubleConv, Residual, Dense}
+        for name in BACKBONES
+    }
+    assert found == {
+        "unet": {DoubleConv},
+        "unet++": {DoubleConv},
+        "resnet": {Residual},
+        "densenet": {Dense},
+        "vae": set(),
+    }
     nodes = backbone("unet++", 32, 8, 8).nodes
     assert set(nodes) == {f"{i}{j}" for i in range(4) for j in range(4 - i)}
 
@@ -70,7 +84,14 @@ def test_unknown_names_and_odd_sizes_are_refused_with_the_choices():
 
 # ---------------------------------------------------------------------------------------------------------- compiled
 
-DENOISER = {"size": 80, "width": 8, "latent": 4, "T": 20, "schedule": "cosine", "condition": (8, 1, 1)}
+DENOISER = {
+    "size": 80,
+    "width": 8,
+    "latent": 4,
+    "T": 20,
+    "schedule": "cosine",
+    "condition": (8, 1, 1),
+}
 COMPONENTS = {
     **{name: (partial(Denoiser, backbone=name, **DENOISER), "eager") for name in BACKBONES},
     "bridge": (partial(Bridge, 80, width=8), "aot_eager"),  # which also differentiates its graph
@@ -88,17 +109,23 @@ def test_the_hot_parts_are_one_graph_with_the_same_loss_and_gradients(name):
     torch.manual_seed(0)
     model = build()
     twin, keys = copy.deepcopy(model), list(model.state_dict())
-    images = Batch(torch.rand(2, 3, 80, 80), torch.ones(2, 4), torch.ones(2, 1, 80, 80, dtype=torch.bool))
+    images = Batch(
+        torch.rand(2, 3, 80, 80), torch.ones(2, 4), torch.ones(2, 1, 80, 80, dtype=torch.bool)
+    )
     torch.compiler.reset()  # all components count together for the limit at which it gives up
     for part in model.hot:
         part.compile(backend=backend, fullgraph=True)
-    assert list(model.state_dict()) == keys == list(copy.deepcopy(model).state_dict())  # checkpoints and the average stay
+    assert (
+        list(model.state_dict()) == keys == list(copy.deepcopy(model).state_dict())
+    )  # checkpoints and the average stay
 
     def step(model):
         torch.manual_seed(1)  # of dropout
         loss = model.loss(images, torch.Generator().manual_seed(2))["loss"]
         loss.backward()
-        return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        return loss.detach(), torch.cat(
+            [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        )
 
     (loss, gradient), (expected, reference) = step(model), step(twin)
     assert torch.allclose(loss, expected, rtol=1e-6)
@@ -109,5 +136,9 @@ def test_the_hot_parts_are_one_graph_with_the_same_loss_and_gradients(name):
 def test_the_hot_parts_hold_the_convolutions(name):
     model = COMPONENTS[name][0]()
     hot = {id(m) for part in model.hot for m in part.modules()}
-    elsewhere = [key for key, m in model.named_modules() if isinstance(m, torch.nn.Conv2d) and id(m) not in hot]
+    elsewhere = [
+        key
+        for key, m in model.named_modules()
+        if isinstance(m, torch.nn.Conv2d) and id(m) not in hot
+    ]
     assert elsewhere in ([], ["fusion.project"])  # a 1x1 convolution of c

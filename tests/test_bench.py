@@ -67,14 +67,29 @@ def test_compare_calls_by_turns_and_leaves_the_first_calls_out(clock):
 
 
 def test_measure_gives_the_median_of_the_pairwise_ratios(clock):
-    ours, peer = clock("ours", 9, 1, 1, 2, 2, 8), clock("peer", 9, 2, 3, 8, 10, 8)  # ratios 2 3 4 5 1
+    ours, peer = (
+        clock("ours", 9, 1, 1, 2, 2, 8),
+        clock("peer", 9, 2, 3, 8, 10, 8),
+    )  # ratios 2 3 4 5 1
     (line,) = bench.measure(Task("t", "images", 4, ours, 3, GOOD, {"peer": peer}))
     assert (line["ratio"], line["low"], line["high"]) == (3, 1, 5) and line["met"]
-    assert (line["ours"], line["theirs"]) == (2, 0.5)  # medians of 4 4 2 2 .5 and of 2 1.33 .5 .4 .5 images/s
+    assert (line["ours"], line["theirs"]) == (
+        2,
+        0.5,
+    )  # medians of 4 4 2 2 .5 and of 2 1.33 .5 .4 .5 images/s
 
 
 def test_measure_counts_the_work_of_each_side(clock):
-    task = Task("t", "GFLOP", 4, clock("ours", *[1] * 6), 1, GOOD, {"ceiling": clock("peer", *[2] * 6)}, peer_amount=16)
+    task = Task(
+        "t",
+        "GFLOP",
+        4,
+        clock("ours", *[1] * 6),
+        1,
+        GOOD,
+        {"ceiling": clock("peer", *[2] * 6)},
+        peer_amount=16,
+    )
     (line,) = bench.measure(task)
     assert (line["ours"], line["theirs"], line["ratio"], line["met"]) == (4, 8, 0.5, False)
 
@@ -89,7 +104,21 @@ def test_a_missed_target_says_why_and_a_gate_is_its_own_matter(clock):
     def line(target, value):
         peers = {"peer": clock("peer", *[2] * 6)}
         gate = Gate("error", value, 1.0)
-        return next(bench.measure(Task("t", "i", 1, clock("o", *[1] * 6), target, gate, peers, note="big", why=lambda: "slow")))
+        return next(
+            bench.measure(
+                Task(
+                    "t",
+                    "i",
+                    1,
+                    clock("o", *[1] * 6),
+                    target,
+                    gate,
+                    peers,
+                    note="big",
+                    why=lambda: "slow",
+                )
+            )
+        )
 
     assert line(2, 0.0)["note"] == "big" and line(3, 0.0)["note"] == "big; slow"
     assert line(2, 2.0)["met"] and not line(2, 2.0)["ok"] and not line(2, np.nan)["ok"]
@@ -98,7 +127,9 @@ def test_a_missed_target_says_why_and_a_gate_is_its_own_matter(clock):
 def test_only_measures_one_row_and_keeps_the_others(rows, tmp_path):
     assert bench.run("cpu", folder=tmp_path) == {}
     before = io.read_result(tmp_path / "cpu.json")["numbers"]
-    assert [line["task"] for line in before] == ["a", "b", "c"] and [line["met"] for line in before] == [True, True, False]
+    assert [line["task"] for line in before] == ["a", "b", "c"] and [
+        line["met"] for line in before
+    ] == [True, True, False]
     kept = [{**line, "commit": "earlier", "written": "earlier"} for line in before]
     io.write_result(tmp_path / "cpu.json", kept, files=["cpu.csv"])
     rows.value = 0.5
@@ -107,23 +138,37 @@ def test_only_measures_one_row_and_keeps_the_others(rows, tmp_path):
     assert after[1:] == kept[1:]
     assert after[0]["value"] == 0.5 and after[0]["written"] != "earlier"
     table = pd.read_csv(tmp_path / "cpu.csv")
-    assert list(table) == bench.COLUMNS and list(table["task"]) == ["a", "b", "c"] and list(table["threads"]) == [1, 1, 1]
+    assert (
+        list(table) == bench.COLUMNS
+        and list(table["task"]) == ["a", "b", "c"]
+        and list(table["threads"]) == [1, 1, 1]
+    )
 
 
-def test_a_row_that_cannot_be_measured_says_so_and_others_go_on(rows, tmp_path, monkeypatch, capsys):
+def test_a_row_that_cannot_be_measured_says_so_and_others_go_on(
+    rows, tmp_path, monkeypatch, capsys
+):
     rows.missing = True
     failed = bench.run("cpu", folder=tmp_path)
     assert failed == {"B": "peer: not installed; `pip install peer`"}
     table = pd.read_csv(tmp_path / "cpu.csv")
-    assert list(table["task"]) == ["a", "b", "B: what may be missing"]  # what B measured before is not lost
-    assert table["note"].iloc[2] == "not measured: peer: not installed; `pip install peer`" and pd.isna(table["ours"].iloc[2])
+    assert list(table["task"]) == [
+        "a",
+        "b",
+        "B: what may be missing",
+    ]  # what B measured before is not lost
+    assert table["note"].iloc[
+        2
+    ] == "not measured: peer: not installed; `pip install peer`" and pd.isna(table["ours"].iloc[2])
 
     rows.missing = "at once"
     assert bench.run("cpu", only="B", folder=tmp_path) == failed
     assert "B: what was measured of it before stays" in capsys.readouterr().out
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "cpu.csv"), table)
     (tmp_path / "cpu.csv").unlink()
-    with pytest.raises(io.InputError, match="run it again; or delete cpu.json: all rows are then measured anew"):
+    with pytest.raises(
+        io.InputError, match="run it again; or delete cpu.json: all rows are then measured anew"
+    ):
         bench.run("cpu", folder=tmp_path)
 
     monkeypatch.setattr(bench, "run", lambda device, only: failed)
@@ -137,7 +182,9 @@ def test_a_row_that_cannot_be_measured_says_so_and_others_go_on(rows, tmp_path, 
 def test_need_names_the_command(monkeypatch):
     bench.need("skimage")
     monkeypatch.setitem(bench.PEERS, "no_such_peer", "no-such-peer")
-    with pytest.raises(NotMeasured, match=r"^no-such-peer: not installed; `pip install no-such-peer`"):
+    with pytest.raises(
+        NotMeasured, match=r"^no-such-peer: not installed; `pip install no-such-peer`"
+    ):
         bench.need("skimage", "no_such_peer")
 
 
@@ -190,14 +237,19 @@ def needs(module):
 @pytest.mark.skipif(sys.platform != "linux", reason="forks need Linux")
 def test_t1_runs_the_same_notebook_twice(monkeypatch):
     parameters, _ = bench_cpu.NOTEBOOK.split("# %%\n")
-    monkeypatch.setattr(bench_cpu, "NOTEBOOK", f"{parameters}# %%\nprint(number)\n")  # without torch, which costs seconds
+    monkeypatch.setattr(
+        bench_cpu, "NOTEBOOK", f"{parameters}# %%\nprint(number)\n"
+    )  # without torch, which costs seconds
     stage = bench_cpu.notebook()
     assert next(stage).gate.ok
     stage.close()
 
 
 @needs("papermill")
-@pytest.mark.parametrize("theirs, error", [("1", ""), ("2", ""), ("1", "runs without the server of forks (it has ended)")])
+@pytest.mark.parametrize(
+    "theirs, error",
+    [("1", ""), ("2", ""), ("1", "runs without the server of forks (it has ended)")],
+)
 def test_t1_compares_what_the_notebooks_print(theirs, error, monkeypatch):
     def run(words, cwd, **options):
         name, text = ("ours", "1") if "rr" in words else ("theirs", theirs)
@@ -227,7 +279,9 @@ def test_t2_packed_batches_are_those_of_the_jpegs(monkeypatch):
 
 def test_t3_prepares_the_crop_that_pil_makes(monkeypatch):
     found = tasks(bench_cpu.photographs, frames=((400, 300),), size=64, n=1)
-    assert len(found) == 4 and all(task.gate.ok for task in found)  # 400 px, and scikit-image's retina, told and searching
+    assert len(found) == 4 and all(
+        task.gate.ok for task in found
+    )  # 400 px, and scikit-image's retina, told and searching
     honest = bench_cpu.sources.folder
 
     def shifted(path):
@@ -269,7 +323,9 @@ def test_t5_takes_no_random_trunk_for_lpips(monkeypatch):
 @pytest.mark.parametrize("changed, same", [("", True), (" + 0.02", False)])
 def test_t6_is_the_reference_formulation(changed, same, tmp_path, monkeypatch):
     stand_in = tmp_path / "reference.py"
-    stand_in.write_text(f"from rr import degrade\ndef apply(x, params, fov): return degrade.apply(x, params, fov){changed}\n")
+    stand_in.write_text(
+        f"from rr import degrade\ndef apply(x, params, fov): return degrade.apply(x, params, fov){changed}\n"
+    )
     monkeypatch.setattr(bench_cpu, "REFERENCE", stand_in)
     large, small = tasks(bench_cpu.degradation, sizes=(64, 32), n=2)
     assert large.gate.ok == small.gate.ok == same and (large.target, small.target) == (10, 3)
@@ -287,8 +343,12 @@ def test_t7_counts_the_work_of_both_sides(monkeypatch):
     honest = sys.modules["rr.readability"].Readability
     (task,) = tasks(bench_cpu.classifier, sizes=(64,), batch=2)
     assert task.gate.ok
-    assert task.peer_amount * 1e9 == pytest.approx(3 * 2 * 2 * 8 * 8 * 9 * 64)  # forward, by x and by w: 2 FLOP a MAC
-    assert 3 * 0.9 < task.amount * 1e9 / (2 * 2 * 149e6) < 3  # ResNet18 at 64 px, 149 MMAC; the image needs no gradient
+    assert task.peer_amount * 1e9 == pytest.approx(
+        3 * 2 * 2 * 8 * 8 * 9 * 64
+    )  # forward, by x and by w: 2 FLOP a MAC
+    assert (
+        3 * 0.9 < task.amount * 1e9 / (2 * 2 * 149e6) < 3
+    )  # ResNet18 at 64 px, 149 MMAC; the image needs no gradient
     still = {"rmsprop": lambda parameters, lr: torch.optim.SGD(parameters, 1.0, maximize=True)}
     monkeypatch.setattr(bench_cpu.train, "OPTIMIZERS", still)
     assert not next(bench_cpu.classifier(sizes=(64,), batch=2)).gate.ok  # it goes uphill
@@ -308,7 +368,9 @@ def test_t8_has_no_fewer_parameters_and_trains_both(monkeypatch):
 def test_t8_training_learns():
     torch.manual_seed(0)
     eyes = 2 * torch.rand(64, 3, 1, 1).expand(-1, -1, 16, 16) - 1
-    few, many = (bench_cpu._trained(bench_cpu.backbones.UNet(8), eyes, 4, steps) for steps in (1, 150))
+    few, many = (
+        bench_cpu._trained(bench_cpu.backbones.UNet(8), eyes, 4, steps) for steps in (1, 150)
+    )
     assert many > few + 2
 
 
@@ -317,11 +379,17 @@ def test_t9_draws_the_same_eyes_again_and_restores_one(monkeypatch):
     drawn = next(stage)
     assert drawn.gate.ok and len(drawn.ours()) == 2
     restored = next(stage)
-    assert 0.1 < restored.gate.value and restored.gate.ok and restored.note == "the photograph was restored"
+    assert (
+        0.1 < restored.gate.value
+        and restored.gate.ok
+        and restored.note == "the photograph was restored"
+    )
     assert "%" in restored.why()
     stage.close()
     count = iter(range(100))
-    changing = SimpleNamespace(image=lambda i, size: (np.full((2, 2, 3), next(count), np.uint8), {}))
+    changing = SimpleNamespace(
+        image=lambda i, size: (np.full((2, 2, 3), next(count), np.uint8), {})
+    )
     monkeypatch.setattr(bench_cpu.sources, "embedded", lambda n: changing)
     assert not next(bench_cpu.absolute(size=64, n=2)).gate.ok
 

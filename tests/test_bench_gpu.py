@@ -49,20 +49,30 @@ def test_work_counts_multiplications_and_what_convolutions_return():
     mac, outputs = bench_gpu.work(Toy(), 64)
     small, large = 62 * 62, 124 * 124
     assert outputs == 6 * small + 2 * large
-    assert mac == 6 * small * 9 + 2 * large * 6  # 9 a value from its group of one; 6 from the one place below it
+    assert (
+        mac == 6 * small * 9 + 2 * large * 6
+    )  # 9 a value from its group of one; 6 from the one place below it
 
 
 def test_the_yardstick_does_the_work_of_the_formula(monkeypatch):
     copied, multiplied = [], []
     copy, mm = torch.Tensor.copy_, torch.mm
-    monkeypatch.setattr(torch.Tensor, "copy_", lambda self, other: copied.append(self.nbytes) or copy(self, other))
-    monkeypatch.setattr(torch, "mm", lambda a, b, out: multiplied.append((*a.shape, b.shape[1])) or mm(a, b, out=out))
+    monkeypatch.setattr(
+        torch.Tensor, "copy_", lambda self, other: copied.append(self.nbytes) or copy(self, other)
+    )
+    monkeypatch.setattr(
+        torch,
+        "mm",
+        lambda a, b, out: multiplied.append((*a.shape, b.shape[1])) or mm(a, b, out=out),
+    )
     monkeypatch.setattr(bench_gpu, "GIB", 1000)
     call, words = bench_gpu.yardstick(mac=64**2 * 10, outputs=25, images=8, device="cpu", side=64)
     copied.clear(), multiplied.clear()
     call()
     assert 2 * sum(copied) == 28 * 25 * 8 and max(copied) == 1000
-    assert sum(2 * rows * inner * columns for rows, inner, columns in multiplied) == 6 * 64**2 * 10 * 8
+    assert (
+        sum(2 * rows * inner * columns for rows, inner, columns in multiplied) == 6 * 64**2 * 10 * 8
+    )
     assert "TFLOP/s" in words
 
 
@@ -74,16 +84,23 @@ def test_a_training_step_is_that_of_its_optimizer_and_lowers_the_loss():
     assert losses[-1] < losses[0] / 2 and toy.training
 
 
-def test_a_training_step_takes_its_optimizer_averages_and_is_compiled_unless_told_not_to(monkeypatch):
+def test_a_training_step_takes_its_optimizer_averages_and_is_compiled_unless_told_not_to(
+    monkeypatch,
+):
     called = []
     monkeypatch.setattr(bench_gpu, "compiled", lambda component, device: called.append("compiled"))
-    monkeypatch.setattr(bench_gpu.train, "averaging", lambda *models: lambda: called.append("averaged"))
+    monkeypatch.setattr(
+        bench_gpu.train, "averaging", lambda *models: lambda: called.append("averaged")
+    )
     toy, images = Toy(), bench_gpu.pictures(4, 32, "cpu")
     by_hand = copy.deepcopy(toy)
     bench_gpu.training(toy, "cpu", "rmsprop", lr=1e-2)(images)
     by_hand.loss(images, None)["loss"].backward()
     torch.optim.RMSprop(by_hand.parameters(), lr=1e-2).step()
-    assert all(map(torch.equal, toy.parameters(), by_hand.parameters())) and called == ["compiled", "averaged"]
+    assert all(map(torch.equal, toy.parameters(), by_hand.parameters())) and called == [
+        "compiled",
+        "averaged",
+    ]
     called.clear()
     bench_gpu.training(Toy(), "cpu", fast=False)(images)
     assert called == ["averaged"]
@@ -93,14 +110,26 @@ def test_pictures_repeat_a_few_eyes_and_begin_where_told():
     batch = bench_gpu.pictures(5, 32, "cpu", different=2)
     assert torch.equal(batch.x[0], batch.x[2]) and not torch.equal(batch.x[0], batch.x[1])
     assert torch.equal(bench_gpu.pictures(1, 32, "cpu", start=1).x[0], batch.x[1])
-    assert batch.labels.shape == (5, 4) and 0 < batch.labels.mean() < 1 and batch.fov.dtype == torch.bool
+    assert (
+        batch.labels.shape == (5, 4)
+        and 0 < batch.labels.mean() < 1
+        and batch.fov.dtype == torch.bool
+    )
 
 
 def test_g1_measures_against_s_and_a_plain_loop(small, monkeypatch):
     fast, honest = [], bench_gpu.training
-    monkeypatch.setattr(bench_gpu, "training", lambda *of, **how: fast.append(how.get("fast", True)) or honest(*of, **how))
+    monkeypatch.setattr(
+        bench_gpu,
+        "training",
+        lambda *of, **how: fast.append(how.get("fast", True)) or honest(*of, **how),
+    )
     first, second = lines(bench_gpu.classifier, size=64, batch=2, steps=1, **TINY)
-    assert (first["peer"], first["target"]) == ("yardstick S", 0.5) and "GMAC" in first["note"] and first["ok"]
+    assert (
+        (first["peer"], first["target"]) == ("yardstick S", 0.5)
+        and "GMAC" in first["note"]
+        and first["ok"]
+    )
     assert (second["peer"], second["target"]) == ("plain loop: NCHW", 2) and fast == [True, False]
 
 
@@ -115,7 +144,11 @@ def test_g3_sees_when_the_stored_images_are_others(small, monkeypatch):
     kept, streamed = lines(bench_gpu.stored, **sizes)
     assert kept["ok"] and streamed["ok"] and kept["target"] == streamed["target"] == 0.97
     honest = bench_gpu.data.batches
-    monkeypatch.setattr(bench_gpu.data, "batches", lambda *of: (each._replace(x=each.x * 0.99) for each in honest(*of)))
+    monkeypatch.setattr(
+        bench_gpu.data,
+        "batches",
+        lambda *of: (each._replace(x=each.x * 0.99) for each in honest(*of)),
+    )
     assert not next(bench_gpu.stored(**sizes)).gate.ok
 
 
@@ -123,8 +156,14 @@ def test_g3_sees_when_the_stored_images_are_others(small, monkeypatch):
 def test_g4_peers_have_no_more_parameters_or_no_more_to_do():
     found = lines(bench_gpu.diffusion, size=32, batch=2, dim=8, steps=1, vae=(2, 8, 8), **TINY)
     found = [line for line in found if line["target"] == 2.5]
-    assert len(found) == 2 * 2 * 2 and sum(line["peer"].endswith("bf16, channels_last, compiled") for line in found) == 4
-    assert {line["task"].split(", ")[-1] for line in found} == {"no fewer parameters", "no fewer MAC"}
+    assert (
+        len(found) == 2 * 2 * 2
+        and sum(line["peer"].endswith("bf16, channels_last, compiled") for line in found) == 4
+    )
+    assert {line["task"].split(", ")[-1] for line in found} == {
+        "no fewer parameters",
+        "no fewer MAC",
+    }
     for line in found:
         unit = "M parameters" if "parameters" in line["task"] else "GMAC"
         ours, theirs = map(float, re.findall(rf"([0-9.]+) {unit}", line["note"]))
@@ -140,7 +179,17 @@ def test_g4_says_which_peer_is_missing_after_all_others(monkeypatch):
         next(row)
 
 
-RESTORATION = {"size": 64, "n": 2, "width": 8, "T": 20, "calls": 4, "drawn": 4, "updates": 2, "batch": 2, "device": "cpu"}
+RESTORATION = {
+    "size": 64,
+    "n": 2,
+    "width": 8,
+    "T": 20,
+    "calls": 4,
+    "drawn": 4,
+    "updates": 2,
+    "batch": 2,
+    "device": "cpu",
+}
 
 
 def test_g5_compares_few_steps_with_the_whole_chain(monkeypatch):
@@ -153,7 +202,11 @@ def test_g5_compares_few_steps_with_the_whole_chain(monkeypatch):
 
     monkeypatch.setattr(bench_gpu.Denoiser, "restore", counted)
     (line,) = lines(bench_gpu.restoration, **RESTORATION)
-    assert set(seen) == {4, None} and line["note"].startswith("4 network calls for 20; ") and line["target"] == 60
+    assert (
+        set(seen) == {4, None}
+        and line["note"].startswith("4 network calls for 20; ")
+        and line["target"] == 60
+    )
     assert line["peer"] == "chain of 20 steps" and np.isfinite(line["value"])
 
 

@@ -25,7 +25,9 @@ def bridge(**changes):
 def test_the_bridge_ends_at_both_images():
     x, y = torch.rand(2, 2, 3, 8, 8)
     assert torch.equal(between(x, y, 0), x) and torch.equal(between(x, y, 1), y)
-    assert torch.allclose(between(x, y, torch.tensor([0.5, 0.25]).view(2, 1, 1, 1))[1], 0.75 * x[1] + 0.25 * y[1])
+    assert torch.allclose(
+        between(x, y, torch.tensor([0.5, 0.25]).view(2, 1, 1, 1))[1], 0.75 * x[1] + 0.25 * y[1]
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
@@ -41,7 +43,12 @@ def test_one_step_is_one_look_at_y():
     x, y = torch.rand(2, 1, 3, 8, 8)
     seen = []
     *_, (_, x_0, _) = walk(lambda x_t, t: seen.append((x_t, t)) or 0.5 * x_t, y, 1)
-    assert len(seen) == 1 and torch.equal(seen[0][0], y) and seen[0][1] == 1 and torch.equal(x_0, 0.5 * y)
+    assert (
+        len(seen) == 1
+        and torch.equal(seen[0][0], y)
+        and seen[0][1] == 1
+        and torch.equal(x_0, 0.5 * y)
+    )
 
 
 class Way(nn.Module):
@@ -71,7 +78,9 @@ def test_the_loss_is_zero_for_who_knows_the_way_and_half_of_it_or_all_is_at_y(on
 @pytest.mark.parametrize("backbone", ["unet", "vae"])
 def test_training_lowers_the_loss_and_a_checkpoint_restores_alike(backbone, tmp_path):
     model, b = bridge(backbone=backbone).train(), batch()
-    b = b._replace(x=b.x.mean((2, 3), keepdim=True).sub(0.3).expand_as(b.x))  # flat and dark: soon learned
+    b = b._replace(
+        x=b.x.mean((2, 3), keepdim=True).sub(0.3).expand_as(b.x)
+    )  # flat and dark: soon learned
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     losses = []
     for _ in range(25):
@@ -84,8 +93,15 @@ def test_training_lowers_the_loss_and_a_checkpoint_restores_alike(backbone, tmp_
     again = checkpoint.load(tmp_path, Bridge)
     fov = b.fov.clone()
     fov[..., :5] = False
-    first, second = (each.eval().restore(b.x, fov, torch.Generator().manual_seed(1)) for each in (model, again))
-    assert torch.equal(first, second) and (first[..., :5] == 0).all() and 0 <= first.min() and first.max() <= 1
+    first, second = (
+        each.eval().restore(b.x, fov, torch.Generator().manual_seed(1)) for each in (model, again)
+    )
+    assert (
+        torch.equal(first, second)
+        and (first[..., :5] == 0).all()
+        and 0 <= first.min()
+        and first.max() <= 1
+    )
 
 
 def test_steps_are_those_of_the_model_or_those_asked_for():
@@ -115,4 +131,6 @@ def test_samples_have_the_mean_and_spread_of_what_is_drawn():
 @pytest.mark.parametrize("backbone", [name for name in BACKBONES if name != "vae"])
 def test_untrained_it_leaves_images_as_they_are(backbone):
     b = batch()
-    assert torch.allclose(bridge(backbone=backbone, sigma=0.0).restore(b.x, b.fov, torch.Generator()), b.x, atol=1e-6)
+    assert torch.allclose(
+        bridge(backbone=backbone, sigma=0.0).restore(b.x, b.fov, torch.Generator()), b.x, atol=1e-6
+    )

@@ -22,7 +22,10 @@ def test_round_trip(tmp_path, denoiser):
     checkpoint.save(tmp_path / "c", denoiser, {"seed": 3})
     again = checkpoint.load(tmp_path / "c", Denoiser)
     assert again.arguments == denoiser.arguments and not again.training
-    assert all(torch.equal(a, b) for a, b in zip(denoiser.state_dict().values(), again.state_dict().values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(denoiser.state_dict().values(), again.state_dict().values())
+    )
     assert io.read_json(tmp_path / "c" / "config.json")["provenance"] == {"seed": 3}
 
 

@@ -42,9 +42,15 @@ def test_untrained_changes_nothing(eyes):
 
 
 def test_corrected_is_an_affine_map_of_colours_at_every_place():
-    x, fov = torch.rand(2, 3, 300, 300, generator=generator()), torch.ones(2, 1, 300, 300, dtype=torch.bool)
+    x, fov = (
+        torch.rand(2, 3, 300, 300, generator=generator()),
+        torch.ones(2, 1, 300, 300, dtype=torch.bool),
+    )
     fov[:, :, :10] = False
-    A, b = torch.tensor([[0.1, 0.02, 0.0], [0.0, -0.1, 0.05], [0.03, 0.0, 0.2]]), torch.tensor([0.05, -0.02, 0.01])
+    A, b = (
+        torch.tensor([[0.1, 0.02, 0.0], [0.0, -0.1, 0.05], [0.03, 0.0, 0.2]]),
+        torch.tensor([0.05, -0.02, 0.01]),
+    )
     affine = torch.cat([A.flatten(), b])[None, :, None, None].expand(2, 12, GRID, GRID)
     expected = (x + torch.einsum("ij,njhw->nihw", A, x) + b[:, None, None]).clamp(0, 1)
     found = corrected(x, fov, affine)
@@ -87,14 +93,23 @@ def test_blur_learns_sigma_from_features():
 
 
 def test_training_pairs_are_seeded_and_some_are_left_as_they_are(eyes):
-    many = Batch(*(each.repeat(16, 1, 1, 1) if each.dim() == 4 else each.repeat(16, 1) for each in eyes))
-    small = many._replace(x=many.x[..., ::4, ::4].contiguous(), fov=many.fov[..., ::4, ::4].contiguous())
+    many = Batch(
+        *(each.repeat(16, 1, 1, 1) if each.dim() == 4 else each.repeat(16, 1) for each in eyes)
+    )
+    small = many._replace(
+        x=many.x[..., ::4, ::4].contiguous(), fov=many.fov[..., ::4, ::4].contiguous()
+    )
     y, x, fov, sigma = randomised(small, generator(3))
     again = randomised(small, generator(3))
     assert all(torch.equal(a, b) for a, b in zip((y, x, fov, sigma), again))
     assert not torch.equal(y, randomised(small, generator(4))[0])
     for image in (y, x):
-        assert image.shape == small.x.shape and image.min() >= 0 and image.max() <= 1 and (image * ~fov).max() == 0
+        assert (
+            image.shape == small.x.shape
+            and image.min() >= 0
+            and image.max() <= 1
+            and (image * ~fov).max() == 0
+        )
     assert sigma.min() == 0 and 4 / 512 < sigma.max() <= 15 / 512
     psnr = metrics.psnr(x, y)
     assert 0.05 < (psnr > 45).float().mean() < 0.5 and (psnr < 25).float().mean() > 0.3
@@ -140,13 +155,21 @@ def test_it_gains_on_the_bundled_photograph(recommended):
     gain, like, after = {}, {}, {}
     for families in (("illumination",), ("blur",), ("spots",), degrade.FAMILIES):
         params = degrade.sample(8, generator(5), families, 1.0)
-        y = (degrade.apply(x.expand(8, -1, -1, -1), params, fov.expand(8, -1, -1, -1)) * 255).round() / 255
+        y = (
+            degrade.apply(x.expand(8, -1, -1, -1), params, fov.expand(8, -1, -1, -1)) * 255
+        ).round() / 255
         z, name = recommended.restore(y, fov.expand(8, -1, -1, -1)), "+".join(families)
         after[name] = metrics.psnr(x.expand_as(z), z).mean().item()
-        gain[name] = (metrics.psnr(x.expand_as(z), z) - metrics.psnr(x.expand_as(y), y)).mean().item()
-        like[name] = (metrics.ssim(x.expand_as(z), z) - metrics.ssim(x.expand_as(y), y)).mean().item()
+        gain[name] = (
+            (metrics.psnr(x.expand_as(z), z) - metrics.psnr(x.expand_as(y), y)).mean().item()
+        )
+        like[name] = (
+            (metrics.ssim(x.expand_as(z), z) - metrics.ssim(x.expand_as(y), y)).mean().item()
+        )
     every = "illumination+spots+blur"
-    assert gain["illumination"] > 5 and gain[every] > 5 and like[every] > 0.08 and gain["blur"] > 1, (gain, like)
+    assert (
+        gain["illumination"] > 5 and gain[every] > 5 and like[every] > 0.08 and gain["blur"] > 1
+    ), (gain, like)
     assert after["spots"] > 36 and gain["spots"] > -0.5, (gain, after)
 
 
@@ -156,7 +179,10 @@ def test_a_good_photograph_keeps_its_pixels(recommended):
     assert restored.shape == image.shape and restored.dtype == np.uint8
     x, z = to_tensor(image), to_tensor(restored)
     assert metrics.psnr(x, z) > 38
-    edges = [sum(np.square(np.diff(each[0].numpy(), axis=axis)).mean() for axis in (1, 2)) for each in (x, z)]
+    edges = [
+        sum(np.square(np.diff(each[0].numpy(), axis=axis)).mean() for axis in (1, 2))
+        for each in (x, z)
+    ]
     assert abs(edges[1] / edges[0] - 1) < 0.05
     assert 0 <= report["correction"] <= 1
 
@@ -164,7 +190,9 @@ def test_a_good_photograph_keeps_its_pixels(recommended):
 def test_surround_is_returned_as_it_came(recommended):
     crop, circle, _ = crop_fov(skimage.data.retina(), 400)
     fov = fov_mask([circle], 400)
-    y = to_photograph(degrade.apply(to_tensor(crop), degrade.sample(1, generator(2), severity=1.0), fov))
+    y = to_photograph(
+        degrade.apply(to_tensor(crop), degrade.sample(1, generator(2), severity=1.0), fov)
+    )
     restored, report = corrector.restore_photograph(recommended, y)
     found = fov_mask([crop_fov(y)[1]], 400)[0, 0].numpy()
     assert report["status"] == "restored" and not np.array_equal(restored, y)
@@ -176,10 +204,17 @@ def test_a_turned_photograph_is_judged_alike_and_a_grey_one_stays_grey(recommend
     """An eye that the frame cuts above and below, blurred: turned by a quarter, the frame cuts it left and right."""
     crop, circle, _ = crop_fov(skimage.data.retina(), 600)
     fov = fov_mask([circle], 600)
-    y = degrade.apply(to_tensor(crop), degrade.sample(1, generator(2), ("blur", "illumination"), 0.6), fov)
+    y = degrade.apply(
+        to_tensor(crop), degrade.sample(1, generator(2), ("blur", "illumination"), 0.6), fov
+    )
     image = to_photograph(y)[60:540]
-    one, two = (corrector.restore_photograph(recommended, each) for each in (image, np.rot90(image).copy()))
-    assert one[1]["blur"] > 1 and abs(math.log(two[1]["blur"] / one[1]["blur"])) < math.log(1.25), (one[1], two[1])
+    one, two = (
+        corrector.restore_photograph(recommended, each) for each in (image, np.rot90(image).copy())
+    )
+    assert one[1]["blur"] > 1 and abs(math.log(two[1]["blur"] / one[1]["blur"])) < math.log(1.25), (
+        one[1],
+        two[1],
+    )
     grey = np.repeat(image[..., 1:2], 3, axis=2)
     restored, _ = corrector.restore_photograph(recommended, grey)
     assert (restored == restored[..., :1]).all()
@@ -207,7 +242,9 @@ def test_the_weights_are_made_by_one_call_that_can_be_repeated(tmp_path, photos)
     assert set(config["stages"]) == {"near", "wide"} and config["provenance"]["photographs"] > 0
     model = corrector.load_recommended(folder=folder)
     first = (folder / config["weights"]).read_bytes()
-    assert corrector.make(tmp_path, **words) == folder  # trained stages are found, the blur is fitted again
+    assert (
+        corrector.make(tmp_path, **words) == folder
+    )  # trained stages are found, the blur is fitted again
     again = io.read_json(folder / "config.json")
     assert (folder / again["weights"]).read_bytes() == first
     eye = torch.rand(1, 3, 64, 64, generator=generator())

@@ -50,7 +50,9 @@ def test_near_duplicates_equal_brute_force():
 
 def test_near_duplicates_of_many_alike():
     rng = np.random.default_rng(0)
-    bits = np.zeros((3000, 256), np.uint8)  # nearly black images: few bits at random, all within reach of one another
+    bits = np.zeros(
+        (3000, 256), np.uint8
+    )  # nearly black images: few bits at random, all within reach of one another
     for row in bits[:2900]:
         row[rng.choice(256, 4, replace=False)] = 1
     bits[2900:] = rng.integers(0, 2, (100, 256))
@@ -58,7 +60,9 @@ def test_near_duplicates_of_many_alike():
     group = packing.near_duplicates(hashes)
     assert len(np.unique(group[:2900])) == 1 and len(np.unique(group)) == 101
     assert np.array_equal(group == group[0], np.arange(3000) < 2900)
-    few = packing._links(np.zeros(3000, np.uint32), np.arange(3000), hashes.view(np.uint64), most=10)
+    few = packing._links(
+        np.zeros(3000, np.uint32), np.arange(3000), hashes.view(np.uint64), most=10
+    )
     assert len(few) >= 10  # and not all four million
 
 
@@ -91,7 +95,9 @@ def test_split_is_stratified_deterministic_and_keeps_groups():
         assert abs((names == name).mean() - share) < 0.005
 
 
-@pytest.mark.parametrize("n, counts", [(1, (1, 0, 0)), (3, (3, 0, 0)), (5, (4, 0, 1)), (25, (16, 4, 5))])
+@pytest.mark.parametrize(
+    "n, counts", [(1, (1, 0, 0)), (3, (3, 0, 0)), (5, (4, 0, 1)), (25, (16, 4, 5))]
+)
 def test_split_of_few(n, counts):
     names = packing.split(np.full((n, 4), np.nan), np.arange(n))
     assert tuple((names == name).sum() for name in data.SPLITS) == counts
@@ -119,7 +125,9 @@ def test_pack_does_not_depend_on_workers(tmp_path):
     assert np.array_equal(one.pixels([7])[0].permute(1, 2, 0), image)
     x = one.batch([7, 3])
     assert x.shape == (2, 3, 32, 32) and x.dtype == torch.float32
-    assert torch.allclose(x[0], torch.from_numpy(image).permute(2, 0, 1).float() / 255, rtol=0, atol=1e-7)
+    assert torch.allclose(
+        x[0], torch.from_numpy(image).permute(2, 0, 1).float() / 255, rtol=0, atol=1e-7
+    )
 
 
 def test_pack_is_reused_or_remade(tmp_path):
@@ -135,10 +143,18 @@ def test_rows(tmp_path):
     packed = packing.pack(sources.embedded(60, seed=1), 32, tmp_path)
     parts = [set(packed.rows(name)) for name in data.SPLITS]
     assert sum(map(len, parts)) == len(set.union(*parts)) == len(packed) == 60
-    readable, unreadable, other = packed.rows(readable=True), packed.rows(readable=False), packed.rows(fundus=0)
+    readable, unreadable, other = (
+        packed.rows(readable=True),
+        packed.rows(readable=False),
+        packed.rows(fundus=0),
+    )
     assert sorted([*readable, *unreadable, *other]) == list(range(60))
-    assert (packed.labels[readable] == 1).all() and (packed.labels[unreadable].min(dim=1).values == 0).all()
-    assert set(packed.rows("train", disc=False)) == parts[0] & set(np.flatnonzero(packed.labels[:, 2] == 0))
+    assert (packed.labels[readable] == 1).all() and (
+        packed.labels[unreadable].min(dim=1).values == 0
+    ).all()
+    assert set(packed.rows("train", disc=False)) == parts[0] & set(
+        np.flatnonzero(packed.labels[:, 2] == 0)
+    )
     for bad in ({"split": "trian"}, {"optic": 1}):
         with pytest.raises(InputError, match="choose"):
             packed.rows(**bad)
@@ -150,7 +166,9 @@ class Killed(Exception):
 
 def stopping(source, at, stop):
     """The source, which ends with `stop(i)` when image `at` is asked for."""
-    return dataclasses.replace(source, image=lambda i, size: source.image(i, size) if i < at else stop(i))
+    return dataclasses.replace(
+        source, image=lambda i, size: source.image(i, size) if i < at else stop(i)
+    )
 
 
 def contents(folder):
@@ -183,7 +201,9 @@ def test_a_stopped_pack_goes_on_and_ends_with_the_same_bytes(tmp_path, small_sha
     cut = packing.pack(dataclasses.replace(source, image=counted), 32, tmp_path / "cut")
     assert made == [8, 9, 10] and "goes on after 2 shards, 8 images" in capsys.readouterr().out
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole") and cut.hash == whole.hash
-    assert torch.equal(cut.pixels([10, 3, 4]), torch.stack([whole.pixels([i])[0] for i in (10, 3, 4)]))
+    assert torch.equal(
+        cut.pixels([10, 3, 4]), torch.stack([whole.pixels([i])[0] for i in (10, 3, 4)])
+    )
 
 
 def test_shards_of_another_recipe_are_discarded(tmp_path, small_shards, capsys):
@@ -205,12 +225,20 @@ def test_killed_pack_leaves_whole_shards_only(tmp_path, small_shards):
         "def stop(i, size):\n    return image(i, size) if i < 5 else os._exit(9)\n"
         "object.__setattr__(source, 'image', stop); packing.pack(source, 32, sys.argv[1])"
     )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, check=False)
-    assert done.returncode == 9 and list(tmp_path.glob(".shard-*-00001.part-*")) and not list(tmp_path.glob("shard-*-00001.npy"))
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, check=False
+    )
+    assert (
+        done.returncode == 9
+        and list(tmp_path.glob(".shard-*-00001.part-*"))
+        and not list(tmp_path.glob("shard-*-00001.npy"))
+    )
     with pytest.raises(InputError, match="no complete packed data set"):
         data.Packed(tmp_path)
     first = shard(tmp_path, 0).stat().st_mtime_ns
-    assert len(packing.pack(sources.embedded(9), 32, tmp_path)) == 9  # the next call goes on, and cleans up
+    assert (
+        len(packing.pack(sources.embedded(9), 32, tmp_path)) == 9
+    )  # the next call goes on, and cleans up
     assert shard(tmp_path, 0).stat().st_mtime_ns == first and not list(tmp_path.glob(".shard-*"))
 
 
@@ -230,12 +258,19 @@ def test_bad_images_over_all_shards(tmp_path, small_shards):
     counts = [shard["count"] for shard in packed.manifest["shards"]]
     assert counts[1] == 2 and counts[-1] == 0 and sum(counts) == len(packed) == 298
     assert packed.manifest["skipped"] == [f"image {i}: bad" for i in (4, 5, 300)]
-    assert packed.pixels([4, 297])[:, 0, 0, 0].tolist() == [6, 299 % 256] and packed.table["name"][4] == "embedded-0-000006"
-    with pytest.raises(InputError, match="4 of the first 251 images are unusable: image 4") as error:
+    assert (
+        packed.pixels([4, 297])[:, 0, 0, 0].tolist() == [6, 299 % 256]
+        and packed.table["name"][4] == "embedded-0-000006"
+    )
+    with pytest.raises(
+        InputError, match="4 of the first 251 images are unusable: image 4"
+    ) as error:
         packing.pack(flat(301, bad=[4, 5, 99, 250]), 8, tmp_path / "many")
     line(error)
     reasons = pd.read_csv(tmp_path / "many" / "unusable.csv")["reason"].tolist()
-    assert reasons == [f"image {i}: bad" for i in (4, 5, 99, 250)] and str(tmp_path / "many" / "unusable.csv") in str(error.value)
+    assert reasons == [f"image {i}: bad" for i in (4, 5, 99, 250)] and str(
+        tmp_path / "many" / "unusable.csv"
+    ) in str(error.value)
     assert len(list((tmp_path / "many").glob("shard-*.npy"))) == 62  # what was complete is not lost
     with pytest.raises(InputError, match="2 of the first 2 images"):
         packing.pack(flat(2, bad=[0, 1]), 8, tmp_path / "all")
@@ -243,14 +278,27 @@ def test_bad_images_over_all_shards(tmp_path, small_shards):
 
 def test_stopped_before_the_first_shard_was_whole(tmp_path, small_shards, capsys):
     with pytest.raises(ZeroDivisionError):
-        packing.pack(dataclasses.replace(flat(9), image=lambda i, size: 1 / 0 if i else flat(1).image(0, size)), 8, tmp_path)
-    assert len(packing.pack(flat(9), 8, tmp_path)) == 9 and "another recipe" not in capsys.readouterr().out
+        packing.pack(
+            dataclasses.replace(
+                flat(9), image=lambda i, size: 1 / 0 if i else flat(1).image(0, size)
+            ),
+            8,
+            tmp_path,
+        )
+    assert (
+        len(packing.pack(flat(9), 8, tmp_path)) == 9
+        and "another recipe" not in capsys.readouterr().out
+    )
 
 
-@pytest.mark.parametrize("name", ["table.csv", "shard-of-glass.txt", "manifest.json", "progress.json"])
+@pytest.mark.parametrize(
+    "name", ["table.csv", "shard-of-glass.txt", "manifest.json", "progress.json"]
+)
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path, name):
     (tmp_path / name).write_text("[1]")
-    with pytest.raises(InputError, match=f"holds {name} and is no packed data set; choose an empty folder") as error:
+    with pytest.raises(
+        InputError, match=f"holds {name} and is no packed data set; choose an empty folder"
+    ) as error:
         packing.pack(flat(2), 8, tmp_path)
     line(error)
     assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.suffix != ".lock"} == {name: "[1]"} | (
@@ -348,8 +396,13 @@ def test_batches_equal_the_images_and_what_is_known_of_them(eyes, way):
     for rows, batch in zip(SHARES, way(eyes, iter(SHARES)), strict=True):
         count += 1
         assert torch.equal(batch.x, eyes.batch(rows)) and batch.x.dtype == torch.float32
-        assert torch.allclose(batch.x, eyes.pixels(rows).double().div(255).float(), rtol=0, atol=1e-7) and batch.x.max() <= 1
-        assert torch.equal(batch.labels, eyes.labels[rows]) and torch.equal(batch.fov, eyes.fov(rows))
+        assert (
+            torch.allclose(batch.x, eyes.pixels(rows).double().div(255).float(), rtol=0, atol=1e-7)
+            and batch.x.max() <= 1
+        )
+        assert torch.equal(batch.labels, eyes.labels[rows]) and torch.equal(
+            batch.fov, eyes.fov(rows)
+        )
     assert count == len(SHARES)
     assert list(way(eyes, [])) == []
 

@@ -34,7 +34,9 @@ def eyes(n=4, size=96, seed=0):
     for _ in range(n):
         tone = 0.55 + 0.15 * np.cos(3 * axis)[:, None] + 0.1 * axis
         for angle, phase in rng.uniform(0, 1, (8, 2)):
-            wave = np.sin(40 * (axis * np.cos(6 * angle) + axis[:, None] * np.sin(6 * angle)) + 6 * phase)
+            wave = np.sin(
+                40 * (axis * np.cos(6 * angle) + axis[:, None] * np.sin(6 * angle)) + 6 * phase
+            )
             tone = tone - 0.12 * np.exp(-((wave - 1) ** 2) / 0.02)
         tone = tone + 0.3 * circle(size, 0.75, 0.5, 0.08)[0, 0].numpy()
         images.append(tone[None] * np.array([1.0, 0.55, 0.35])[:, None, None])
@@ -42,7 +44,9 @@ def eyes(n=4, size=96, seed=0):
     return torch.from_numpy(np.stack(images)).float().clamp(0, 1) * fov, fov
 
 
-@pytest.mark.parametrize("families", [(), *((name,) for name in degrade.FAMILIES), degrade.FAMILIES])
+@pytest.mark.parametrize(
+    "families", [(), *((name,) for name in degrade.FAMILIES), degrade.FAMILIES]
+)
 def test_severity_0_is_the_identity_bit_by_bit(families):
     x = torch.rand(3, 3, 40, 40, generator=generator(1))
     assert torch.equal(degrade.apply(x, degrade.sample(3, generator(), families, severity=0.0)), x)
@@ -50,7 +54,9 @@ def test_severity_0_is_the_identity_bit_by_bit(families):
 
 def test_the_identity_holds_per_image_in_a_mixed_batch():
     x, fov = eyes()
-    y = degrade.apply(x, degrade.sample(4, generator(), severity=torch.tensor([0.0, 1.0, 0.0, 0.5])), fov)
+    y = degrade.apply(
+        x, degrade.sample(4, generator(), severity=torch.tensor([0.0, 1.0, 0.0, 0.5])), fov
+    )
     assert [torch.equal(a, b) for a, b in zip(x, y, strict=True)] == [True, False, True, False]
 
 
@@ -67,7 +73,11 @@ def test_every_family_acts_alone_and_can_be_chosen_per_image(k, name):
 
 
 def test_the_same_seed_gives_the_same_parameters_and_image_i_does_not_depend_on_how_many_follow():
-    a, b, more = (degrade.sample(5, generator(7)), degrade.sample(5, generator(7)), degrade.sample(40, generator(7)))
+    a, b, more = (
+        degrade.sample(5, generator(7)),
+        degrade.sample(5, generator(7)),
+        degrade.sample(40, generator(7)),
+    )
     other = degrade.sample(5, generator(8))
     for name in a:
         assert torch.equal(a[name], b[name]) and torch.equal(a[name], more[name][:5])
@@ -79,20 +89,33 @@ def test_parameters_fill_their_ranges():
     for name, (k, low, high) in degrade.RANGES.items():
         values = params[name]
         assert values.dtype == torch.float32 and values.shape == ((4000, k) if k > 1 else (4000,))
-        assert low <= values.min() < low + 0.02 * (high - low) and high - 0.02 * (high - low) < values.max() <= high
+        assert (
+            low <= values.min() < low + 0.02 * (high - low)
+            and high - 0.02 * (high - low) < values.max() <= high
+        )
     assert params["severity"].mean() == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_mild_blur_changes_the_blur_alone_and_within_its_range():
     params = degrade.sample(2000, generator())
     mild = degrade.mild_blur(params, generator(1))
-    assert mild.keys() == params.keys() and all(mild[name] is params[name] for name in params if name != "blur_sigma")
+    assert mild.keys() == params.keys() and all(
+        mild[name] is params[name] for name in params if name != "blur_sigma"
+    )
     low, high = 1.5 / 512, 4 / 512
-    assert low <= mild["blur_sigma"].min() < 1.01 * low and 0.99 * high < mild["blur_sigma"].max() <= high
+    assert (
+        low <= mild["blur_sigma"].min() < 1.01 * low
+        and 0.99 * high < mild["blur_sigma"].max() <= high
+    )
     assert torch.equal(degrade.mild_blur(params, generator(1))["blur_sigma"], mild["blur_sigma"])
     x, fov = eyes()
-    few, strong = ({name: v[:4] for name, v in p.items()} | {"severity": torch.ones(4)} for p in (mild, params))
-    few, strong = (degrade.apply(x, p | {"families": torch.tensor([[0.0, 0, 1]] * 4)}, fov) for p in (few, strong))
+    few, strong = (
+        {name: v[:4] for name, v in p.items()} | {"severity": torch.ones(4)} for p in (mild, params)
+    )
+    few, strong = (
+        degrade.apply(x, p | {"families": torch.tensor([[0.0, 0, 1]] * 4)}, fov)
+        for p in (few, strong)
+    )
     assert (psnr(x, few) > psnr(x, strong) + 3).all()
 
 
@@ -105,8 +128,16 @@ def test_haze_is_seeded_per_image_and_absent_at_severity_0():
         assert low <= params[name].min() < params[name].max() <= high
     mixed = degrade.sample_haze(5, generator(7), torch.tensor([0.0, 1.0, 0.0, 0.5, 0.0]))
     y = degrade.haze(x, mixed, fov)
-    assert [torch.equal(a, b) for a, b in zip(x, y, strict=True)] == [True, False, True, False, True]
-    assert (y * ~fov).abs().max() == 0 and 0 <= y.min() and y.max() <= 1 and y.dtype == torch.float32
+    assert [torch.equal(a, b) for a, b in zip(x, y, strict=True)] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
+    assert (
+        (y * ~fov).abs().max() == 0 and 0 <= y.min() and y.max() <= 1 and y.dtype == torch.float32
+    )
     alone = degrade.haze(x[3:4], {name: v[3:4] for name, v in mixed.items()}, fov[3:4])
     assert (alone[0] - y[3]).abs().max() < 1e-6
 
@@ -120,7 +151,9 @@ def test_haze_equals_the_scattering_equation():
     s, image = 0.7, x[0].double().numpy()
     axis = (np.arange(128) + 0.5) / 128
     r2 = (axis - p["haze_u"]) ** 2 + (axis[:, None] - p["haze_v"]) ** 2
-    t = np.exp(-s * (p["haze_depth"] + p["haze_more"] * (1 - np.exp(-r2 / (2 * p["haze_reach"] ** 2)))))
+    t = np.exp(
+        -s * (p["haze_depth"] + p["haze_more"] * (1 - np.exp(-r2 / (2 * p["haze_reach"] ** 2))))
+    )
     blurred = gaussian_filter(image, (0, *[s * p["blur_sigma"] * 128] * 2), truncate=6)
     own = image.mean((1, 2)) / image.mean((1, 2)).max()
     veil = p["haze_level"] * (own + p["haze_white"] * (1 - own))
@@ -135,22 +168,34 @@ def test_haze_takes_contrast_away_more_and_more_and_no_training_draws_it():
     for severity in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = degrade.haze(x, params | {"severity": torch.full((12,), severity)}, fov)
         left.append(degrade.readable(x, y, inside)[1]["gain"].mean().item())
-    assert left[0] == pytest.approx(1) and all(before > 1.2 * after for before, after in pairwise(left)), left
+    assert left[0] == pytest.approx(1) and all(
+        before > 1.2 * after for before, after in pairwise(left)
+    ), left
     assert not any("haze" in name for name in (*degrade.FAMILIES, *degrade.sample(1, generator())))
 
 
 def test_haze_replays_through_a_csv_and_is_the_same_at_every_size():
     x, fov = eyes(3, size=384)
     params = degrade.sample_haze(3, generator(5), 1.0)
-    again = degrade.from_table(pd.read_csv(io.StringIO(degrade.to_table(params).to_csv(index=False))))
-    assert again.keys() == params.keys() and all(torch.equal(again[name], params[name]) for name in params)
-    small, small_y = (torch.from_numpy(downscale_local_mean(a.numpy(), (1, 1, 4, 4))) for a in (x, degrade.haze(x, params)))
+    again = degrade.from_table(
+        pd.read_csv(io.StringIO(degrade.to_table(params).to_csv(index=False)))
+    )
+    assert again.keys() == params.keys() and all(
+        torch.equal(again[name], params[name]) for name in params
+    )
+    small, small_y = (
+        torch.from_numpy(downscale_local_mean(a.numpy(), (1, 1, 4, 4)))
+        for a in (x, degrade.haze(x, params))
+    )
     assert psnr(small_y, degrade.haze(small, params)).min() > 40
 
 
 def test_replay_through_a_csv_is_exact():
     x, fov = eyes(6)
-    centre, radius = (torch.rand(6, 2, generator=generator(3)), torch.rand(6, generator=generator(4)))
+    centre, radius = (
+        torch.rand(6, 2, generator=generator(3)),
+        torch.rand(6, generator=generator(4)),
+    )
     params = degrade.sample(6, generator(5), centre=centre, radius=radius)
     text = degrade.to_table(params).assign(name="an unrelated column").to_csv(index=False)
     again = degrade.from_table(pd.read_csv(io.StringIO(text)))
@@ -164,7 +209,9 @@ def test_an_image_does_not_depend_on_its_batch():
     params = degrade.sample(4, generator(), severity=0.8)
     whole = degrade.apply(x, params, fov)
     for i in range(4):
-        alone = degrade.apply(x[i : i + 1], {name: v[i : i + 1] for name, v in params.items()}, fov[i : i + 1])
+        alone = degrade.apply(
+            x[i : i + 1], {name: v[i : i + 1] for name, v in params.items()}, fov[i : i + 1]
+        )
         assert (alone[0] - whole[i]).abs().max() < 1e-6
 
 
@@ -209,11 +256,15 @@ def test_an_aimed_degradation_is_complete_inside_and_absent_far_away():
     inside = circle(96, 0.75, 0.5, 0.12)
     assert torch.equal(y * inside, everywhere * inside)
     assert ((y - x).abs() * inside).amax(dim=(1, 2, 3)).min() > 0.05
-    assert (params["spot_u"] - 0.75).abs().max() <= 0.12 and torch.equal(params["hole_v"], torch.full((3,), 0.5))
+    assert (params["spot_u"] - 0.75).abs().max() <= 0.12 and torch.equal(
+        params["hole_v"], torch.full((3,), 0.5)
+    )
 
 
 @pytest.mark.parametrize("size", [224, 512])
-@pytest.mark.parametrize("families", [("illumination",), ("spots",), ("blur",), degrade.FAMILIES], ids="+".join)
+@pytest.mark.parametrize(
+    "families", [("illumination",), ("spots",), ("blur",), degrade.FAMILIES], ids="+".join
+)
 def test_fields_equal_the_published_formulation(families, size):
     """Shapes in closed form against discs drawn and blurred at full resolution; an edge within half a pixel is .005."""
     eye = synthetic.fundus(0, 1, size)
@@ -245,7 +296,9 @@ def test_blur_equals_a_naive_gaussian():
 
 
 def test_blur_keeps_a_constant_image_up_to_the_border():
-    assert (degrade.blur(torch.full((1, 3, 50, 50), 0.7), torch.tensor([0.03])) - 0.7).abs().max() < 1e-6
+    assert (
+        degrade.blur(torch.full((1, 3, 50, 50), 0.7), torch.tensor([0.03])) - 0.7
+    ).abs().max() < 1e-6
 
 
 def test_spots_equal_blurred_discs():
@@ -253,9 +306,13 @@ def test_spots_equal_blurred_discs():
     size = 256
     axis = (np.arange(size) + 0.5) / size
     params = degrade.sample(4, generator(9), ("spots",), severity=1.0)
-    field = degrade._spots(params, params["severity"], torch.from_numpy(axis).float(), torch.from_numpy(axis).float())
+    field = degrade._spots(
+        params, params["severity"], torch.from_numpy(axis).float(), torch.from_numpy(axis).float()
+    )
     for n in range(4):
-        expected = np.zeros((2 * size, 2 * size))  # a margin, so that light beyond the border is not reflected back
+        expected = np.zeros(
+            (2 * size, 2 * size)
+        )  # a margin, so that light beyond the border is not reflected back
         count = int(params["spot_count"][n])
         assert 5 <= count <= 10
         for k in range(count):
@@ -276,7 +333,9 @@ def test_halo_and_hole_are_blurred_discs(radius, sigma):
     axis = (np.arange(size) + 0.5) / size * 2 - 1  # two widths, the disc in the middle
     r2 = axis**2 + axis[:, None] ** 2
     expected = gaussian_filter((r2 <= radius**2).astype(float), sigma * size / 2)
-    found = degrade._blurred_disc(torch.from_numpy(r2)[None, None], torch.tensor([radius]), torch.tensor([sigma]))
+    found = degrade._blurred_disc(
+        torch.from_numpy(r2)[None, None], torch.tensor([radius]), torch.tensor([sigma])
+    )
     assert np.abs(found[0, 0].numpy() - expected).max() < 0.005
 
 
@@ -286,7 +345,9 @@ def test_illumination_factors_are_brightness_contrast_saturation():
     params = degrade.sample(1, generator(), ("illumination",), severity=0.5)
     params |= {"halo_u": torch.tensor([50.0]), "hole_u": torch.tensor([50.0])}
     y = degrade.apply(x, params)[0].double().numpy()
-    b, c, s = (1 + 0.5 * (params[name].item() - 1) for name in ("brightness", "contrast", "saturation"))
+    b, c, s = (
+        1 + 0.5 * (params[name].item() - 1) for name in ("brightness", "contrast", "saturation")
+    )
     luma = np.array([0.299, 0.587, 0.114])
     z = b * x[0].double().numpy()
     z = c * z + (1 - c) * np.tensordot(luma, z, 1).mean()
@@ -299,7 +360,9 @@ def test_a_gpu_gives_the_same_image_even_under_autocast():
     x, fov = eyes()
     params = degrade.sample(4, generator(), severity=torch.tensor([0.0, 0.3, 0.6, 1.0]))
     with torch.autocast("cuda", torch.bfloat16):
-        y = degrade.apply(x.cuda(), {name: value.cuda() for name, value in params.items()}, fov.cuda()).cpu()
+        y = degrade.apply(
+            x.cuda(), {name: value.cuda() for name, value in params.items()}, fov.cuda()
+        ).cpu()
     assert torch.equal(y[0], x[0]) and (y - degrade.apply(x, params, fov)).abs().max() < 1e-4
 
 
@@ -315,22 +378,33 @@ def test_readable_follows_what_happened_to_the_region():
     disc, macula = (circle(96, u, 0.5, 0.1).expand(3, 1, 96, 96) for u in (0.75, 0.35))
     ok, numbers = degrade.readable(x, x, disc)
     assert ok.all() and torch.allclose(numbers["gain"], torch.ones(3).double())
-    params = degrade.sample(3, generator(), ("blur",), severity=1.0) | {"blur_sigma": torch.full((3,), 10 / 512)}
+    params = degrade.sample(3, generator(), ("blur",), severity=1.0) | {
+        "blur_sigma": torch.full((3,), 10 / 512)
+    }
     blurred = degrade.apply(x, params, fov)
     for region in (disc, macula, fov):
         assert not degrade.readable(x, blurred, region)[0].any()
     aim = {"centre": torch.tensor([[0.75, 0.5]]).expand(3, 2), "radius": torch.full((3,), 0.14)}
-    params = degrade.sample(3, generator(), severity=1.0, **aim) | {"blur_sigma": torch.full((3,), 10 / 512)}
+    params = degrade.sample(3, generator(), severity=1.0, **aim) | {
+        "blur_sigma": torch.full((3,), 10 / 512)
+    }
     aimed = degrade.apply(x, params, fov)
-    assert not degrade.readable(x, aimed, disc)[0].any() and degrade.readable(x, aimed, macula)[0].all()
+    assert (
+        not degrade.readable(x, aimed, disc)[0].any()
+        and degrade.readable(x, aimed, macula)[0].all()
+    )
 
 
 def test_readable_measures_contrast_and_agreement():
     x, fov = eyes(1)
     _, faint = degrade.readable(x, 0.1 + 0.6 * x, fov)  # less contrast, same detail
-    assert faint["gain"].item() == pytest.approx(0.6, abs=1e-4) and faint["fidelity"].item() == pytest.approx(1, abs=1e-5)
+    assert faint["gain"].item() == pytest.approx(0.6, abs=1e-4) and faint[
+        "fidelity"
+    ].item() == pytest.approx(1, abs=1e-5)
     other, _ = eyes(1, seed=5)
-    ok, numbers = degrade.readable(x, other, circle(96, 0.35, 0.5, 0.15))  # sharp, but another eye's detail
+    ok, numbers = degrade.readable(
+        x, other, circle(96, 0.35, 0.5, 0.15)
+    )  # sharp, but another eye's detail
     assert not ok.any() and numbers["fidelity"].item() < degrade.RHO_MIN
     ok, numbers = degrade.readable(x, x, torch.zeros_like(fov))
     assert not ok.any() and numbers["gain"].isnan().all()
@@ -344,8 +418,14 @@ def test_readable_measures_contrast_and_agreement():
         (lambda: degrade.sample(1, generator(), severity=float("nan")), "severity"),
         (lambda: degrade.sample(1, generator(), centre=torch.zeros(1, 2)), "radius"),
         (lambda: degrade.sample_haze(1, generator(), severity=1.5), "severity"),
-        (lambda: degrade.haze(torch.zeros(2, 3, 8, 8), degrade.sample_haze(1, generator())), "2 images"),
-        (lambda: degrade.apply(torch.zeros(2, 3, 8, 8), degrade.sample(1, generator())), "2 images"),
+        (
+            lambda: degrade.haze(torch.zeros(2, 3, 8, 8), degrade.sample_haze(1, generator())),
+            "2 images",
+        ),
+        (
+            lambda: degrade.apply(torch.zeros(2, 3, 8, 8), degrade.sample(1, generator())),
+            "2 images",
+        ),
         (lambda: degrade.from_table(pd.DataFrame({"severity": [0.5]})), "families_0"),
     ],
 )

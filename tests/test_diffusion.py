@@ -75,7 +75,12 @@ def test_ddpm_and_ddim_steps_equal_those_of_diffusers():
     from diffusers import DDIMScheduler, DDPMScheduler
 
     d, x_t, epsilon = Diffusion(1000, "linear"), noise(seed=4), noise(seed=5)
-    ddpm = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", clip_sample=False, variance_type="fixed_large")
+    ddpm = DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="linear",
+        clip_sample=False,
+        variance_type="fixed_large",
+    )
     t = 500  # ours count from 1, theirs from 0
     mean = d.ddpm_step(x_t, t, epsilon, torch.zeros_like(x_t))
     alpha, alpha_bar, beta = ddpm.alphas[t - 1], ddpm.alphas_cumprod[t - 1], ddpm.betas[t - 1]
@@ -86,7 +91,12 @@ def test_ddpm_and_ddim_steps_equal_those_of_diffusers():
     z = noise(seed=6)
     assert torch.allclose(d.ddpm_step(x_t, t, epsilon, z) - mean, beta.sqrt() * z, atol=1e-6)
 
-    ddim = DDIMScheduler(num_train_timesteps=1000, beta_schedule="linear", clip_sample=False, timestep_spacing="leading")
+    ddim = DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="linear",
+        clip_sample=False,
+        timestep_spacing="leading",
+    )
     ddim.set_timesteps(10)
     theirs = ddim.step(epsilon, 500, x_t).prev_sample  # 500 -> 400
     assert torch.allclose(d.ddim_step(x_t, 501, 401, epsilon), theirs, atol=1e-4)
@@ -97,7 +107,11 @@ def test_ddpm_and_ddim_steps_equal_those_of_diffusers():
 def test_ddim_with_the_true_noise_walks_back_through_the_forward_process_to_x_0(schedule, T, steps):
     """The oracle is one constant, asked for nothing on the way: only right steps stay on the path."""
     d, x, epsilon = Diffusion(T, schedule), images(), noise()
-    chain = list(d.reverse(lambda x_t, t: epsilon, d.add_noise(x, T // 2, epsilon), T // 2, "noise", steps=steps))
+    chain = list(
+        d.reverse(
+            lambda x_t, t: epsilon, d.add_noise(x, T // 2, epsilon), T // 2, "noise", steps=steps
+        )
+    )
     assert len(chain) == min(steps, T // 2) + 1
     for t, x_t, x_0_hat in chain:
         assert torch.allclose(x_t, d.add_noise(x, t, epsilon), atol=1e-4)
@@ -110,7 +124,9 @@ def test_the_chain_is_the_equation_applied_step_by_step(objective):
     """Against the loop written out in float64, for a network that is wrong in its own way at every step."""
     d, x_t = Diffusion(30, "cosine"), noise()
     generator = torch.Generator().manual_seed(7)
-    chain = list(d.reverse(lambda x, t: 0.3 * x + 0.01 * t.view(-1, 1, 1, 1), x_t, 20, objective, generator))
+    chain = list(
+        d.reverse(lambda x, t: 0.3 * x + 0.01 * t.view(-1, 1, 1, 1), x_t, 20, objective, generator)
+    )
     beta = d.beta.double()
     alpha, alpha_bar = 1 - beta, torch.cumprod(1 - beta, 0)
     generator, x = torch.Generator().manual_seed(7), x_t.double()
@@ -118,7 +134,9 @@ def test_the_chain_is_the_equation_applied_step_by_step(objective):
         assert at == t and torch.allclose(state.double(), x, atol=1e-3)
         guess = 0.3 * x + 0.01 * t
         a, b = alpha_bar[t].sqrt(), (1 - alpha_bar[t]).sqrt()
-        x_0 = {"noise": (x - b * guess) / a, "image": guess, "v": a * x - b * guess}[objective].clamp(0, 1)
+        x_0 = {"noise": (x - b * guess) / a, "image": guess, "v": a * x - b * guess}[
+            objective
+        ].clamp(0, 1)
         assert torch.allclose(x_0_hat.double(), x_0, atol=1e-3)
         epsilon = (x - a * x_0) / b
         z = torch.randn(x.shape, generator=generator).double() if t > 0 else 0
@@ -133,7 +151,9 @@ def test_the_papers_chain_keeps_the_distribution_of_the_forward_process():
     """
     d, x = Diffusion(20, "cosine"), torch.full((1, 3, 128, 128), 0.6)
     start = d.add_noise(x, 20, torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
-    for t, x_t, _ in d.reverse(lambda x_t, t: x, start, 20, "image", torch.Generator().manual_seed(1)):
+    for t, x_t, _ in d.reverse(
+        lambda x_t, t: x, start, 20, "image", torch.Generator().manual_seed(1)
+    ):
         mean, variance = d.alpha_bar[t].sqrt() * 0.6, 1 - d.alpha_bar[t]
         assert abs(x_t.mean() - mean) < 0.02
         assert variance - 0.03 <= x_t.var() <= 1.5 * variance + 0.03
@@ -143,7 +163,11 @@ def test_the_papers_chain_keeps_the_distribution_of_the_forward_process():
 def test_the_chain_is_deterministic_in_its_generator():
     d, start = Diffusion(20, "cosine"), noise()
     ends = [
-        list(d.reverse(lambda x_t, t: x_t * 0.1, start, 20, "noise", torch.Generator().manual_seed(seed)))[-1][1]
+        list(
+            d.reverse(
+                lambda x_t, t: x_t * 0.1, start, 20, "noise", torch.Generator().manual_seed(seed)
+            )
+        )[-1][1]
         for seed in (0, 0, 1)
     ]
     assert torch.equal(ends[0], ends[1])
@@ -157,7 +181,9 @@ def test_noise_on_the_cpu_is_the_generators_own():
     x = torch.empty(2, 3, 4, 5, dtype=torch.bfloat16)
     drawn = diffusion.noise(x, torch.Generator().manual_seed(3))
     assert drawn.dtype == torch.bfloat16
-    assert torch.equal(drawn, torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(3)).to(x))
+    assert torch.equal(
+        drawn, torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(3)).to(x)
+    )
 
 
 def test_a_devices_generator_follows_from_one_draw():
@@ -166,7 +192,11 @@ def test_a_devices_generator_follows_from_one_draw():
 
     generator, other = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
     (first, second), again = draws(generator), draws(other)
-    assert torch.equal(first, again[0]) and torch.equal(second, again[1]) and not torch.equal(first, second)
+    assert (
+        torch.equal(first, again[0])
+        and torch.equal(second, again[1])
+        and not torch.equal(first, second)
+    )
     assert torch.equal(generator.get_state(), other.get_state())
     assert not torch.equal(first, draws(torch.Generator().manual_seed(4))[0])
 

@@ -41,8 +41,13 @@ def test_of_a_perfect_restoration_and_of_doing_nothing(drawn, degraded):
     true = torch.tensor([eye.disc_circle for eye in eyes]) / 80
     perfect = downstream.measure(x, x, y, fov, true, again)
     assert len(perfect) == 8 and not perfect.isna().any(axis=None)
-    assert (perfect[["vessel_dice", "vessel_cldice", "vessel_precision", "vessel_recall", "sharpness"]] == 1).all(axis=None)
-    assert (perfect[["disc_shift", "delta_e"]] == 0).all(axis=None) and np.isinf(perfect["consistency"]).all()
+    assert (
+        perfect[["vessel_dice", "vessel_cldice", "vessel_precision", "vessel_recall", "sharpness"]]
+        == 1
+    ).all(axis=None)
+    assert (perfect[["disc_shift", "delta_e"]] == 0).all(axis=None) and np.isinf(
+        perfect["consistency"]
+    ).all()
     nothing = downstream.measure(x, y, y, fov, true, again)
     for name in ("vessel_dice", "vessel_cldice", "vessel_recall", "sharpness", "consistency"):
         assert nothing[name].mean() < 0.9 * perfect[name].mean(), name
@@ -54,14 +59,18 @@ def test_the_clean_side_may_be_read_once_and_images_do_not_depend_on_each_other(
     whole = downstream.measure(x, y, y, fov, None, again)
     assert whole.equals(downstream.measure(x, y, y, fov, None, again, downstream.read(x, fov)))
     alone = downstream.measure(x[3:4], y[3:4], y[3:4], fov[3:4])
-    np.testing.assert_allclose(alone.drop(columns="consistency"), whole.drop(columns="consistency")[3:4], rtol=1e-3)
+    np.testing.assert_allclose(
+        alone.drop(columns="consistency"), whole.drop(columns="consistency")[3:4], rtol=1e-3
+    )
     assert alone["consistency"].isna().all() and whole["disc_error"].isna().all()
 
 
 @pytest.mark.parametrize("size, auc, overlap", [(80, 0.91, 0.5), (256, 0.94, 0.65)])
 def test_the_instruments_are_as_good_as_their_description(size, auc, overlap):
     found = downstream.reliability(size, n=8).mean()
-    assert found["vessel_auc"] > auc and found["vessel_dice"] > overlap and found["disc_error"] < 1.5
+    assert (
+        found["vessel_auc"] > auc and found["vessel_dice"] > overlap and found["disc_error"] < 1.5
+    )
 
 
 def test_reliability_compares_with_the_exact_anatomy(monkeypatch):
@@ -112,9 +121,14 @@ def test_cldice_by_hand():
     none = thin & ~thin
     assert downstream.dice(thick, thin).item() == 0.5
     assert downstream.cldice(thick, thin, thin, thin).item() == 1  # width does not matter
-    assert downstream.cldice(half, half, thick, thin).item() == pytest.approx(2 * 1 * 0.6 / 1.6)  # length does
+    assert downstream.cldice(half, half, thick, thin).item() == pytest.approx(
+        2 * 1 * 0.6 / 1.6
+    )  # length does
     assert downstream.cldice(thick, thin, aside, aside).item() == 0
-    assert downstream.cldice(thick, thin, none, none).item() == 0 and downstream.cldice(none, none, thick, thin).item() == 0
+    assert (
+        downstream.cldice(thick, thin, none, none).item() == 0
+        and downstream.cldice(none, none, thick, thin).item() == 0
+    )
     assert downstream.cldice(none, none, none, none).isnan()
 
 
@@ -141,10 +155,14 @@ def test_hallucinated_and_lost_vessels_by_hand():
 def test_a_shifted_image_has_a_shifted_disc(drawn):
     x, fov, eyes = drawn
     for i, eye in enumerate(eyes):
-        right = -8 if eye.disc_circle[0] > 40 else 8  # towards the middle, so that no rim comes near
+        right = (
+            -8 if eye.disc_circle[0] > 40 else 8
+        )  # towards the middle, so that no rim comes near
         a = downstream.disc(x[i : i + 1], fov[i : i + 1])
         b = downstream.disc(shifted(x[i : i + 1], right, 6), shifted(fov[i : i + 1], right, 6))
-        assert downstream.displacement(a, b).item() == pytest.approx(10 / 80 * 100, abs=1.3)  # a pixel is 1.25 %
+        assert downstream.displacement(a, b).item() == pytest.approx(
+            10 / 80 * 100, abs=1.3
+        )  # a pixel is 1.25 %
 
 
 def test_displacement_is_in_percent_of_the_width():
@@ -157,7 +175,9 @@ def test_colour_shift_of_published_pairs():
     a = np.array([[50.0, 2.6772, -79.7751], [50.0, 2.5, 0.0], [60.2574, -34.0099, 36.2677]])
     b = np.array([[50.0, 0.0, -82.7485], [73.0, 25.0, -18.0], [60.4626, -34.1751, 39.4387]])
     each = downstream.colour_shift([a[:1], a[1:2], a[2:], a], [b[:1], b[1:2], b[2:], b])
-    np.testing.assert_allclose(each, [2.0425, 27.1492, 1.2644, (2.0425 + 27.1492 + 1.2644) / 3], atol=1e-4)
+    np.testing.assert_allclose(
+        each, [2.0425, 27.1492, 1.2644, (2.0425 + 27.1492 + 1.2644) / 3], atol=1e-4
+    )
 
 
 def test_sharpness_is_the_ratio_of_gradient_energies(drawn):
@@ -167,8 +187,16 @@ def test_sharpness_is_the_ratio_of_gradient_energies(drawn):
     np.testing.assert_allclose(downstream.sharpness(energy, half), 0.25, rtol=1e-5)
     rows, columns = np.nonzero(fov[0, 0].numpy())
     grey, inside = x[0].double().numpy().mean(0), fov[0, 0].numpy()
-    right = [(grey[r, c + 1] - grey[r, c]) ** 2 for r, c in zip(rows, columns) if c < 79 and inside[r, c + 1]]
-    down = [(grey[r + 1, c] - grey[r, c]) ** 2 for r, c in zip(rows, columns) if r < 79 and inside[r + 1, c]]
+    right = [
+        (grey[r, c + 1] - grey[r, c]) ** 2
+        for r, c in zip(rows, columns)
+        if c < 79 and inside[r, c + 1]
+    ]
+    down = [
+        (grey[r + 1, c] - grey[r, c]) ** 2
+        for r, c in zip(rows, columns)
+        if r < 79 and inside[r + 1, c]
+    ]
     assert energy[0].item() == pytest.approx(np.mean(right) + np.mean(down))
     black = torch.zeros(1)
     assert downstream.sharpness(black, black).isnan()
@@ -188,7 +216,9 @@ def test_black_images_have_no_value_or_the_worst(drawn):
     x, fov, _ = drawn
     black = torch.zeros_like(x)
     table = downstream.measure(x, black, x, fov)
-    assert (table[["vessel_dice", "vessel_cldice", "vessel_recall", "sharpness"]] == 0).all(axis=None)
+    assert (table[["vessel_dice", "vessel_cldice", "vessel_recall", "sharpness"]] == 0).all(
+        axis=None
+    )
     assert table["vessel_precision"].isna().all()
     empty = downstream.measure(x[:1], x[:1], x[:1], torch.zeros_like(fov[:1]))
     assert empty.drop(columns="disc_shift").isna().all(axis=None)

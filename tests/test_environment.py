@@ -14,7 +14,9 @@ from packaging.utils import canonicalize_name
 from rr.io import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NEEDED = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]]
+NEEDED = [
+    Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+]
 LOCK = (ROOT / "requirements.lock").read_text()
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
 
@@ -39,7 +41,11 @@ def test_versions_agree(needed):
     installed = version(name).split("+")[0]  # +cpu, +cu130: other builds of the same version
     assert installed == locked()[name]
     assert needed.specifier.contains(installed)
-    conda = next(line.removeprefix("python=") for line in CONDA if isinstance(line, str) and line.startswith("python="))
+    conda = next(
+        line.removeprefix("python=")
+        for line in CONDA
+        if isinstance(line, str) and line.startswith("python=")
+    )
     assert pinned()[name] == locked(conda)[name]
 
 
@@ -55,11 +61,20 @@ def test_lock_has_exact_versions_and_names_no_host():
 def test_every_import_is_a_direct_dependency():
     owner = packages_distributions()
     always = {canonicalize_name(needed.name) for needed in NEEDED}
-    peers = {canonicalize_name(Requirement(line).name) for line in PROJECT["optional-dependencies"]["bench"]}
-    for path in [*(ROOT / "rr").glob("*.py"), *(ROOT / "notebooks").glob("*.py"), *(ROOT / "workflow").glob("*.py")]:
+    peers = {
+        canonicalize_name(Requirement(line).name)
+        for line in PROJECT["optional-dependencies"]["bench"]
+    }
+    for path in [
+        *(ROOT / "rr").glob("*.py"),
+        *(ROOT / "notebooks").glob("*.py"),
+        *(ROOT / "workflow").glob("*.py"),
+    ]:
         declared = always | peers if path.stem.startswith("bench") else always
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"rr"}:
-                assert {canonicalize_name(each) for each in owner.get(name, [name])} & declared, f"{path.name} imports {name}"
+                assert {canonicalize_name(each) for each in owner.get(name, [name])} & declared, (
+                    f"{path.name} imports {name}"
+                )

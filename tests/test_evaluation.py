@@ -30,7 +30,9 @@ def images():
     eyes = [synthetic.fundus(0, i, 64) for i in range(4)]
     fov = torch.stack([torch.from_numpy(eye.fov)[None] for eye in eyes])
     disc = torch.tensor([[float(v) / 64 for v in eye.disc_circle] for eye in eyes])
-    return evaluation.Images(["a", "b", "c", "d"], torch.cat([to_tensor(eye.image) for eye in eyes]) * fov, fov, disc)
+    return evaluation.Images(
+        ["a", "b", "c", "d"], torch.cat([to_tensor(eye.image) for eye in eyes]) * fov, fov, disc
+    )
 
 
 def oracle(images):
@@ -42,7 +44,9 @@ def oracle(images):
 
 def test_every_family_at_three_severities_and_undegraded():
     families = ("illumination", "blur", "mild blur", "spots", "all", "haze")
-    assert list(CONDITIONS) == [("undegraded", 0.0)] + [(f, s) for f in families for s in (1 / 3, 2 / 3, 1.0)]
+    assert list(CONDITIONS) == [("undegraded", 0.0)] + [
+        (f, s) for f in families for s in (1 / 3, 2 / 3, 1.0)
+    ]
 
 
 @pytest.mark.parametrize("condition", CONDITIONS, ids=str)
@@ -59,7 +63,9 @@ def test_a_condition_is_replayed_and_does_what_its_name_says(images, condition):
 
 @pytest.mark.parametrize("family", [name for name in evaluation.OPERATORS if name != "mild blur"])
 def test_severities_are_the_same_degradation_made_stronger(images, family):
-    weak, strong = (evaluation.degraded(images, Condition(family, severity)) for severity in (1 / 3, 1.0))
+    weak, strong = (
+        evaluation.degraded(images, Condition(family, severity)) for severity in (1 / 3, 1.0)
+    )
     for name in set(weak[1]) - {"severity"}:
         assert torch.equal(weak[1][name], strong[1][name]), name
     loss = [(y - images.x).abs().mean() for y, _, _ in (weak, strong)]
@@ -67,12 +73,17 @@ def test_severities_are_the_same_degradation_made_stronger(images, family):
 
 
 def test_mild_blur_is_milder_than_blur(images):
-    mild, full = (evaluation.degraded(images, Condition(family, 1.0))[1]["blur_sigma"] * 512 for family in ("mild blur", "blur"))
+    mild, full = (
+        evaluation.degraded(images, Condition(family, 1.0))[1]["blur_sigma"] * 512
+        for family in ("mild blur", "blur")
+    )
     assert (1.5 <= mild).all() and (mild <= 4).all() and (full >= 5).all()
 
 
 def test_an_unknown_family_is_named(images):
-    with pytest.raises(InputError, match="degradation 'fog': unknown; choose one of illumination, blur, mild blur"):
+    with pytest.raises(
+        InputError, match="degradation 'fog': unknown; choose one of illumination, blur, mild blur"
+    ):
         evaluation.degraded(images, Condition("fog", 1.0))
 
 
@@ -81,7 +92,11 @@ def test_an_unknown_family_is_named(images):
 
 @pytest.fixture(scope="module")
 def table(images):
-    methods = {REFERENCE: [nothing], "oracle": [oracle(images)], "grey": [average(0.4), average(0.5)]}
+    methods = {
+        REFERENCE: [nothing],
+        "oracle": [oracle(images)],
+        "grey": [average(0.4), average(0.5)],
+    }
     return evaluation.evaluate(methods, images, (UNDEGRADED, FULL, BLUR, Condition("blur", 1 / 3)))
 
 
@@ -92,16 +107,25 @@ def test_one_row_per_image_condition_method_and_seed(table):
 
 def test_the_reference_itself_scores_inf_one_and_no_error(table):
     perfect = table[table.method == "oracle"]
-    assert (perfect.psnr == np.inf).all() and (perfect.psnr_fov == np.inf).all() and np.allclose(perfect.ssim, 1)
+    assert (
+        (perfect.psnr == np.inf).all()
+        and (perfect.psnr_fov == np.inf).all()
+        and np.allclose(perfect.ssim, 1)
+    )
 
 
 def test_lpips_of_the_reference_is_zero_and_an_unknown_trunk_is_not_available(images, table):
     assert table.filter(like="lpips").isna().all(axis=None), "no trunk: n/a, not zero"
+
     def distance(a, b):
         return (a - b).abs().mean((1, 2, 3)).double()
 
-    found = evaluation.evaluate({REFERENCE: [nothing], "oracle": [oracle(images)]}, images, (FULL,), lpips=distance)
-    assert (found[found.method == "oracle"].lpips == 0).all() and (found[found.method == REFERENCE].lpips > 0).all()
+    found = evaluation.evaluate(
+        {REFERENCE: [nothing], "oracle": [oracle(images)]}, images, (FULL,), lpips=distance
+    )
+    assert (found[found.method == "oracle"].lpips == 0).all() and (
+        found[found.method == REFERENCE].lpips > 0
+    ).all()
 
 
 def test_do_nothing_differs_from_itself_by_exactly_nothing(table):
@@ -114,25 +138,35 @@ def test_do_nothing_differs_from_itself_by_exactly_nothing(table):
 def test_a_summary_averages_over_severities_pairs_by_image_and_spreads_over_seeds(table):
     summary = evaluation.summarize(table, only=["psnr"]).set_index(["family", "method"])
     blur = table[table.family == "blur"].assign(psnr=table.psnr.clip(upper=evaluation.ROUNDING))
-    blur = blur.pivot_table(index="image", columns=["method", "seed"], values="psnr", aggfunc="mean")
+    blur = blur.pivot_table(
+        index="image", columns=["method", "seed"], values="psnr", aggfunc="mean"
+    )
     means = blur["grey"].mean()
     assert summary.loc[("blur", "grey"), "mean"] == pytest.approx(means.mean())
     assert summary.loc[("blur", "grey"), "sd"] == pytest.approx(means.std(ddof=1))
     paired = blur["grey"].mean(axis=1) - blur[REFERENCE][0]
     row = summary.loc[("blur", "grey")]
     assert row.difference == pytest.approx(paired.mean()) and row.n == 4
-    assert paired.min() <= row.difference_low <= row.difference <= row.difference_high <= paired.max()
+    assert (
+        paired.min() <= row.difference_low <= row.difference <= row.difference_high <= paired.max()
+    )
     each = evaluation.summarize(table, by=("family", "severity"), only=["psnr"])
     assert len(each[each.family == "blur"]) == 2 * 3
 
 
 def test_means_count_no_psnr_above_that_of_rounding_to_eight_bits(table):
     x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert metrics.psnr(x, (x * 255).round() / 255).item() == pytest.approx(evaluation.ROUNDING, abs=0.1)
+    assert metrics.psnr(x, (x * 255).round() / 255).item() == pytest.approx(
+        evaluation.ROUNDING, abs=0.1
+    )
     rows = evaluation.summarize(table[table.family == "all"]).set_index(["method", "metric"])
     nothing = rows.loc[(REFERENCE, "psnr"), "mean"]
-    assert rows.loc[("oracle", "psnr"), ["mean", "low", "high"]].tolist() == [evaluation.ROUNDING] * 3
-    assert rows.loc[("oracle", "psnr"), "difference"] == pytest.approx(evaluation.ROUNDING - nothing)
+    assert (
+        rows.loc[("oracle", "psnr"), ["mean", "low", "high"]].tolist() == [evaluation.ROUNDING] * 3
+    )
+    assert rows.loc[("oracle", "psnr"), "difference"] == pytest.approx(
+        evaluation.ROUNDING - nothing
+    )
 
 
 def test_a_summary_needs_something_to_compare_with(table):
@@ -142,8 +176,14 @@ def test_a_summary_needs_something_to_compare_with(table):
 
 def test_gains_are_absolute_for_doing_nothing_and_differences_for_the_others(table):
     shown = evaluation.gains(evaluation.summarize(table), "psnr")
-    assert list(shown.columns) == ["undegraded", "all", "blur"] and list(shown.index) == [REFERENCE, "oracle", "grey"]
-    assert float(shown.loc[REFERENCE, "all"]) > 0 and shown.loc["oracle", "undegraded"].startswith("+0.00")
+    assert list(shown.columns) == ["undegraded", "all", "blur"] and list(shown.index) == [
+        REFERENCE,
+        "oracle",
+        "grey",
+    ]
+    assert float(shown.loc[REFERENCE, "all"]) > 0 and shown.loc["oracle", "undegraded"].startswith(
+        "+0.00"
+    )
     assert "[" in shown.loc["grey", "blur"] and " ± " in shown.loc["grey", "blur"]
 
 
@@ -158,7 +198,9 @@ class Bright(nn.Module):
 def test_judges_see_images_of_their_own_size_before_and_after(images):
     judge = Bright()
     methods = {REFERENCE: [average(0.0)], "grey": [average(0.5)]}
-    found = evaluation.evaluate(methods, images, (FULL,), judges={"second judge": (judge, 32)}).set_index("method")
+    found = evaluation.evaluate(
+        methods, images, (FULL,), judges={"second judge": (judge, 32)}
+    ).set_index("method")
     assert judge.side == 32 and (found["passed: second judge"][REFERENCE] == 0).all()
     assert (found["passed: second judge"]["grey"] == 1).all()
 
@@ -176,15 +218,26 @@ def test_every_method_gets_the_same_images_and_only_who_says_so_the_parameters(i
 
         return [method]
 
-    evaluation.evaluate({name: spy(name) for name in ("a", "b", "Wiener (known blur)")}, images, (FULL, BLUR))
+    evaluation.evaluate(
+        {name: spy(name) for name in ("a", "b", "Wiener (known blur)")}, images, (FULL, BLUR)
+    )
     for (ya, pa), (yb, pb), (yc, pc) in zip(seen["a"], seen["b"], seen["Wiener (known blur)"]):
-        assert torch.equal(ya, yb) and torch.equal(ya, yc) and pa is None and pb is None and "blur_sigma" in pc
+        assert (
+            torch.equal(ya, yb)
+            and torch.equal(ya, yc)
+            and pa is None
+            and pb is None
+            and "blur_sigma" in pc
+        )
 
 
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (lambda y: y[..., ::2, ::2], r"method 'mine': images \(4, 3, 64, 64\) came back as \(4, 3, 32, 32\)"),
+        (
+            lambda y: y[..., ::2, ::2],
+            r"method 'mine': images \(4, 3, 64, 64\) came back as \(4, 3, 32, 32\)",
+        ),
         (lambda y: y[:1], r"came back as \(1, 3, 64, 64\); return the same shape"),
         (lambda y: y / 0 * 0, r"method 'mine': returns NaN or infinite values"),
         (lambda y: y + 1, r"method 'mine': values from 1 to \S+; return images in \[0, 1\]"),
@@ -212,7 +265,11 @@ class Noisy(nn.Module):
 def test_a_trained_method_is_deterministic_and_works_at_its_own_size(images):
     method = evaluation.at_size(evaluation.trained(Noisy()), 16)
     once, twice = method(images.x, images.fov, None), method(images.x, images.fov, None)
-    assert torch.equal(once, twice) and once.shape == images.x.shape and (once[~images.fov.expand_as(once)] == 0).all()
+    assert (
+        torch.equal(once, twice)
+        and once.shape == images.x.shape
+        and (once[~images.fov.expand_as(once)] == 0).all()
+    )
     other = evaluation.at_size(evaluation.trained(Noisy(), seed=1), 16)(images.x, images.fov, None)
     assert not torch.equal(once, other)
 
@@ -226,9 +283,13 @@ def test_resizing_keeps_a_flat_eye_flat_up_to_its_rim(images):
 def test_the_lowest_rungs_do_not_look_at_the_image(images):
     others = images.x.flip(0)
     for name, method in evaluation.know_nothing(others).items():
-        assert torch.equal(method(images.x, images.fov, None), method(1 - images.x, images.fov, None)), name
+        assert torch.equal(
+            method(images.x, images.fov, None), method(1 - images.x, images.fov, None)
+        ), name
     rungs = evaluation.know_nothing(others)
-    assert (rungs["mid-grey"](others, None, None) == 0.5).all() and (rungs["black"](others, None, None) == 0).all()
+    assert (rungs["mid-grey"](others, None, None) == 0.5).all() and (
+        rungs["black"](others, None, None) == 0
+    ).all()
     pasted = rungs["another eye"](images.x, None, None)
     assert all(any(torch.equal(each, other) for other in others) for each in pasted)
 
@@ -248,12 +309,19 @@ def test_the_gallery_shows_the_worst_five_percent_and_at_least_three():
     found = evaluation.worst(long(losses), "mine")
     assert found.difference.tolist() == [-99, -98, -97, -96, -95]
     assert [losses[int(name)] for name in found.image] == [99, 98, 97, 96, 95]
-    assert len(evaluation.worst(long(losses[:10]), "mine")) == 3 and len(evaluation.worst(long(losses[:2]), "mine")) == 2
+    assert (
+        len(evaluation.worst(long(losses[:10]), "mine")) == 3
+        and len(evaluation.worst(long(losses[:2]), "mine")) == 2
+    )
 
 
 def test_the_gallery_goes_by_the_difference_family_by_family_and_leaves_undegraded_out():
-    table = pd.concat([long(range(9), "haze"), long([50, 60, 70, 80], "blur"), long([99] * 4, UNDEGRADED.family)])
-    table.loc[(table.family == "blur") & (table.image == "00"), "psnr"] -= 15  # a poor image to begin with
+    table = pd.concat(
+        [long(range(9), "haze"), long([50, 60, 70, 80], "blur"), long([99] * 4, UNDEGRADED.family)]
+    )
+    table.loc[(table.family == "blur") & (table.image == "00"), "psnr"] -= (
+        15  # a poor image to begin with
+    )
     found = evaluation.worst(table, "mine")
     assert found.family.tolist() == ["blur"] * 3 + ["haze"] * 3
     assert found.image.tolist() == ["03", "02", "01", "08", "07", "06"]
@@ -263,20 +331,34 @@ def test_the_gallery_restores_again_what_was_scored(images):
     def darker(y, fov, params):  # the second image worst of all
         return y * torch.tensor([0.9, 0.2, 0.8, 0.7])[:, None, None, None]
 
-    table = evaluation.evaluate({REFERENCE: [nothing], "mine": [darker]}, images, (FULL, Condition("all", 1 / 3)), closely=())
+    table = evaluation.evaluate(
+        {REFERENCE: [nothing], "mine": [darker]},
+        images,
+        (FULL, Condition("all", 1 / 3)),
+        closely=(),
+    )
     rows = evaluation.worst(table, "mine")
     shown = evaluation.gallery(rows, darker, images)
-    assert list(shown) == ["all"] and len(shown["all"]) == 3 * len(rows) == 9 and rows.image[0] == "b"
+    assert (
+        list(shown) == ["all"] and len(shown["all"]) == 3 * len(rows) == 9 and rows.image[0] == "b"
+    )
     for (y, x_hat, x), row in zip(zip(*[iter(shown["all"])] * 3), rows.itertuples()):
         assert metrics.psnr(x[None], x_hat[None]).item() == pytest.approx(row.psnr)
-        assert metrics.psnr(x[None], x_hat[None]).item() - metrics.psnr(x[None], y[None]).item() == pytest.approx(row.difference)
+        assert metrics.psnr(x[None], x_hat[None]).item() - metrics.psnr(
+            x[None], y[None]
+        ).item() == pytest.approx(row.difference)
 
 
 def test_what_a_reader_sees_are_means_with_intervals(table):
     summary = evaluation.summarize(table[table.family == "all"])
     shown = evaluation.shown(summary, {"psnr": ("PSNR", 1), "lpips": ("LPIPS", 2)})
-    mean, low, high = summary[(summary.metric == "psnr") & (summary.method == "grey")][["mean", "low", "high"]].to_numpy()[0]
-    assert shown.loc["grey", "PSNR"] == f"{mean:.1f} [{low:.1f}, {high:.1f}]" and (shown.LPIPS == "n/a").all()
+    mean, low, high = summary[(summary.metric == "psnr") & (summary.method == "grey")][
+        ["mean", "low", "high"]
+    ].to_numpy()[0]
+    assert (
+        shown.loc["grey", "PSNR"] == f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+        and (shown.LPIPS == "n/a").all()
+    )
 
 
 def test_over_enhancement_counts_what_was_changed():
@@ -291,14 +373,22 @@ def test_over_enhancement_counts_what_was_changed():
 
 def test_a_map_that_knows_the_errors_has_rank_correlation_one():
     generator = torch.Generator().manual_seed(0)
-    x, error = torch.rand(2, 3, 16, 16, generator=generator), torch.rand(2, 1, 16, 16, generator=generator)
+    x, error = (
+        torch.rand(2, 3, 16, 16, generator=generator),
+        torch.rand(2, 1, 16, 16, generator=generator),
+    )
     fov = torch.ones(2, 1, 16, 16, dtype=torch.bool)
     fov[:, :, :4] = False
     sd = (error**2).expand(-1, 3, -1, -1).clone()
     sd[:, :, :4] = 9  # outside, where it does not count
     assert np.allclose(evaluation.certain_of(sd, x + error, x, fov), 1)
     assert np.allclose(evaluation.certain_of(-sd, x + error, x, fov), -1)
-    assert abs(evaluation.certain_of(torch.rand(2, 3, 16, 16, generator=generator), x + error, x, fov)).max() < 0.2
+    assert (
+        abs(
+            evaluation.certain_of(torch.rand(2, 3, 16, 16, generator=generator), x + error, x, fov)
+        ).max()
+        < 0.2
+    )
     assert np.isnan(evaluation.certain_of(torch.zeros_like(x), x + error, x, fov)).all()
 
 
@@ -310,11 +400,17 @@ def test_photographs_are_cropped_named_and_kept_apart_from_test_images(tmp_path)
         photo = synthetic.fundus(3, i, 96).image
         Image.fromarray(np.pad(photo, ((0, 0), (20, 30), (0, 0)))).save(tmp_path / f"eye_{i}.png")
     test = evaluation.photographs(tmp_path, 64, "eye_[12]*")
-    assert test.names == ["eye_1.png", "eye_2.png"] and test.x.shape == (2, 3, 64, 64) and test.disc.isnan().all()
+    assert (
+        test.names == ["eye_1.png", "eye_2.png"]
+        and test.x.shape == (2, 3, 64, 64)
+        and test.disc.isnan().all()
+    )
     assert 0.6 < test.fov.float().mean() < 0.8 and (test.x[~test.fov.expand_as(test.x)] == 0).all()
     Image.open(tmp_path / "eye_1.png").resize((292, 192)).save(tmp_path / "again.jpg")
     training = evaluation.photographs(tmp_path, 64, apart_from=test)
-    assert training.names == ["eye_0.png", "eye_3.png"], "also the resized copy of a test image is left out"
+    assert training.names == ["eye_0.png", "eye_3.png"], (
+        "also the resized copy of a test image is left out"
+    )
     assert evaluation.photographs(tmp_path, 64, "eye_0*, eye_3*").names == training.names
     with pytest.raises(InputError, match="no photograph matches 'x' that is not a test image"):
         evaluation.photographs(tmp_path, 64, "x", apart_from=test)
@@ -325,7 +421,10 @@ def test_photographs_are_cropped_named_and_kept_apart_from_test_images(tmp_path)
 def test_test_images_are_clean_references(packed_eyes):
     found = evaluation.test_images(packed_eyes, 3)
     rows = packed_eyes.references("test")[:3]
-    assert found.names == packed_eyes.table["name"].iloc[rows].tolist() and len(found.x) == len(rows) <= 3
+    assert (
+        found.names == packed_eyes.table["name"].iloc[rows].tolist()
+        and len(found.x) == len(rows) <= 3
+    )
     assert torch.equal(found.x, packed_eyes.batch(rows) * packed_eyes.fov(rows))
 
 

@@ -84,7 +84,8 @@ def test_pretrained_trunk_is_taken_over_exactly(tmp_path):
     torch.manual_seed(0)
     donor = torchvision.models.alexnet(weights=None)
     save_file(
-        {k: v for k, v in donor.state_dict().items() if k.startswith("features")}, tmp_path / "alexnet_features.safetensors"
+        {k: v for k, v in donor.state_dict().items() if k.startswith("features")},
+        tmp_path / "alexnet_features.safetensors",
     )
     torch.manual_seed(1)
     extractor = Extractor("alexnet")
@@ -98,11 +99,17 @@ def test_pretrained_trunk_is_taken_over_exactly(tmp_path):
 def test_other_conditions_have_the_shape_and_what_their_names_say():
     torch.manual_seed(0)
     extractor, data = Extractor("attention", width=16, heads=2), Fake(torch.rand(7, 3, 96, 96))
-    data.rows = lambda split, readable: np.array([1, 4]) if (split, readable) == ("train", False) else np.arange(7)
+    data.rows = lambda split, readable: (
+        np.array([1, 4]) if (split, readable) == ("train", False) else np.arange(7)
+    )
     c = static_condition(extractor, data, range(7))
     found = {name: other(name, c, extractor, data) for name in OTHERS}
     assert all(each.shape == c.shape and not torch.equal(each, c) for each in found.values())
-    assert (found["zeros"] == 0).all() and torch.equal(found["unreadable"], static_condition(extractor, data, [1, 4]))
-    assert abs(found["noise"].std() / c.std() - 1) < 0.2 and torch.equal(found["noise"], other("noise", c, extractor, data))
+    assert (found["zeros"] == 0).all() and torch.equal(
+        found["unreadable"], static_condition(extractor, data, [1, 4])
+    )
+    assert abs(found["noise"].std() / c.std() - 1) < 0.2 and torch.equal(
+        found["noise"], other("noise", c, extractor, data)
+    )
     with pytest.raises(InputError, match="zeros, noise, unreadable"):
         other("ones", c, extractor, data)

@@ -26,8 +26,14 @@ def study():
          "difference": v - 20, "difference_low": v - 20.25, "difference_high": v - 19.75}
         for m, v in means.items()
     ])  # fmt: skip
-    seeds = [{"method": m, "seed": s, "metric": "psnr", "mean": v + s - 0.5} for m, v in means.items() for s in (0, 1)]
-    seeds[-1]["mean"] += 0.25  # the second seed's unet++ alone: what a difference within seeds shows
+    seeds = [
+        {"method": m, "seed": s, "metric": "psnr", "mean": v + s - 0.5}
+        for m, v in means.items()
+        for s in (0, 1)
+    ]
+    seeds[-1]["mean"] += (
+        0.25  # the second seed's unet++ alone: what a difference within seeds shows
+    )
     return table, pd.DataFrame(seeds)
 
 
@@ -38,7 +44,12 @@ def gains():
 
 def fooled():
     """Two judges, two tricks: value, low, high."""
-    rows = [("one", "a", 0.0, 0.2), ("one", "b", 0.5, 0.7), ("two", "a", 0.25, 0.5), ("two", "b", 1.0, 1.0)]
+    rows = [
+        ("one", "a", 0.0, 0.2),
+        ("one", "b", 0.5, 0.7),
+        ("two", "a", 0.25, 0.5),
+        ("two", "b", 1.0, 1.0),
+    ]
     return pd.DataFrame([{"judge": judge, "method": method, "passed": value, "passed_low": value / 2, "passed_high": high}
                          for judge, method, value, high in rows])  # fmt: skip
 
@@ -46,11 +57,18 @@ def fooled():
 def made():
     labels, p = judged()
     steps = [(t, images(1), images(1)) for t in (3, 2, 1, 0)]
-    history = pd.DataFrame({"step": range(20), "loss": np.linspace(1, 0, 20), "val_loss": [np.nan] * 19 + [0.1]})
+    history = pd.DataFrame(
+        {"step": range(20), "loss": np.linspace(1, 0, 20), "val_loss": [np.nan] * 19 + [0.1]}
+    )
     scores = pd.DataFrame(
         [
             {"method": m, "metric": k, "mean": v, "low": v - 1, "high": v + 1}
-            for m, k, v in (("a", "psnr", 20.0), ("b", "psnr", np.inf), ("a", "lpips", np.nan), ("b", "lpips", np.nan))
+            for m, k, v in (
+                ("a", "psnr", 20.0),
+                ("b", "psnr", np.inf),
+                ("a", "lpips", np.nan),
+                ("b", "lpips", np.nan),
+            )
         ]
     )
     return {
@@ -102,12 +120,17 @@ def test_missing_metrics_are_marked_and_infinite_ones_have_no_bar():
 
 def test_a_study_shows_its_seeds_and_the_paired_differences():
     table, seeds = study()
-    means, differences = figures.bars(table, ["psnr"], rungs=["do nothing"], seeds=seeds, reference="vae").axes
+    means, differences = figures.bars(
+        table, ["psnr"], rungs=["do nothing"], seeds=seeds, reference="vae"
+    ).axes
     assert [bar.get_width() for bar in means.patches] == [18, 20, 21, 18]
     grey, *blue = [bar.get_facecolor() for bar in means.patches]
     assert grey[0] == grey[1] == grey[2] and len(set(blue)) == 1 and blue[0] != grey
     (dots,) = [line for line in means.lines if line.get_markersize() == 2.5]
-    assert sorted(zip(dots.get_ydata(), dots.get_xdata()))[:2] == [("unet", 20.5), ("unet", 21.5)] and len(dots.get_xdata()) == 6
+    assert (
+        sorted(zip(dots.get_ydata(), dots.get_xdata()))[:2] == [("unet", 20.5), ("unet", 21.5)]
+        and len(dots.get_xdata()) == 6
+    )
     shown = differences.containers[0].lines[0]
     assert dict(zip(shown.get_ydata(), shown.get_xdata())) == {"unet": 1, "unet++": -2}
     (dots,) = [line for line in differences.lines if line.get_markersize() == 2.5]
@@ -128,7 +151,9 @@ def test_a_heat_map_names_methods_families_and_severities_and_shows_every_number
     assert texts == ["+1.0", "+2.0", "-30.0", "+0.0", "-0.5", "+3.0", "blur", "haze"]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0.33", "1", "1"]
-    assert [text.get_position()[0] for text in axis.texts[-2:]] == [1.0, 2.5], "a family over the middle of its columns"
+    assert [text.get_position()[0] for text in axis.texts[-2:]] == [1.0, 2.5], (
+        "a family over the middle of its columns"
+    )
 
 
 def test_shares_stand_in_the_line_of_their_method():
@@ -146,14 +171,22 @@ def test_a_reliability_diagram_has_a_panel_per_label_and_points_of_every_judge()
     assert [axis.get_title() for axis in axes] == list(points.label.unique())
     shown = axes[1].containers[0].lines[0]
     rows = points[points.label == axes[1].get_title()]
-    assert shown.get_xdata().tolist() == rows.predicted.tolist() and shown.get_ydata().tolist() == rows.observed.tolist()
+    assert (
+        shown.get_xdata().tolist() == rows.predicted.tolist()
+        and shown.get_ydata().tolist() == rows.observed.tolist()
+    )
     assert len(axes[1].containers[1].lines[0].get_xdata()) < len(rows)
 
 
 def test_a_forest_shows_every_difference_on_its_line():
-    table = pd.DataFrame({"label": ["a", "b"], "difference": [1.0, -2.0], "low": [0.5, -3.0], "high": [2.0, -1.0]})
+    table = pd.DataFrame(
+        {"label": ["a", "b"], "difference": [1.0, -2.0], "low": [0.5, -3.0], "high": [2.0, -1.0]}
+    )
     one, two = figures.forest({"first": table, "second": table.iloc[:1]}).axes
-    assert [label.get_text() for label in one.get_yticklabels()] == ["a", "b"] and two.get_title() == "second"
+    assert [label.get_text() for label in one.get_yticklabels()] == [
+        "a",
+        "b",
+    ] and two.get_title() == "second"
     whiskers = one.collections[0].get_segments()
     assert [segment[:, 0].tolist() for segment in whiskers] == [[0.5, 2.0], [-3.0, -1.0]]
     assert one.get_ylim()[0] > one.get_ylim()[1], "the first on top"
@@ -161,11 +194,16 @@ def test_a_forest_shows_every_difference_on_its_line():
 
 
 def test_curves_draw_a_line_and_a_band_per_method_over_the_steps_that_there_are():
-    table = pd.DataFrame({"method": ["a", "a", "b"], "steps": [1, 15, 1], "mean": [20.0, 22.0, 19.0]})
+    table = pd.DataFrame(
+        {"method": ["a", "a", "b"], "steps": [1, 15, 1], "mean": [20.0, 22.0, 19.0]}
+    )
     table = table.assign(low=table["mean"] - 1, high=table["mean"] + 1)
     axis = figures.curves(table, "steps", "steps", levels={"nothing": 21}).axes[0]
     assert axis.lines[0].get_xydata().tolist() == [[1, 20], [15, 22]] and len(axis.collections) == 2
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "15"] and axis.get_xscale() == "log"
+    assert [label.get_text() for label in axis.get_xticklabels()] == [
+        "1",
+        "15",
+    ] and axis.get_xscale() == "log"
     assert axis.lines[-1].get_ydata()[0] == 21
     figures.plt.close()
 
@@ -174,7 +212,17 @@ def test_growth_shows_every_cost_from_zero():
     table = pd.DataFrame({"images": [10, 100], "prepare_seconds": [1.0, 10.0], "epoch_seconds": [0.1, 1.0],
                           "peak_mib": [1000.0, 1001.0], "bytes": [1e9, 1e10]})  # fmt: skip
     figure = figures.growth(table)
-    assert [axis.get_ylabel() for axis in figure.axes] == ["seconds", "memory of all processes, MiB", "disk, GB"]
-    assert all(axis.get_ylim()[0] == 0 and axis.get_ylim()[1] > axis.lines[0].get_ydata().max() for axis in figure.axes[1:])
+    assert [axis.get_ylabel() for axis in figure.axes] == [
+        "seconds",
+        "memory of all processes, MiB",
+        "disk, GB",
+    ]
+    assert all(
+        axis.get_ylim()[0] == 0 and axis.get_ylim()[1] > axis.lines[0].get_ydata().max()
+        for axis in figure.axes[1:]
+    )
     dotted = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
-    assert [line.get_ydata()[-1] for line in dotted] == [10.0, 1.0]  # what the first number of images says of the last
+    assert [line.get_ydata()[-1] for line in dotted] == [
+        10.0,
+        1.0,
+    ]  # what the first number of images says of the last

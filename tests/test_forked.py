@@ -62,7 +62,9 @@ def small_server(folder, cwd=ROOT, **variables):
         listener.listen()
         number = listener.fileno()
         command = [sys.executable, "-c", script, str(number)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=cwd, env=environment, pass_fds=[number])
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, cwd=cwd, env=environment, pass_fds=[number]
+        )
     with process:
         try:
             yield process, {forked.SERVER: str(folder / "s"), **variables}
@@ -72,7 +74,12 @@ def small_server(folder, cwd=ROOT, **variables):
 
 def printed(path):
     cells = nbformat.read(path, as_version=4).cells
-    return "".join(output.text for cell in cells for output in cell.get("outputs", []) if output.get("name") == "stdout")
+    return "".join(
+        output.text
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if output.get("name") == "stdout"
+    )
 
 
 def alive(pid):
@@ -106,8 +113,15 @@ def test_a_run_in_a_fork(toy, tmp_path, fork, monkeypatch, capfd):
     assert first.split() == ["5", "the", "client", "True", str(ROOT), "7"]
     assert second.split() == ["1", "False", "module://matplotlib_inline.backend_inline"]
     said = capfd.readouterr().err.splitlines()
-    assert said[0] == "toy  cell 3/4  The work" and said[1].startswith("toy  done in") and len(said) == 2
-    assert [each.name for each in (tmp_path / "a").iterdir()] in (["toy.ipynb", ".toy.lock"], [".toy.lock", "toy.ipynb"])
+    assert (
+        said[0] == "toy  cell 3/4  The work"
+        and said[1].startswith("toy  done in")
+        and len(said) == 2
+    )
+    assert [each.name for each in (tmp_path / "a").iterdir()] in (
+        ["toy.ipynb", ".toy.lock"],
+        [".toy.lock", "toy.ipynb"],
+    )
 
 
 def imports(path):
@@ -159,32 +173,57 @@ def test_the_numbers_are_those_of_a_new_kernel(tmp_path, fork):
         values = {"preset": "mini", "out": tmp_path / way, "data": packed.path, "device": "cpu"}
         forked.execute(notebook.find("05_vae"), values, tmp_path / f"{way}.ipynb")
         results.append(read_json(tmp_path / way / "mini" / "05_vae.json"))
-        models.append([each.name for each in (tmp_path / way / "mini" / "checkpoints" / "vae").glob("weights-*")])
-    assert results[0]["numbers"] == results[1]["numbers"] and models[0] == models[1] != []  # named by hash
+        models.append(
+            [
+                each.name
+                for each in (tmp_path / way / "mini" / "checkpoints" / "vae").glob("weights-*")
+            ]
+        )
+    assert (
+        results[0]["numbers"] == results[1]["numbers"] and models[0] == models[1] != []
+    )  # named by hash
     assert results[0]["provenance"]["threads"] == results[1]["provenance"]["threads"] == 1
 
 
 def test_kernels_draw_different_unseeded_numbers(toy, tmp_path, fork):
-    path = toy("import random, uuid, numpy\nprint(random.random(), numpy.random.rand(), uuid.uuid4())")
+    path = toy(
+        "import random, uuid, numpy\nprint(random.random(), numpy.random.rand(), uuid.uuid4())"
+    )
     for name in "ab":
         forked.execute(path, {}, tmp_path / f"{name}.ipynb")
-    assert not set(printed(tmp_path / "a.ipynb").split()) & set(printed(tmp_path / "b.ipynb").split())
+    assert not set(printed(tmp_path / "a.ipynb").split()) & set(
+        printed(tmp_path / "b.ipynb").split()
+    )
 
 
 @pytest.mark.parametrize("server", [True, False])
 @pytest.mark.parametrize(
     "code, error, message",
     [
-        ("raise ValueError('first\\nlast line')", NotebookError, r"^toy: ValueError: last line; see the traceback in "),
-        ("from rr.presets import preset as of\nof('tiny')", InputError, r"^toy: preset 'tiny': unknown; choose one of mini"),
-        ("import os\nos.kill(os.getpid(), 9)", NotebookError, r"^toy: DeadKernelError: Kernel died; see the traceback in"),
+        (
+            "raise ValueError('first\\nlast line')",
+            NotebookError,
+            r"^toy: ValueError: last line; see the traceback in ",
+        ),
+        (
+            "from rr.presets import preset as of\nof('tiny')",
+            InputError,
+            r"^toy: preset 'tiny': unknown; choose one of mini",
+        ),
+        (
+            "import os\nos.kill(os.getpid(), 9)",
+            NotebookError,
+            r"^toy: DeadKernelError: Kernel died; see the traceback in",
+        ),
     ],
 )
 def test_errors_pass_through(toy, tmp_path, fork, code, error, message, server):
     fork(server)
     with pytest.raises(error, match=message):
         forked.execute(toy(code), {}, tmp_path / "toy.ipynb")
-    assert "kill" in code or "Traceback" in str(nbformat.read(tmp_path / "toy.ipynb", as_version=4).cells)
+    assert "kill" in code or "Traceback" in str(
+        nbformat.read(tmp_path / "toy.ipynb", as_version=4).cells
+    )
     with pytest.raises(InputError, match="^toy: has no parameter 'sed'"):
         forked.execute(toy(), {"sed": 1}, tmp_path / "toy.ipynb")
 
@@ -192,7 +231,9 @@ def test_errors_pass_through(toy, tmp_path, fork, code, error, message, server):
 def test_what_runs_is_the_code_on_disk(toy, tmp_path):
     project = tmp_path / "project"
     shutil.copytree(ROOT / "rr", project / "rr", ignore=shutil.ignore_patterns("__pycache__"))
-    path = toy("from rr import notebook, presets, fresh\nprint(notebook.START, len(presets.PRESETS), fresh.FRESH)")
+    path = toy(
+        "from rr import notebook, presets, fresh\nprint(notebook.START, len(presets.PRESETS), fresh.FRESH)"
+    )
     with small_server(tmp_path, cwd=project, PYTHONPATH=str(project)) as (_, environment):
         for start, fresh in ((61, 1), (62, 2)):
             with open(project / "rr" / "notebook.py", "a") as file:
@@ -214,7 +255,9 @@ def test_what_runs_is_the_code_on_disk(toy, tmp_path):
         ("ends now", "it has ended|Connection reset by peer|Broken pipe"),
     ],
 )
-def test_without_a_server_the_run_is_an_ordinary_one(toy, tmp_path, monkeypatch, capfd, server, reason):
+def test_without_a_server_the_run_is_an_ordinary_one(
+    toy, tmp_path, monkeypatch, capfd, server, reason
+):
     monkeypatch.setenv(forked.SERVER, str(tmp_path / "s"))
     with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
         if server != "never was":
@@ -225,7 +268,10 @@ def test_without_a_server_the_run_is_an_ordinary_one(toy, tmp_path, monkeypatch,
         forked.execute(toy("print(seed)"), {"seed": 3}, tmp_path / "toy.ipynb")
     assert printed(tmp_path / "toy.ipynb") == "3\n"
     first, *rest = capfd.readouterr().err.splitlines()
-    assert re.fullmatch(rf"toy  runs without the server of forks \(({reason})\)", first) and len(rest) == 2
+    assert (
+        re.fullmatch(rf"toy  runs without the server of forks \(({reason})\)", first)
+        and len(rest) == 2
+    )
 
 
 def test_a_job_of_other_threads_is_refused(toy, tmp_path, fork, monkeypatch, capfd):
@@ -233,7 +279,9 @@ def test_a_job_of_other_threads_is_refused(toy, tmp_path, fork, monkeypatch, cap
     monkeypatch.setenv("MKL_NUM_THREADS", "2")
     forked.execute(toy("import torch\nprint(torch.get_num_threads())"), {}, tmp_path / "toy.ipynb")
     assert printed(tmp_path / "toy.ipynb") == "2\n"
-    assert "forks (MKL_NUM_THREADS, OMP_NUM_THREADS: not as in the server)" in capfd.readouterr().err
+    assert (
+        "forks (MKL_NUM_THREADS, OMP_NUM_THREADS: not as in the server)" in capfd.readouterr().err
+    )
 
 
 def test_a_kernel_that_hangs_is_replaced_by_a_new_one(toy, tmp_path, monkeypatch, capfd):
@@ -241,7 +289,9 @@ def test_a_kernel_that_hangs_is_replaced_by_a_new_one(toy, tmp_path, monkeypatch
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as hung:
         order, orders = os.pipe()
         try:
-            notebook.execute(toy("print(seed)"), {}, tmp_path / "toy.ipynb", forked.Kernel(hung.pid, orders))
+            notebook.execute(
+                toy("print(seed)"), {}, tmp_path / "toy.ipynb", forked.Kernel(hung.pid, orders)
+            )
         finally:
             os.close(order), os.close(orders)
             hung.kill()
@@ -253,8 +303,12 @@ def test_a_kernel_that_hangs_is_replaced_by_a_new_one(toy, tmp_path, monkeypatch
 def at_work(toy, folder, environment, last="time.sleep(600)"):
     """A client whose notebook has started: (its process, runner's pid, kernel's pid)."""
     told = folder / "pids"
-    path = toy(f"import os, time\nopen({str(told)!r}, 'w').write(f'{{os.getppid()}} {{os.getpid()}} ')\n{last}")
-    with client(environment, path, 0, folder / "toy.ipynb", stderr=subprocess.PIPE, text=True) as process:
+    path = toy(
+        f"import os, time\nopen({str(told)!r}, 'w').write(f'{{os.getppid()}} {{os.getpid()}} ')\n{last}"
+    )
+    with client(
+        environment, path, 0, folder / "toy.ipynb", stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             wait(lambda: told.exists() and told.read_text().endswith(" "), 60)
             yield process, *map(int, told.read_text().split())
@@ -280,7 +334,11 @@ def test_no_kernel_outlives_its_run(toy, tmp_path, jobs, name, who):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGKILL", "EOF"])
 def test_jobs_survive_their_server_and_end(toy, tmp_path, name):
     with small_server(tmp_path) as (server, environment):
-        with at_work(toy, tmp_path, environment, "time.sleep(2)\nprint('here')") as (process, runner, kernel):
+        with at_work(toy, tmp_path, environment, "time.sleep(2)\nprint('here')") as (
+            process,
+            runner,
+            kernel,
+        ):
             server.stdin.close() if name == "EOF" else server.send_signal(getattr(signal, name))
             server.wait(20)
             assert process.wait(30) == 0 and printed(tmp_path / "toy.ipynb") == "here\n"
@@ -289,7 +347,9 @@ def test_jobs_survive_their_server_and_end(toy, tmp_path, name):
 
 def test_a_server_ends_with_its_owner():
     script = "import time; from rr import forked\nwith forked.server(1): print('x', flush=True); time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE) as owner:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE
+    ) as owner:
         assert owner.stdout.readline()
         with open(f"/proc/{owner.pid}/task/{owner.pid}/children") as children:
             (server,) = map(int, children.read().split())
@@ -303,9 +363,13 @@ def test_runs_side_by_side_do_not_cross(toy, tmp_path, jobs, server):
 
     def run(seed):
         environment = {"WHO": f"w{seed}", **jobs} if server else {"WHO": f"w{seed}"}
-        with client(environment, path, seed, tmp_path / f"{seed}.ipynb", stderr=subprocess.PIPE, text=True) as process:
+        with client(
+            environment, path, seed, tmp_path / f"{seed}.ipynb", stderr=subprocess.PIPE, text=True
+        ) as process:
             said = process.communicate(timeout=120)[1]
         return process.returncode, "without" in said, printed(tmp_path / f"{seed}.ipynb")
 
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(run, range(20))) == [(0, False, f"{seed} w{seed}\n") for seed in range(20)]
+        assert list(pool.map(run, range(20))) == [
+            (0, False, f"{seed} w{seed}\n") for seed in range(20)
+        ]

@@ -21,12 +21,24 @@ def found(tmp_path_factory):
         pytest.skip("no unshare: needs Linux")
     disk = tmp_path_factory.mktemp("disk")
     script = 'mount -t tmpfs -o size=8m none "$1" && shift && exec "$@"'
-    command = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"]), "sh", "-c", script, "sh", disk]
+    command = [
+        "unshare",
+        "--mount",
+        *([] if os.getuid() == 0 else ["--map-root-user"]),
+        "sh",
+        "-c",
+        script,
+        "sh",
+        disk,
+    ]
     if subprocess.run([*command, "true"], capture_output=True).returncode:
         pytest.skip("this system gives no mount namespace")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, sys.executable, ROOT / "tests" / "full_disk.py", disk], env=environment, capture_output=True, text=True
+        [*command, sys.executable, ROOT / "tests" / "full_disk.py", disk],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

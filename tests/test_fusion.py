@@ -14,7 +14,10 @@ def test_static_adds_with_fixed_weights_and_dynamic_with_learned_ones(name):
     torch.manual_seed(0)
     fusion, x_t, c = Fusion(name, 8), torch.rand(2, 3, 32, 32), torch.rand(8, 2, 2)
     mode = {"upsample": "nearest", "bilinear": "bilinear"}[name.split("-")[0]]
-    projected = torch.einsum("oc,chw->ohw", fusion.project.weight[:, :, 0, 0], c) + fusion.project.bias[:, None, None]
+    projected = (
+        torch.einsum("oc,chw->ohw", fusion.project.weight[:, :, 0, 0], c)
+        + fusion.project.bias[:, None, None]
+    )
     by_hand = x_t + F.interpolate(projected[None], (32, 32), mode=mode)
     assert torch.allclose(fusion(x_t, c), by_hand, atol=1e-5)
     learned = {key for key, _ in fusion.named_parameters()} - {"project.weight", "project.bias"}
@@ -59,7 +62,14 @@ def test_film_starts_as_the_static_sum_and_then_depends_on_the_step():
 
 
 def test_concatenated_the_degraded_image_stands_beside_the_sum():
-    fusion, x_t, y, c = Fusion("concat", 8), torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16), torch.rand(8, 2, 2)
+    fusion, x_t, y, c = (
+        Fusion("concat", 8),
+        torch.rand(2, 3, 16, 16),
+        torch.rand(2, 3, 16, 16),
+        torch.rand(8, 2, 2),
+    )
     fused = fusion(x_t, c, y=y)
-    assert torch.equal(fused[:, 3:], y) and torch.allclose(fused[:, :3], x_t + fusion.condition(c, (16, 16)))
+    assert torch.equal(fused[:, 3:], y) and torch.allclose(
+        fused[:, :3], x_t + fusion.condition(c, (16, 16))
+    )
     assert {name for name in FUSIONS if Fusion(name, 8).channels == 6} == {"concat"}

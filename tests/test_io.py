@@ -39,15 +39,22 @@ def test_folders_that_cannot_be_written_to_are_one_line(tmp_path):
 
 
 def test_other_errors_of_a_full_disk_are_known_too(tmp_path, monkeypatch):
-    for error in (RuntimeError("[enforce fail at inline_container.cc:671]"), OSError("No space left on device (os error 28)")):
+    for error in (
+        RuntimeError("[enforce fail at inline_container.cc:671]"),
+        OSError("No space left on device (os error 28)"),
+    ):
         if isinstance(error, RuntimeError):
-            monkeypatch.setattr(io.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+            monkeypatch.setattr(
+                io.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0)
+            )
         with pytest.raises(InputError, match="disk is full"), io.writing(tmp_path / "a.pt"):
             raise error
 
 
 def test_code_changes_with_the_modules_it_names():
-    assert io.code("weights") != io.code("vae") == io.code("vae") and len(io.code("vae")) == 12  # more: tests/test_workflow.py
+    assert (
+        io.code("weights") != io.code("vae") == io.code("vae") and len(io.code("vae")) == 12
+    )  # more: tests/test_workflow.py
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
@@ -62,8 +69,16 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
 
 
 def test_json_knows_arrays_and_nan(tmp_path):
-    io.write_json(tmp_path / "a.json", {"a": np.float32(0.5), "b": np.arange(2), "c": float("nan"), "d": tmp_path})
-    assert io.read_json(tmp_path / "a.json") == {"a": 0.5, "b": [0, 1], "c": None, "d": str(tmp_path)}
+    io.write_json(
+        tmp_path / "a.json",
+        {"a": np.float32(0.5), "b": np.arange(2), "c": float("nan"), "d": tmp_path},
+    )
+    assert io.read_json(tmp_path / "a.json") == {
+        "a": 0.5,
+        "b": [0, 1],
+        "c": None,
+        "d": str(tmp_path),
+    }
     (tmp_path / "b.json").write_text("{")
     with pytest.raises(InputError, match="b.json: not valid JSON"):
         io.read_json(tmp_path / "b.json")

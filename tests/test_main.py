@@ -24,7 +24,10 @@ def test_help_is_fast_and_shows_the_commands(rr):
     started = time.monotonic()
     shown = rr("--help")
     assert time.monotonic() - started < 3 and shown.returncode == 0
-    assert all(command in shown.stdout for command in ("reproduce", "run", "restore", "train", "report", "doctor"))
+    assert all(
+        command in shown.stdout
+        for command in ("reproduce", "run", "restore", "train", "report", "doctor")
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,10 +39,19 @@ def test_help_is_fast_and_shows_the_commands(rr):
         (["run", "TOY", "-p", "preset=tiny"], "choose one of mini, smoke"),
         (["run", "TOY", "-p", "seed"], "must be NAME=VALUE"),
         (["reproduce", "--preset", "tiny"], "choose one of mini, smoke, course, paper"),
-        (["reproduce", "--study", "all of them"], "choose one of all, backbones, extractors, fusion"),
-        (["reproduce", "--profile", "cloud"], "profile 'cloud': unknown; choose one of kubernetes, laptop, slurm"),
+        (
+            ["reproduce", "--study", "all of them"],
+            "choose one of all, backbones, extractors, fusion",
+        ),
+        (
+            ["reproduce", "--profile", "cloud"],
+            "profile 'cloud': unknown; choose one of kubernetes, laptop, slurm",
+        ),
         (["reproduce", "--data", "nowhere"], "--data nowhere: no such folder"),
-        (["reproduce", "--labels", "README.md"], "must be a CSV that labels the photographs in --data"),
+        (
+            ["reproduce", "--labels", "README.md"],
+            "must be a CSV that labels the photographs in --data",
+        ),
         (["reproduce", "--out", ""], "out: empty; name the folder"),
         (["reproduce", "--out", "a{b}"], "braces have a meaning for Snakemake"),
         (["run", "TOY", "-p", "out="], "out: empty; name the folder"),
@@ -61,7 +73,9 @@ def test_unknown_options_are_exit_2(rr):
 
 
 def test_run(rr, toy, tmp_path):
-    path = toy("from rr.io import results, write_json\nwrite_json(results(preset, out) / 'toy.json', [seed, rate])")
+    path = toy(
+        "from rr.io import results, write_json\nwrite_json(results(preset, out) / 'toy.json', [seed, rate])"
+    )
     done = rr("run", path, "-p", "seed=4", "-p", "rate=0.5", "-p", f"out={tmp_path}/a b")
     assert done.returncode == 0 and "toy  done in" in done.stderr
     assert json.loads((tmp_path / "a b" / "mini" / "toy.json").read_text()) == [4, 0.5]
@@ -71,15 +85,24 @@ def test_run(rr, toy, tmp_path):
 def test_run_of_a_failing_notebook_is_exit_1(rr, toy, tmp_path):
     done = rr("run", toy("1 / 0"), "--executed", tmp_path / "toy.ipynb")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"error: toy: ZeroDivisionError: division by zero; see the traceback in {tmp_path}" in done.stderr
+    assert (
+        f"error: toy: ZeroDivisionError: division by zero; see the traceback in {tmp_path}"
+        in done.stderr
+    )
 
 
 def test_doctor(rr, tmp_path):
     (tmp_path / "resnet34.safetensors").touch()
     done = rr("doctor", RR_WEIGHTS=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert all(word in done.stdout for word in ("python", "torch", "cpu", "inception_v3", "alexnet", "smoke"))
-    assert str(tmp_path / "resnet34.safetensors") in done.stdout and "missing: downloaded when needed" in done.stdout
+    assert all(
+        word in done.stdout
+        for word in ("python", "torch", "cpu", "inception_v3", "alexnet", "smoke")
+    )
+    assert (
+        str(tmp_path / "resnet34.safetensors") in done.stdout
+        and "missing: downloaded when needed" in done.stdout
+    )
     done = rr("doctor", RR_WEIGHTS=str(tmp_path / "nowhere"))
     assert done.returncode == 1 and "no such folder" in only_line(done.stderr)
 
@@ -102,7 +125,12 @@ def command(monkeypatch, capsys):
     def negative(regen, image, seed):
         if image.mean() == 0:
             raise InputError("no field of view; give a photograph of the retina")
-        return 255 - image, {"status": "restored", "passed": True, "before": {"disc": 0.1}, "after": {"disc": 0.9}}
+        return 255 - image, {
+            "status": "restored",
+            "passed": True,
+            "before": {"disc": 0.1},
+            "after": {"disc": 0.9},
+        }
 
     monkeypatch.setattr(restorer.RetinaRegen, "load", classmethod(lambda *_: None))
     monkeypatch.setattr(restorer, "restore_photograph", negative)
@@ -136,13 +164,18 @@ def test_restore_goes_on_after_bad_photographs(command, photos, some, tmp_path):
     assert code == 1 and len(said.splitlines()) == 2
     assert "broken.png: not a readable image" in said and "dark.png: no field of view" in said
     assert sorted(path.name for path in out.iterdir()) == ["a.png", "d.png", "restore.json"]
-    assert (np.array(Image.open(out / "a.png")) == 255 - np.array(Image.open(photos / "a.png"))).all()
+    assert (
+        np.array(Image.open(out / "a.png")) == 255 - np.array(Image.open(photos / "a.png"))
+    ).all()
     report = json.loads((out / "restore.json").read_text())
     assert report["a.png"] == {
         "input": str(photos / "a.png"), "checkpoint": str(some), "seed": 3, "status": "restored", "passed": True,
         "before": {"disc": 0.1}, "after": {"disc": 0.9},
     }  # fmt: skip
-    assert report["broken.png"]["status"] == "failed" and "not a readable image" in report["broken.png"]["error"]
+    assert (
+        report["broken.png"]["status"] == "failed"
+        and "not a readable image" in report["broken.png"]["error"]
+    )
 
 
 def test_restore_by_the_weights_in_the_repository(command, photos, tmp_path, capsys):
@@ -152,19 +185,32 @@ def test_restore_by_the_weights_in_the_repository(command, photos, tmp_path, cap
     folder.mkdir()
     Image.fromarray(skimage_data.retina()).resize((400, 400)).save(folder / "eye.png")
     out = tmp_path / "out"
-    assert command("restore", folder, photos / "dark.png", "--out", out)[0] == 1  # dark.png has no field of view
+    assert (
+        command("restore", folder, photos / "dark.png", "--out", out)[0] == 1
+    )  # dark.png has no field of view
     report = json.loads((out / "restore.json").read_text())
-    assert report["dark.png"]["status"] == "failed" and "no field of view" in report["dark.png"]["error"]
+    assert (
+        report["dark.png"]["status"] == "failed"
+        and "no field of view" in report["dark.png"]["error"]
+    )
     facts = report["eye.png"]
-    assert facts["status"] in ("restored", "left alone") and facts["quality"] > 15 and 0 <= facts["correction"] <= 1
+    assert (
+        facts["status"] in ("restored", "left alone")
+        and facts["quality"] > 15
+        and 0 <= facts["correction"] <= 1
+    )
     assert Image.open(out / "eye.png").size == (400, 400)
-    code, said = command("restore", folder, "--out", tmp_path / "other", "--checkpoint", tmp_path / "nothing")
+    code, said = command(
+        "restore", folder, "--out", tmp_path / "other", "--checkpoint", tmp_path / "nothing"
+    )
     assert code == 2 and "no checkpoint there" in only_line(said)
 
 
 def test_restore_keeps_what_an_earlier_call_reported(command, photos, some, tmp_path):
     for name in ("a.png", "d.JPG"):
-        assert command("restore", photos / name, "--out", tmp_path / "out", "--checkpoint", some) == (0, "")
+        assert command(
+            "restore", photos / name, "--out", tmp_path / "out", "--checkpoint", some
+        ) == (0, "")
     assert set(json.loads((tmp_path / "out" / "restore.json").read_text())) == {"a.png", "d.png"}
 
 
@@ -177,8 +223,14 @@ def test_restore_refuses_before_any_work(command, photos, some, tmp_path):
         ((photos / "a.png", tmp_path / "a.jpg", "--out", out, *some), "both would become"),
         ((photos / "a.png", "--out", photos, *some), "would be lost; choose another --out"),
         ((tmp_path / "empty", "--out", out, *some), "no photographs in this folder"),
-        ((photos / "a.png", "nowhere.png", "--out", out, *some), "nowhere.png: no such file or folder"),
-        ((photos / "a.png", "--out", out, "--device", "tpu", *some), "choose one of auto, cpu, cuda"),
+        (
+            (photos / "a.png", "nowhere.png", "--out", out, *some),
+            "nowhere.png: no such file or folder",
+        ),
+        (
+            (photos / "a.png", "--out", out, "--device", "tpu", *some),
+            "choose one of auto, cpu, cuda",
+        ),
     ]:
         code, said = command("restore", *words)
         assert code == 2 and message in only_line(said)
@@ -205,9 +257,21 @@ def test_restore_on_a_full_disk_keeps_the_old_file(command, photos, some, tmp_pa
         (["-p", "preset=paper"], {}, "-p preset: is the option --preset"),
         (["--strategy", "fsdp"], {}, "fsdp: divides a component among several devices"),
         (["--nodes", "2"], {}, "2 nodes: start the command with torchrun or srun"),
-        (["--devices", "2"], {"SLURM_JOB_ID": "1"}, "2 devices on 1 nodes: start the command with torchrun or srun"),
-        (["--devices", "3"], {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}, "3 devices on 1 nodes, and 2 processes"),
-        ([], {"SLURM_STEP_NUM_TASKS": "4"}, "1 devices on 1 nodes, and 4 processes from torchrun or srun"),
+        (
+            ["--devices", "2"],
+            {"SLURM_JOB_ID": "1"},
+            "2 devices on 1 nodes: start the command with torchrun or srun",
+        ),
+        (
+            ["--devices", "3"],
+            {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"},
+            "3 devices on 1 nodes, and 2 processes",
+        ),
+        (
+            [],
+            {"SLURM_STEP_NUM_TASKS": "4"},
+            "1 devices on 1 nodes, and 4 processes from torchrun or srun",
+        ),
         (["--devices", "2"], {}, "no complete packed data set here"),
     ],
 )

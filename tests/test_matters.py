@@ -18,7 +18,10 @@ def packed(tmp_path_factory):
 def test_a_bench_restores_with_the_weights_of_a_run_and_scores_every_image(packed, tmp_path):
     bench = matters.bench(tmp_path, packed, "cpu")
     torch.manual_seed(0)
-    made = {studies.BRIDGE: Bridge(32, width=4), studies.RETINAREGEN: Denoiser(32, width=4, latent=4, T=10, condition=(8, 1, 1))}
+    made = {
+        studies.BRIDGE: Bridge(32, width=4),
+        studies.RETINAREGEN: Denoiser(32, width=4, latent=4, T=10, condition=(8, 1, 1)),
+    }
     for each, model in made.items():
         checkpoint.save(studies.folder(tmp_path, each, 3) / "denoiser", model, {})
         found = bench.weights(each, 3)
@@ -42,8 +45,17 @@ def test_under_the_literal_protocol_doing_nothing_is_perfect(packed, tmp_path):
 
 def test_answers_say_what_the_intervals_say():
     answers = matters.Answers()
-    a, b = ([pd.DataFrame({"psnr": [20.0 + shift, 21.0 + shift, 22.0 + shift]})] for shift in (0.0, 1.5))
+    a, b = (
+        [pd.DataFrame({"psnr": [20.0 + shift, 21.0 + shift, 22.0 + shift]})] for shift in (0.0, 1.5)
+    )
     assert answers.better(1, "b over a", b, a) == "b over a: yes, by +1.50 [+1.50, +1.50] dB."
-    assert "the other way round" in answers.better(1, "a over b", a, b) and "not told apart" in answers.better(2, "same", a, a)
-    assert answers.note(4, "share", (1.0, 0.5, 2.0, 1), ("nothing", "a gain", "a loss"))["answer"] == "a gain"
-    assert [row["point"] for row in answers] == [1, 1, 2, 4] and answers[0]["difference"] == pytest.approx(1.5)
+    assert "the other way round" in answers.better(
+        1, "a over b", a, b
+    ) and "not told apart" in answers.better(2, "same", a, a)
+    assert (
+        answers.note(4, "share", (1.0, 0.5, 2.0, 1), ("nothing", "a gain", "a loss"))["answer"]
+        == "a gain"
+    )
+    assert [row["point"] for row in answers] == [1, 1, 2, 4] and answers[0][
+        "difference"
+    ] == pytest.approx(1.5)

@@ -15,7 +15,9 @@ from rr import metrics
 from rr.io import ROOT, InputError
 
 SHARED = ROOT.parent / "shared/weights"
-TRUNK = pytest.mark.skipif(not (SHARED / "alexnet_features.safetensors").is_file(), reason="no trunk weights here")
+TRUNK = pytest.mark.skipif(
+    not (SHARED / "alexnet_features.safetensors").is_file(), reason="no trunk weights here"
+)
 
 
 @pytest.fixture
@@ -27,15 +29,24 @@ def no_weights(monkeypatch, tmp_path):
 
 def pairs(n=3, height=48, width=40, noise=0.1):
     rng = np.random.default_rng(0)
-    x = torch.nn.functional.interpolate(torch.from_numpy(rng.random((n, 3, 6, 5))), (height, width), mode="bicubic")
+    x = torch.nn.functional.interpolate(
+        torch.from_numpy(rng.random((n, 3, 6, 5))), (height, width), mode="bicubic"
+    )
     x = x.clamp(0, 1)
     y = (x * 0.9 + noise * torch.from_numpy(rng.standard_normal(x.shape))).clamp(0, 1)
     return x.float(), y.float()
 
 
 def wang(a, b, **options):
-    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
-    return structural_similarity(a.double().numpy(), b.double().numpy(), channel_axis=0, **settings, **options)
+    settings = {
+        "gaussian_weights": True,
+        "sigma": 1.5,
+        "use_sample_covariance": False,
+        "data_range": 1,
+    }
+    return structural_similarity(
+        a.double().numpy(), b.double().numpy(), channel_axis=0, **settings, **options
+    )
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02, 0.3])
@@ -43,7 +54,9 @@ def test_ssim_and_psnr_equal_scikit_image(noise):
     x, y = pairs(noise=noise)
     for i in range(3):
         assert metrics.ssim(x, y)[i].item() == pytest.approx(wang(x[i], y[i]), abs=1e-6)
-        expected = peak_signal_noise_ratio(x[i].double().numpy(), y[i].double().numpy(), data_range=1)
+        expected = peak_signal_noise_ratio(
+            x[i].double().numpy(), y[i].double().numpy(), data_range=1
+        )
         assert metrics.psnr(x, y)[i].item() == pytest.approx(expected, abs=1e-9)
 
 
@@ -56,7 +69,9 @@ def test_masked_ssim_is_the_mean_of_scikit_images_map():
         _, ssim_map = wang(x[i], y[i], full=True)
         inner = np.zeros((48, 40), bool)
         inner[5:-5, 5:-5] = mask[i, 0, 5:-5, 5:-5]
-        assert metrics.ssim(x, y, mask)[i].item() == pytest.approx(ssim_map[:, inner].mean(), abs=1e-6)
+        assert metrics.ssim(x, y, mask)[i].item() == pytest.approx(
+            ssim_map[:, inner].mean(), abs=1e-6
+        )
 
 
 def test_masked_psnr_sees_only_the_mask():
@@ -65,7 +80,9 @@ def test_masked_psnr_sees_only_the_mask():
     y[..., :10] = 0.5
     mask[..., 8:12] = True  # half of it differs by 0.5: MSE 1/8
     assert metrics.psnr(x, y, mask).item() == pytest.approx(10 * math.log10(8))
-    assert metrics.psnr(x, y, torch.ones_like(mask)).item() == pytest.approx(metrics.psnr(x, y).item())
+    assert metrics.psnr(x, y, torch.ones_like(mask)).item() == pytest.approx(
+        metrics.psnr(x, y).item()
+    )
     assert metrics.psnr(x, y, torch.zeros_like(mask)).isnan().all()
 
 
@@ -80,7 +97,9 @@ def test_metrics_are_per_image():
     for metric in (metrics.psnr, metrics.ssim):
         whole = metric(x, y)
         assert whole.shape == (3,) and len(set(whole.tolist())) == 3
-        assert [metric(x[i : i + 1], y[i : i + 1]).item() for i in range(3)] == pytest.approx(whole.tolist(), abs=1e-12)
+        assert [metric(x[i : i + 1], y[i : i + 1]).item() for i in range(3)] == pytest.approx(
+            whole.tolist(), abs=1e-12
+        )
 
 
 @pytest.mark.parametrize("call", [metrics.psnr, metrics.ssim])
@@ -139,7 +158,9 @@ def test_lpips_knows_the_last_references_within_its_memory(monkeypatch):
     (maps,) = distance.known.values()
     monkeypatch.setattr(metrics, "KEPT", 3 * sum(f.nbytes for f in maps))
     first = distance(x, x.flip(0))
-    assert [key[1] for key in distance.known] == [hashlib.sha1(image.numpy()).digest() for image in x[3:, None]]
+    assert [key[1] for key in distance.known] == [
+        hashlib.sha1(image.numpy()).digest() for image in x[3:, None]
+    ]
     assert torch.allclose(distance(x.flip(0), x), first.flip(0), atol=1e-7)
 
 
@@ -169,7 +190,11 @@ def test_without_a_trunk_there_is_no_lpips(no_weights, tmp_path, monkeypatch):
 
 
 def test_a_trunk_that_is_not_complete_is_refused(no_weights, tmp_path):
-    features = {key: v for key, v in alexnet(weights=None).state_dict().items() if key.startswith("features.")}
+    features = {
+        key: v
+        for key, v in alexnet(weights=None).state_dict().items()
+        if key.startswith("features.")
+    }
     features.pop("features.10.bias")
     save_file(features, tmp_path / "alexnet_features.safetensors")
     with pytest.raises(InputError, match="features.10.bias"):
@@ -188,11 +213,15 @@ def test_score_has_every_column_and_crops_the_disc():
 
     disc = torch.tensor([[0.5, 0.5, 0.05], [torch.nan] * 3, [0.9, 0.5, 0.3]])
     table = metrics.score(x, y, fov, disc, lpips)
-    assert list(table) == [f"{m}{where}" for where in ("", "_fov", "_disc") for m in ("psnr", "ssim", "lpips")]
+    assert list(table) == [
+        f"{m}{where}" for where in ("", "_fov", "_disc") for m in ("psnr", "ssim", "lpips")
+    ]
     np.testing.assert_allclose(table["psnr"], metrics.psnr(x, y))
     np.testing.assert_allclose(table["ssim_fov"], metrics.ssim(x, y, fov))
     # disc 0: half-width 3 x 4 = 12 pixels round (40, 40): too small for LPIPS; disc 1 unknown; disc 2 cut at the border
-    np.testing.assert_allclose(table["psnr_disc"][0], metrics.psnr(x[:1, :, 28:52, 28:52], y[:1, :, 28:52, 28:52])[0])
+    np.testing.assert_allclose(
+        table["psnr_disc"][0], metrics.psnr(x[:1, :, 28:52, 28:52], y[:1, :, 28:52, 28:52])[0]
+    )
     assert table["lpips_disc"].isna().tolist() == [True, True, False]
     assert table["ssim_disc"].isna().tolist() == [False, True, False]
     assert [shape for shape, _ in seen] == [(3, 3, 80, 80), (3, 3, 80, 80), (1, 3, 80, 80)]

@@ -33,7 +33,10 @@ def agree(path, folder):
     assert list(ours) == list(theirs)
     for name, each in ours.items():
         assert each.default == ast.literal_eval(theirs[name]["default"])
-        assert each.help == theirs[name]["help"] and each.type.__name__ == theirs[name]["inferred_type_name"]
+        assert (
+            each.help == theirs[name]["help"]
+            and each.type.__name__ == theirs[name]["inferred_type_name"]
+        )
 
 
 # ------------------------------------------------------------------------------------------------------ parameters
@@ -43,13 +46,28 @@ def test_parameters_are_those_that_papermill_finds(toy, tmp_path):
     path = toy()
     agree(path, tmp_path)
     found = notebook.parameters(path)
-    assert found["preset"].choices == ("mini", "smoke") and found["backbone"].choices == ("vae", "unet++", "unet")
-    assert found["rate"].choices == () and found["rate"].default == 1e-3 and found["fast"].type is bool
+    assert found["preset"].choices == ("mini", "smoke") and found["backbone"].choices == (
+        "vae",
+        "unet++",
+        "unet",
+    )
+    assert (
+        found["rate"].choices == () and found["rate"].default == 1e-3 and found["fast"].type is bool
+    )
 
 
 def test_check_gives_typed_values(toy):
-    values = notebook.check(toy(), {"seed": "7", "rate": "2e-4", "fast": "True", "backbone": "unet++"})
-    assert values == {"preset": "mini", "seed": 7, "out": "results", "rate": 2e-4, "fast": True, "backbone": "unet++"}
+    values = notebook.check(
+        toy(), {"seed": "7", "rate": "2e-4", "fast": "True", "backbone": "unet++"}
+    )
+    assert values == {
+        "preset": "mini",
+        "seed": 7,
+        "out": "results",
+        "rate": 2e-4,
+        "fast": True,
+        "backbone": "unet++",
+    }
     assert notebook.check(toy(), {"backbone": ""})["backbone"] == ""
 
 
@@ -104,20 +122,32 @@ def outputs(path):
 
 
 def left_over(folder):
-    return [each.name for each in folder.iterdir() if each.suffix == ".ipynb" and each.name.startswith(".")]
+    return [
+        each.name
+        for each in folder.iterdir()
+        if each.suffix == ".ipynb" and each.name.startswith(".")
+    ]
 
 
 def test_execute(toy, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))  # an installed kernelspec of the same name is not taken
+    monkeypatch.setenv(
+        "JUPYTER_PATH", str(tmp_path)
+    )  # an installed kernelspec of the same name is not taken
     spec = tmp_path / "kernels" / "python3"
     spec.mkdir(parents=True)
-    (spec / "kernel.json").write_text('{"argv": ["false"], "display_name": "other", "language": "python"}')
+    (spec / "kernel.json").write_text(
+        '{"argv": ["false"], "display_name": "other", "language": "python"}'
+    )
     executed = tmp_path / "executed" / "toy.ipynb"
-    notebook.execute(toy("import os, sys\nprint(seed, sys.executable, os.getcwd())"), {"seed": "5"}, executed)
+    notebook.execute(
+        toy("import os, sys\nprint(seed, sys.executable, os.getcwd())"), {"seed": "5"}, executed
+    )
     nb, (printed,) = outputs(executed)
     assert printed.text.split() == ["5", sys.executable, str(ROOT)]
     assert nb.metadata.papermill.parameters.seed == 5 and nb.metadata.papermill.duration > 0
-    assert str(tmp_path) not in nb.metadata.papermill.output_path and left_over(executed.parent) == []
+    assert (
+        str(tmp_path) not in nb.metadata.papermill.output_path and left_over(executed.parent) == []
+    )
     said = capsys.readouterr().err
     assert "toy  cell 3/4  The work" in said and "toy  done in" in said
 
@@ -125,7 +155,10 @@ def test_execute(toy, tmp_path, monkeypatch, capsys):
 def test_a_failure_keeps_its_traceback_and_names_it(toy, tmp_path):
     executed = tmp_path / "toy.ipynb"
     path = toy("raise ValueError('first line\\nlast line')")
-    with pytest.raises(notebook.NotebookError, match=rf"^toy: ValueError: last line; see the traceback in {executed}$"):
+    with pytest.raises(
+        notebook.NotebookError,
+        match=rf"^toy: ValueError: last line; see the traceback in {executed}$",
+    ):
         notebook.execute(path, {}, executed)
     _, (error,) = outputs(executed)
     assert error.ename == "ValueError" and "last line" in error.traceback[-1]
@@ -150,11 +183,18 @@ def test_a_hung_start_is_tried_once_more(toy, tmp_path, monkeypatch, capsys, han
     from jupyter_client import AsyncKernelManager
 
     commands, pids = [], []
-    format_command, launch = AsyncKernelManager.format_kernel_cmd, AsyncKernelManager._async_launch_kernel
+    format_command, launch = (
+        AsyncKernelManager.format_kernel_cmd,
+        AsyncKernelManager._async_launch_kernel,
+    )
 
     def command(self, *words, **options):
         commands.append(format_command(self, *words, **options))
-        return [sys.executable, "-c", "import time; time.sleep(600)"] if len(commands) <= hangs else commands[-1]
+        return (
+            [sys.executable, "-c", "import time; time.sleep(600)"]
+            if len(commands) <= hangs
+            else commands[-1]
+        )
 
     async def launched(self, *words, **options):
         await launch(self, *words, **options)
@@ -167,7 +207,9 @@ def test_a_hung_start_is_tried_once_more(toy, tmp_path, monkeypatch, capsys, han
         notebook.execute(toy("print(seed)"), {}, tmp_path / "toy.ipynb")
         assert outputs(tmp_path / "toy.ipynb")[1][0].text == "0\n"
     else:
-        with pytest.raises(notebook.NotebookError, match="the kernel did not start in two attempts"):
+        with pytest.raises(
+            notebook.NotebookError, match="the kernel did not start in two attempts"
+        ):
             notebook.execute(toy("print(seed)"), {}, tmp_path / "toy.ipynb")
     assert len(commands) == len(pids) == 2 and "trying once more" in capsys.readouterr().err
     assert not any(alive(pid) for pid in pids)
@@ -185,7 +227,9 @@ def alive(pid):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGKILL"])
 def test_no_kernel_outlives_its_run(toy, tmp_path, name):
     told = tmp_path / "pid"
-    path = toy(f"import os, time\nopen({str(told)!r}, 'w').write(str(os.getpid()) + ' ')\ntime.sleep(600)")
+    path = toy(
+        f"import os, time\nopen({str(told)!r}, 'w').write(str(os.getpid()) + ' ')\ntime.sleep(600)"
+    )
     script = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may ignore it
     script += "from rr import notebook; notebook.execute(*sys.argv[1:2], {}, sys.argv[2])"
     command = [sys.executable, "-c", script, path, tmp_path / "toy.ipynb"]
@@ -246,7 +290,11 @@ def test_notebook_parameters(path, tmp_path):
     agree(path, tmp_path)
     found = notebook.parameters(path)
     assert {"preset", "out"} <= found.keys() and all(each.help for each in found.values())
-    assert found["seed"].default == 0 if "seed" in found else (found["seeds"].default, found["seeds"].range[0]) == (1, 1)
+    assert (
+        found["seed"].default == 0
+        if "seed" in found
+        else (found["seeds"].default, found["seeds"].range[0]) == (1, 1)
+    )
     assert found["preset"].choices == tuple(PRESETS) and found["preset"].default == "smoke"
     assert found["out"].default == "results"
     if "device" in found:
@@ -255,15 +303,26 @@ def test_notebook_parameters(path, tmp_path):
 
 @each_notebook
 def test_notebook_defines_nothing_and_stays_in_python(path):
-    cells = [cell for cell in jupytext.read(path, fmt="py:percent").cells if cell.cell_type == "code"]
+    cells = [
+        cell for cell in jupytext.read(path, fmt="py:percent").cells if cell.cell_type == "code"
+    ]
     for cell in cells:
-        assert not any(line.lstrip().startswith(("!", "%", "get_ipython")) for line in cell.source.splitlines())
+        assert not any(
+            line.lstrip().startswith(("!", "%", "get_ipython")) for line in cell.source.splitlines()
+        )
         for node in ast.walk(ast.parse(cell.source)):
             assert not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-            assert not isinstance(node, ast.Attribute) or ast.unparse(node) not in ("sys.path", "os.system")
+            assert not isinstance(node, ast.Attribute) or ast.unparse(node) not in (
+                "sys.path",
+                "os.system",
+            )
 
 
 @each_notebook
 def test_notebook_round_trip(path):
-    jupytext.cli.jupytext(["--test", "--to", "ipynb", "--quiet", str(path)])  # raises where the text would change
-    assert "format_name" not in path.read_text().split("# %%")[0]  # such a header is read as light, tags are lost
+    jupytext.cli.jupytext(
+        ["--test", "--to", "ipynb", "--quiet", str(path)]
+    )  # raises where the text would change
+    assert (
+        "format_name" not in path.read_text().split("# %%")[0]
+    )  # such a header is read as light, tags are lost

@@ -36,15 +36,28 @@ PHOTOS = sorted((ROOT.parent / "shared" / "photos").glob("*.jpg"))
     ],
 )
 def test_fov_of_known_circles(height, width, x, y, r, top, bottom):
-    image = disc(height, width, x, y, r, -np.inf if top is None else top, np.inf if bottom is None else bottom)
+    image = disc(
+        height,
+        width,
+        x,
+        y,
+        r,
+        -np.inf if top is None else top,
+        np.inf if bottom is None else bottom,
+    )
     found = photo.find_fov(image)
     assert np.allclose(found[:3], (x, y, r), rtol=0, atol=0.01 * r)
-    lines = (max(0, y - r) if top is None else top, min(height, y + r) if bottom is None else bottom)
+    lines = (
+        max(0, y - r) if top is None else top,
+        min(height, y + r) if bottom is None else bottom,
+    )
     assert np.allclose(found[3:], lines, rtol=0, atol=0.02 * r)
 
 
 def test_fov_ignores_a_notch():
-    assert np.allclose(photo.find_fov(disc(300, 400, 200, 150, 120, notch=True))[:3], (200, 150, 120), atol=1.2)
+    assert np.allclose(
+        photo.find_fov(disc(300, 400, 200, 150, 120, notch=True))[:3], (200, 150, 120), atol=1.2
+    )
 
 
 def test_fov_of_a_dim_photograph():
@@ -62,7 +75,13 @@ def test_fov_of_real_photographs():
 
 def test_fov_of_a_square_photograph():
     x, y, r, top, bottom = np.array(photo.find_fov(skimage.data.retina())) / 1411
-    assert abs(x - 0.5) < 0.01 and abs(y - 0.5) < 0.01 and abs(r - 0.494) < 0.005 and top < 0.01 and bottom > 0.99
+    assert (
+        abs(x - 0.5) < 0.01
+        and abs(y - 0.5) < 0.01
+        and abs(r - 0.494) < 0.005
+        and top < 0.01
+        and bottom > 0.99
+    )
 
 
 def rectangle():
@@ -84,7 +103,17 @@ def rectangle():
         skimage.data.coffee(),
         rectangle(),
     ],
-    ids=["black", "white", "strip", "noise", "small-noise", "text", "astronaut", "coffee", "rectangle"],
+    ids=[
+        "black",
+        "white",
+        "strip",
+        "noise",
+        "small-noise",
+        "text",
+        "astronaut",
+        "coffee",
+        "rectangle",
+    ],
 )
 def test_no_fov(image):
     assert photo.find_fov(image) is None
@@ -124,7 +153,12 @@ def test_modes_become_rgb(tmp_path):
     grey16 = Image.fromarray(np.linspace(0, 65535, 2000).astype(np.uint16).reshape(40, 50))
     transparent = rgb.copy()
     transparent.putalpha(Image.new("L", rgb.size, 0))
-    for name, image in {"rgb": rgb, "l": rgb.convert("L"), "p": rgb.quantize(256), "rgba": rgb.convert("RGBA")}.items():
+    for name, image in {
+        "rgb": rgb,
+        "l": rgb.convert("L"),
+        "p": rgb.quantize(256),
+        "rgba": rgb.convert("RGBA"),
+    }.items():
         read = photo.read_photograph(saved(tmp_path, f"{name}.png", image))
         assert read.shape == (40, 50, 3) and read.dtype == np.uint8
         assert abs(read.astype(int) - np.array(image.convert("RGB"))).max() <= 1, name
@@ -148,8 +182,13 @@ def test_unreadable_files(tmp_path):
     Image.fromarray(disc(200, 200, 100, 100, 90)).save(buffer, "jpeg")
 
     def png(side):  # a tiny file that claims side x side pixels
-        chunks = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(bytes(99))
-        parts = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+        chunks = (
+            b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0),
+            b"IDAT" + zlib.compress(bytes(99)),
+        )
+        parts = (
+            struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks
+        )
         return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
     for name, content, reason in [
@@ -175,12 +214,18 @@ def framed(height, width, x, y, r):
     """A disc with detail in it, in a larger frame."""
     image = disc(height, width, x, y, r).astype(float)
     iy, ix = np.mgrid[:height, :width]
-    return (image * (0.8 + 0.2 * np.sin(ix / 19) * np.sin(iy / 23))[..., None]).clip(0, 255).astype(np.uint8)
+    return (
+        (image * (0.8 + 0.2 * np.sin(ix / 19) * np.sin(iy / 23))[..., None])
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
 
 
 def area(path, box, size):
     """Pillow's mean over the area of each pixel, of the whole photograph decoded."""
-    square = Image.fromarray(photo.read_photograph(path)).crop((box.left, box.top, box.left + box.side, box.top + box.side))
+    square = Image.fromarray(photo.read_photograph(path)).crop(
+        (box.left, box.top, box.left + box.side, box.top + box.side)
+    )
     return np.asarray(square.resize((size, size), Image.BOX), float)
 
 
@@ -188,15 +233,26 @@ def area(path, box, size):
     "height, width, x, y, r, reduced",
     [
         (1200, 1600, 800, 600, 590, 4),  # the crop has 1180, a quarter of it 295
-        (1200, 1600, 800, 600, 250, 2),  # smaller than the frame: 500, and a quarter of that were too few
+        (
+            1200,
+            1600,
+            800,
+            600,
+            250,
+            2,
+        ),  # smaller than the frame: 500, and a quarter of that were too few
         (1200, 1600, 800, 600, 200, 1),
         (800, 1201, 601, 400, 595, 2),  # cut by the frame, of odd width
     ],
 )
-def test_a_jpeg_is_decoded_no_finer_than_needed(tmp_path, monkeypatch, height, width, x, y, r, reduced):
+def test_a_jpeg_is_decoded_no_finer_than_needed(
+    tmp_path, monkeypatch, height, width, x, y, r, reduced
+):
     path = saved(tmp_path, "a.jpg", Image.fromarray(framed(height, width, x, y, r)), quality=92)
     seen, find_fov = [], photo.find_fov
-    monkeypatch.setattr(photo, "find_fov", lambda image: seen.append(image.shape) or find_fov(image))
+    monkeypatch.setattr(
+        photo, "find_fov", lambda image: seen.append(image.shape) or find_fov(image)
+    )
     crop, fov, box, *sides = photo.read_crop(path, 224)
     assert seen[-1] == (-(-height // reduced), -(-width // reduced), 3) and sides == [width, height]
     assert np.abs(crop - area(path, box, 224)).mean() <= 2
@@ -219,14 +275,22 @@ def test_prepared_upright_and_in_colour(tmp_path):
         assert sides == [1500, 1000] and np.abs(crop - area(path, box, 224)).mean() <= tolerance
     path = saved(tmp_path, "a.png", image)
     crop, fov, box, *sides = photo.read_crop(path, 224)
-    oracle, fov_oracle, box_oracle = photo.crop_fov(np.array(image), 224)  # what is no JPEG is read whole
-    assert np.array_equal(crop, oracle) and (fov, box) == (fov_oracle, box_oracle) and sides == [1500, 1000]
+    oracle, fov_oracle, box_oracle = photo.crop_fov(
+        np.array(image), 224
+    )  # what is no JPEG is read whole
+    assert (
+        np.array_equal(crop, oracle)
+        and (fov, box) == (fov_oracle, box_oracle)
+        and sides == [1500, 1000]
+    )
 
 
 def test_prepared_without_a_field_of_view(tmp_path):
     path = saved(tmp_path, "coffee.jpg", Image.fromarray(skimage.data.coffee()))
     crop, fov, box, *sides = photo.read_crop(path, 64)
-    assert np.isnan(fov).all() and box == (0, -100, 600) and sides == [600, 400] and not crop[:7].any()
+    assert (
+        np.isnan(fov).all() and box == (0, -100, 600) and sides == [600, 400] and not crop[:7].any()
+    )
     assert np.abs(crop - area(path, box, 64)).mean() <= 2
 
 

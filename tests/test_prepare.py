@@ -14,11 +14,29 @@ from rr.io import ROOT
 
 
 def test_prepared_once_and_found_again(rr, tmp_path):
-    words = "data", "prepare", "embedded", "--n", 5, "--size", 32, "--seed", 3, "--out", tmp_path / "one"
+    words = (
+        "data",
+        "prepare",
+        "embedded",
+        "--n",
+        5,
+        "--size",
+        32,
+        "--seed",
+        3,
+        "--out",
+        tmp_path / "one",
+    )
     first, again = rr(*words), rr(*words)
     assert first.returncode == again.returncode == 0, first.stderr
-    assert re.search(r"one: 5 images of 32 px, 0.0 MB; 5 made now, [\d.]+ images/s; at most \d+ MiB", first.stdout), first.stdout
-    assert "0 made now" in again.stdout and len(data.Packed(tmp_path / "one", size=32, verify=True)) == 5
+    assert re.search(
+        r"one: 5 images of 32 px, 0.0 MB; 5 made now, [\d.]+ images/s; at most \d+ MiB",
+        first.stdout,
+    ), first.stdout
+    assert (
+        "0 made now" in again.stdout
+        and len(data.Packed(tmp_path / "one", size=32, verify=True)) == 5
+    )
 
 
 def test_killed_it_goes_on(tmp_path):
@@ -42,15 +60,24 @@ def test_killed_it_goes_on(tmp_path):
         said, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
         assert ("goes on after" in said) == (name == "cut")
-    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("cut", "whole"))
+    one, two = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("cut", "whole")
+    )
     assert one == two and any(name.endswith("-00004.npy") for name in one)
 
 
 def test_workers_end_with_the_process_that_started_them(tmp_path):
-    words = f"-m rr data prepare embedded --n 4000 --size 64 --workers 2 --out {tmp_path / 'x'}".split()
-    process = psutil.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = (
+        f"-m rr data prepare embedded --n 4000 --size 64 --workers 2 --out {tmp_path / 'x'}".split()
+    )
+    process = psutil.Popen(
+        [sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     until = time.time() + 120
-    while not list((tmp_path / "x").glob(".shard-*")) or len(process.children()) < 3:  # with multiprocessing's own
+    while (
+        not list((tmp_path / "x").glob(".shard-*")) or len(process.children()) < 3
+    ):  # with multiprocessing's own
         assert process.poll() is None and time.time() < until
         time.sleep(0.05)
     time.sleep(5)  # until they work
@@ -69,5 +96,9 @@ def test_what_cannot_be_prepared(rr, tmp_path, photos):
         ([photos], "2 of the first"),
     ]:
         done = rr("data", "prepare", *words, "--size", 32, "--out", tmp_path / "out")
-        assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: ") and reason in done.stderr
+        assert (
+            done.returncode == 2
+            and done.stderr.strip().splitlines()[-1].startswith("error: ")
+            and reason in done.stderr
+        )
         assert "Traceback" not in done.stderr and not (tmp_path / "out" / "manifest.json").exists()

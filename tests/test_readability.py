@@ -52,12 +52,16 @@ def test_probabilities_are_those_of_evaluation_mode_and_leave_the_mode_alone(mod
 def test_class_weights_are_negatives_over_positives(model):
     labels = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0.0]])
     model.weigh_classes(labels)
-    assert torch.allclose(model.pos_weight, torch.tensor([1 / 3, 3, 3, 4]))  # no positive at all: counted as one
+    assert torch.allclose(
+        model.pos_weight, torch.tensor([1 / 3, 3, 3, 4])
+    )  # no positive at all: counted as one
     x, y = torch.rand(4, 3, 80, 80), labels
     model.eval()
     with torch.no_grad():
         z = model(x)
-        by_hand = -(model.pos_weight * y * torch.sigmoid(z).log() + (1 - y) * torch.sigmoid(-z).log()).mean()
+        by_hand = -(
+            model.pos_weight * y * torch.sigmoid(z).log() + (1 - y) * torch.sigmoid(-z).log()
+        ).mean()
         loss = model.loss(Batch(x, y, None), torch.Generator())["loss"]
     assert torch.allclose(loss, by_hand, rtol=1e-4)
 
@@ -77,7 +81,9 @@ def test_augmentation_flips_and_shifts_each_image_by_itself():
 
 def test_report_against_counts_made_by_hand():
     labels = np.array([[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1], [1, 0, 1, 1]])
-    p = np.array([[0.9, 0.9, 0.6, 0.2], [0.9, 0.8, 0.1, 0.9], [0.9, 0.4, 0.7, 0.9], [0.9, 0.1, 0.9, 0.9]])
+    p = np.array(
+        [[0.9, 0.9, 0.6, 0.2], [0.9, 0.8, 0.1, 0.9], [0.9, 0.4, 0.7, 0.9], [0.9, 0.1, 0.9, 0.9]]
+    )
     table = report(labels, p).set_index("label")
     assert list(table.index) == list(LABELS)
     macula = table.loc["macula"]
@@ -109,9 +115,13 @@ def test_a_second_judge_has_the_same_interface_and_other_weights(model):
     assert judge.probabilities(torch.rand(2, 3, 40, 40)).shape == (2, 4)
     with pytest.raises(InputError, match="image side 20: resnet18 needs at least 32 px"):
         judge(torch.rand(1, 3, 20, 20))
-    with pytest.raises(InputError, match="architecture 'vgg': unknown; choose one of inception, resnet18"):
+    with pytest.raises(
+        InputError, match="architecture 'vgg': unknown; choose one of inception, resnet18"
+    ):
         Readability("vgg")
-    assert not {name for name, _ in judge.named_parameters()} & {name for name, _ in model.named_parameters()}
+    assert not {name for name, _ in judge.named_parameters()} & {
+        name for name, _ in model.named_parameters()
+    }
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -120,7 +130,10 @@ def test_images_reach_the_network_in_the_range_that_torchvision_trained_it_on(ar
     seen = []
     judge.network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     judge.probabilities(torch.full((1, 3, 80, 80), 0.485))
-    expected = {"inception": [-0.03] * 3, "resnet18": [0, (0.485 - 0.456) / 0.224, (0.485 - 0.406) / 0.225]}[architecture]
+    expected = {
+        "inception": [-0.03] * 3,
+        "resnet18": [0, (0.485 - 0.456) / 0.224, (0.485 - 0.406) / 0.225],
+    }[architecture]
     assert seen[0].mean((0, 2, 3)).tolist() == pytest.approx(expected, abs=1e-5)
 
 
@@ -128,12 +141,16 @@ def test_checkpoints_name_their_architecture_and_old_ones_are_inception(model, t
     judge = Readability("resnet18")
     checkpoint.save(tmp_path / "judge", judge, {})
     x = torch.rand(2, 3, 80, 80)
-    assert torch.equal(checkpoint.load(tmp_path / "judge", Readability).probabilities(x), judge.probabilities(x))
+    assert torch.equal(
+        checkpoint.load(tmp_path / "judge", Readability).probabilities(x), judge.probabilities(x)
+    )
     old = Readability()
     old.load_state_dict(model.state_dict())
     old.arguments = {}  # as they were before there was a choice
     checkpoint.save(tmp_path / "old", old, {})
-    assert torch.equal(checkpoint.load(tmp_path / "old", Readability).probabilities(x), model.probabilities(x))
+    assert torch.equal(
+        checkpoint.load(tmp_path / "old", Readability).probabilities(x), model.probabilities(x)
+    )
     assert all(name.startswith("inception.") or name == "pos_weight" for name in old.state_dict())
 
 
@@ -155,7 +172,9 @@ def test_areas_of_draws_are_scikit_learns_with_weights():
     counts = np.random.default_rng(1).multinomial(60, np.full(60, 1 / 60), 5)
     roc, precision = areas(y, p, counts)
     assert roc == pytest.approx([roc_auc_score(y, p, sample_weight=each) for each in counts])
-    assert precision == pytest.approx([average_precision_score(y, p, sample_weight=each) for each in counts])
+    assert precision == pytest.approx(
+        [average_precision_score(y, p, sample_weight=each) for each in counts]
+    )
     assert np.isnan(areas(y, p, (counts * y))[0]).all(), "draws of positives alone have no areas"
 
 
@@ -167,7 +186,10 @@ def test_intervals_of_the_report_hold_the_truth_as_often_as_they_say():
     truth, held = roc_auc_score(labels[:, 0], p[:, 0]), 0
     for part in np.split(np.arange(6000), 60):
         row = report(labels[part], p[part]).iloc[0]
-        assert row.roc_auc_low < row.roc_auc < row.roc_auc_high and row.above_majority_low < row.above_majority_high
+        assert (
+            row.roc_auc_low < row.roc_auc < row.roc_auc_high
+            and row.above_majority_low < row.above_majority_high
+        )
         held += row.roc_auc_low < truth < row.roc_auc_high
     assert 52 <= held <= 60
 
@@ -199,7 +221,10 @@ def test_the_reliability_diagram_counts_every_image_once():
     assert (points.groupby("label").n.sum() == 300).all()
     first = points[(points.label == "fundus")].iloc[-1]
     here = p[:, 0] >= 0.9
-    assert (first.n, first.observed) == (here.sum(), labels[here, 0].mean()) and first.low <= first.observed <= first.high
+    assert (first.n, first.observed) == (
+        here.sum(),
+        labels[here, 0].mean(),
+    ) and first.low <= first.observed <= first.high
 
 
 def test_class_weights_are_taken_out_of_the_odds():
@@ -218,6 +243,10 @@ def test_passed_are_images_with_all_four_labels():
     assert readable(p).tolist() == [True, False, True, False]
     found = passed(torch.tensor(p))
     assert (found["n"], found["hits"], found["share"]) == (4, 2, 0.5)
-    assert (found["low"], found["high"]) == pytest.approx((0.150, 0.850), abs=1e-3)  # Wilson's interval of 2 of 4
-    assert share([False] * 20)["low"] == 0 and share([False] * 20)["high"] == pytest.approx(0.161, abs=1e-3)
+    assert (found["low"], found["high"]) == pytest.approx(
+        (0.150, 0.850), abs=1e-3
+    )  # Wilson's interval of 2 of 4
+    assert share([False] * 20)["low"] == 0 and share([False] * 20)["high"] == pytest.approx(
+        0.161, abs=1e-3
+    )
     assert np.isnan(share([])["share"])

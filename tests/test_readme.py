@@ -36,13 +36,33 @@ def test_parts_made_from_results_quote_the_result_files(tmp_path, monkeypatch):
         "n": 7,
         "seed": 3,
         "unreadable_before": 5,
-        "rechecked": {judge: {"RetinaRegen": {"hits": hits}} for judge, hits in (("classifier", 2), ("second judge", 1))},
+        "rechecked": {
+            judge: {"RetinaRegen": {"hits": hits}}
+            for judge, hits in (("classifier", 2), ("second judge", 1))
+        },
         "scores": {
-            "RetinaRegen": {"psnr": 23.456, "ssim": 0.7891, "lpips": None, "psnr_fov": 22.0, "ssim_fov": 0.5, "psnr_disc": 21.0}
+            "RetinaRegen": {
+                "psnr": 23.456,
+                "ssim": 0.7891,
+                "lpips": None,
+                "psnr_fov": 22.0,
+                "ssim_fov": 0.5,
+                "psnr_disc": 21.0,
+            }
         },
     }
-    row = {"label": "disc", "n": 9, "prevalence": 0.8, "majority": 0.8, "accuracy": 0.9, "roc_auc": None, "ece": 0.05}
-    judges = {judge: [row | {"average_precision": 0.95}] for judge in ("classifier", "second judge")}
+    row = {
+        "label": "disc",
+        "n": 9,
+        "prevalence": 0.8,
+        "majority": 0.8,
+        "accuracy": 0.9,
+        "roc_auc": None,
+        "ece": 0.05,
+    }
+    judges = {
+        judge: [row | {"average_precision": 0.95}] for judge in ("classifier", "second judge")
+    }
     facts = {"seconds": 12.4, "device": "cpu", "peak_memory_mib": 900, "threads": 1}
     facts["preset"] = dataclasses.asdict(PRESETS["smoke"])
     home = io.results("smoke", tmp_path)
@@ -60,15 +80,21 @@ def test_parts_made_from_results_quote_the_result_files(tmp_path, monkeypatch):
     assert part(text, "numbers").endswith("| four fusions |")
     data = "| the data (2.2, 3.1) | [01_data](notebooks/01_data.py) | nothing | 12 s, in all 0.2 min (cpu, 900 MiB) |"
     study = "| 3.2: four fusions | [09_fusion](notebooks/09_fusion.py) | 06 | not run | not run | not run |"
-    assert data in part(text, "cost") and study in part(text, "cost"), "02_readability, which 09 needs, was not run"
+    assert data in part(text, "cost") and study in part(text, "cost"), (
+        "02_readability, which 09 needs, was not run"
+    )
     io.write_json(workflow.result(home, "02_readability"), {"numbers": judges, "provenance": facts})
     second = part(readme.fill(TEXT), "numbers").split("The second judge on 9 test images")[1]
     assert "| disc | 0.80 | 0.80 | 0.90 | n/a | 0.95 | 0.05 |" in second
-    study = study.replace("not run", "12 s, in all 1.7 min (cpu, 900 MiB)", 1)  # eight jobs of 12.4 s
+    study = study.replace(
+        "not run", "12 s, in all 1.7 min (cpu, 900 MiB)", 1
+    )  # eight jobs of 12.4 s
     assert study in part(readme.fill(TEXT), "cost")
     facts["preset"]["T"] += 1  # a result that other values have made is not quoted
     io.write_json(workflow.result(home, "01_data"), {"numbers": [], "provenance": facts})
-    assert "[01_data](notebooks/01_data.py) | nothing | not run |" in part(readme.fill(TEXT), "cost")
+    assert "[01_data](notebooks/01_data.py) | nothing | not run |" in part(
+        readme.fill(TEXT), "cost"
+    )
 
 
 def test_what_was_never_run_is_not_given_a_number(tmp_path, monkeypatch):
@@ -85,7 +111,9 @@ def test_a_missing_part_is_named():
 
 
 def test_links_and_pictures_exist():
-    local = [target for target in re.findall(r"\]\(([^)]+)\)", TEXT) if not target.startswith("http")]
+    local = [
+        target for target in re.findall(r"\]\(([^)]+)\)", TEXT) if not target.startswith("http")
+    ]
     assert len(local) > 5
     assert [target for target in local if not (ROOT / target).exists()] == []
 
@@ -124,7 +152,11 @@ def test_every_notebook_says_what_it_needs_writes_and_takes():
     assert len(notebooks) >= 7
     for path in notebooks:
         text = path.read_text(encoding="utf-8")
-        for row in (r"# \| needs \| .+ \|", r"# \| writes \| .+ \|", r"# \| time \| (smoke: \d+ s on|not run).* \|"):
+        for row in (
+            r"# \| needs \| .+ \|",
+            r"# \| writes \| .+ \|",
+            r"# \| time \| (smoke: \d+ s on|not run).* \|",
+        ):
             assert len(re.findall(f"^{row}$", text, re.M)) == 1, (path.name, row)
 
 
@@ -136,7 +168,9 @@ def test_twins_hold_the_same_cells_and_no_outputs(path):
     text = path.with_suffix(".ipynb").read_text(encoding="utf-8")
     assert text == readme.twin(path), "run: python -m rr.readme"
     cells, source = nbformat.reads(text, 4).cells, jupytext.read(path).cells
-    assert [(cell.cell_type, cell.source) for cell in cells] == [(cell.cell_type, cell.source) for cell in source]
+    assert [(cell.cell_type, cell.source) for cell in cells] == [
+        (cell.cell_type, cell.source) for cell in source
+    ]
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
     nbformat.validate(nbformat.reads(text, 4))
 
@@ -151,12 +185,23 @@ def test_papermill_describes_every_parameter():
     assert shown.returncode == 0
     words = " ".join(shown.stdout.split())
     for each in notebook.parameters(NOTEBOOKS / "06_restoration.py").values():
-        assert f"{each.name}: {each.type.__name__} (default {each.default!r}" in words.replace('"', "'"), each.name
+        assert f"{each.name}: {each.type.__name__} (default {each.default!r}" in words.replace(
+            '"', "'"
+        ), each.name
         assert " ".join(each.help.split()) in words, each.name
 
 
 def test_plain_papermill_runs_a_committed_notebook(tmp_path):
-    done = papermill("notebooks/01_data.ipynb", tmp_path / "01.ipynb", "-p", "preset", "mini", "-p", "out", tmp_path / "out")
+    done = papermill(
+        "notebooks/01_data.ipynb",
+        tmp_path / "01.ipynb",
+        "-p",
+        "preset",
+        "mini",
+        "-p",
+        "out",
+        tmp_path / "out",
+    )
     assert done.returncode == 0, done.stderr
     assert io.read_result(tmp_path / "out" / "mini" / "01_data.json")["numbers"]["images"] == 72
 
@@ -168,19 +213,43 @@ def test_the_benchmark_and_the_cost_of_a_million_quote_their_files(tmp_path, mon
     line = {"row": "T3", "task": "JPEG of 1024 px to 224 px, which looks for the eye", "peer": "PIL", "unit": "photographs/s",
             "ours": 100.0, "theirs": 50.0, "ratio": 2.0, "low": 1.5, "high": 2.5, "target": 3, "met": False, "gate": "difference",
             "value": 0.5, "limit": 2, "ok": True}  # fmt: skip
-    alone = line | {"row": "T9", "task": "eyes", "peer": None, "theirs": None, "ratio": None, "target": 90, "met": True}
-    none = {"row": "T5", "task": "LPIPS", "met": None, "note": "not measured: lpips is not installed"}
+    alone = line | {
+        "row": "T9",
+        "task": "eyes",
+        "peer": None,
+        "theirs": None,
+        "ratio": None,
+        "target": 90,
+        "met": True,
+    }
+    none = {
+        "row": "T5",
+        "task": "LPIPS",
+        "met": None,
+        "note": "not measured: lpips is not installed",
+    }
     io.write_table(folder / "cpu.csv", pd.DataFrame([line, none, alone]))
     io.write_json(folder / "cpu.json", {"provenance": {"machine": "a machine"}})
     text = readme.bench("cpu")
-    assert "px, which looks for the eye | 100 photographs/s | PIL | 50 | 2.00 (1.50 to 2.50) | 3 | no |" in text
+    assert (
+        "px, which looks for the eye | 100 photographs/s | PIL | 50 | 2.00 (1.50 to 2.50) | 3 | no |"
+        in text
+    )
     assert "| T5 | LPIPS | not measured: lpips is not installed |" in text and "nan" not in text
-    assert "| T9 | eyes | 100 photographs/s |  |  |  | 90 photographs/s | yes | difference: 0.5 (limit 2) |" in text
+    assert (
+        "| T9 | eyes | 100 photographs/s |  |  |  | 90 photographs/s | yes | difference: 0.5 (limit 2) |"
+        in text
+    )
     rows = [{"images": n, "prepare_seconds": n / 100, "prepare_images_per_s": 100.0, "peak_mib": 1000.0, "bytes": 49152 * n,
              "epoch_images_per_s": 5000.0} for n in (1000, 10000)]  # fmt: skip
     exponents = {"prepare_seconds": 1.0, "epoch_seconds": 1.5}
-    io.write_result(folder / "scale.json", {"rows": rows, "exponents": exponents}, size=128, workers=2)
+    io.write_result(
+        folder / "scale.json", {"rows": rows, "exponents": exponents}, size=128, workers=2
+    )
     text = readme.million()
     assert "| 10,000 | 100 | 100 | 1,000 | 0.49 | 5,000 |" in text
-    assert "For a million that is 2.8 h, 49 GB, and 33.3 min to read all of them" in text and "At 224 px 151 GB" in text
+    assert (
+        "For a million that is 2.8 h, 49 GB, and 33.3 min to read all of them" in text
+        and "At 224 px 151 GB" in text
+    )
     assert "3 h for a million of 1024 px" in text

@@ -30,7 +30,9 @@ HOSTILE = """
 
 
 def error(name="ValueError", text="first line\nthe last line"):
-    return new_output("error", ename=name, evalue=text, traceback=["\x1b[31mTraceback\x1b[0m", text])
+    return new_output(
+        "error", ename=name, evalue=text, traceback=["\x1b[31mTraceback\x1b[0m", text]
+    )
 
 
 @pytest.fixture
@@ -41,17 +43,26 @@ def home(tmp_path):
         path = add.path / "executed" / f"{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
         cells = [new_markdown_cell(cell) if isinstance(cell, str) else cell for cell in cells]
-        nbformat.write(new_notebook(cells=cells, metadata={"language_info": {"name": "python"}}), path)
+        nbformat.write(
+            new_notebook(cells=cells, metadata={"language_info": {"name": "python"}}), path
+        )
         return path
 
     add.path, add.pictures = tmp_path / "mini", tmp_path / "figures"
     add.write = lambda: report.write(add.path, add.pictures).read_text(encoding="utf-8")
-    add.page = lambda name: (add.path / "report" / "notebooks" / f"{name}.html").read_text(encoding="utf-8")
+    add.page = lambda name: (add.path / "report" / "notebooks" / f"{name}.html").read_text(
+        encoding="utf-8"
+    )
     return add
 
 
 def output(**data):
-    return new_code_cell("show()", outputs=[new_output("execute_result", {name.replace("_", "/"): data[name] for name in data})])
+    return new_code_cell(
+        "show()",
+        outputs=[
+            new_output("execute_result", {name.replace("_", "/"): data[name] for name in data})
+        ],
+    )
 
 
 def put(path, content):
@@ -79,9 +90,19 @@ class Fetched(HTMLParser):
             value = value or ""
             self.found += re.findall(r"url\([^)]*\)", value)
             if tag == "a" and name == "href":
-                inside = re.fullmatch(r"#[\w%.+-]+|notebooks/[\w%.+-]+\.html|\.\./index\.html", value)
+                inside = re.fullmatch(
+                    r"#[\w%.+-]+|notebooks/[\w%.+-]+\.html|\.\./index\.html", value
+                )
                 self.found += [] if inside or value.startswith("https://") else [(tag, name, value)]
-            elif name in ("href", "src", "srcset", "poster", "data", "action", "background") or name.startswith("on"):
+            elif name in (
+                "href",
+                "src",
+                "srcset",
+                "poster",
+                "data",
+                "action",
+                "background",
+            ) or name.startswith("on"):
                 self.found += [] if value.startswith("data:image/") else [(tag, name, value)]
         if tag in ("script", "iframe", "object", "embed", "link", "base"):
             self.found.append(tag)
@@ -92,12 +113,18 @@ def test_the_check_of_pages_sees_what_leaves_the_folder():
 
 
 def test_no_page_loads_or_runs_anything(home):
-    widget = output(**{"application_vnd.jupyter.widget-view+json": {"model_id": "m"}, "text_plain": "a widget"})
+    widget = output(
+        **{"application_vnd.jupyter.widget-view+json": {"model_id": "m"}, "text_plain": "a widget"}
+    )
     script = output(application_javascript="fetch('https://a.example')", text_plain="a script")
     other = output(image_png=base64.b64encode(PNG).decode(), text_plain="<Figure>")
     pictures = "![a vessel](https://a.example/v.png) ![](attachment:x.png)"
     home("01_data", "# 01 · Data", HOSTILE, pictures, "$x$", widget, script, other)
-    home("02_readability", "# " + HOSTILE.replace("\n", " "), output(text_html=HOSTILE, text_plain="x"))
+    home(
+        "02_readability",
+        "# " + HOSTILE.replace("\n", " "),
+        output(text_html=HOSTILE, text_plain="x"),
+    )
     put(home.pictures / "01_data_eyes.png", PNG)
     index = home.write()
     pages = [index, home.page("01_data"), home.page("02_readability")]
@@ -105,13 +132,20 @@ def test_no_page_loads_or_runs_anything(home):
         assert Fetched(html).found == []
         assert "default-src 'none'; img-src data:" in html
     for html in pages[1:]:
-        assert "kept" in html and 'href="https://arxiv.org/abs/2502.19153"' in html and "[picture: an eye]" in html
+        assert (
+            "kept" in html
+            and 'href="https://arxiv.org/abs/2502.19153"' in html
+            and "[picture: an eye]" in html
+        )
     assert "[picture: a vessel]" in pages[1] and "a widget" in pages[1] and "a script" in pages[1]
     assert 'alt="Picture, under: 01 · Data"' in pages[1]
 
 
 def test_index_shows_chapters_figures_tables_and_provenance(home):
-    home("06_restoration", "Before\n\n```\n# no heading\n```\n\n# 06 · The <whole> `method` $x_0$\n\n## Then")
+    home(
+        "06_restoration",
+        "Before\n\n```\n# no heading\n```\n\n# 06 · The <whole> `method` $x_0$\n\n## Then",
+    )
     home("01_data", "# 01 · Data")
     io.write_json(home.path / "01_data.json", {"numbers": {}, "provenance": FACTS})
     put(home.pictures / "01_data_two.png", PNG + b"2")
@@ -141,8 +175,13 @@ def test_other_parameters_are_listed_under_their_chapter(home):
     home("06_restoration_unet++-literal_1", "# 06 · Method")
     home("06_restoration_vae_0", "# 06 · Method", new_code_cell("go()", outputs=[error()]))
     home("03_features_vgg16_2", "# 03 · Features")  # its chapter has not been run itself
-    io.write_json(home.path / "runs" / "unet++-literal_1" / "result.json", {"numbers": 1, "provenance": FACTS})
-    io.write_json(home.path / "extractors" / "vgg16_2" / "result.json", {"numbers": 1, "provenance": FACTS | {"seconds": 8}})
+    io.write_json(
+        home.path / "runs" / "unet++-literal_1" / "result.json", {"numbers": 1, "provenance": FACTS}
+    )
+    io.write_json(
+        home.path / "extractors" / "vgg16_2" / "result.json",
+        {"numbers": 1, "provenance": FACTS | {"seconds": 8}},
+    )
     index = home.write()
     sections = dict(re.findall(r'<section id="(\w+)">(.*?)</section>', index, re.S))
     assert list(sections) == ["03_features", "06_restoration"]
@@ -153,7 +192,9 @@ def test_other_parameters_are_listed_under_their_chapter(home):
     ]  # fmt: skip
     assert ["seed 3" in line for line in lines] == [False, True, False]
     assert ["failed: ValueError: the last line<" in line for line in lines] == [False, False, True]
-    assert "Traceback" in home.page("06_restoration_vae_0") and "\x1b" not in home.page("06_restoration_vae_0")
+    assert "Traceback" in home.page("06_restoration_vae_0") and "\x1b" not in home.page(
+        "06_restoration_vae_0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,10 +211,14 @@ def test_a_damaged_notebook_is_named_and_the_others_go_on(home, damage):
     index = home.write()
     assert re.search(r'<li>05_vae · <strong class="failed">unreadable: \w+<', index)
     assert 'href="notebooks/01_data.html"' in index and 'href="notebooks/05_vae.html"' not in index
-    assert [each.name for each in (home.path / "report" / "notebooks").glob("*")] == ["01_data.html"]
+    assert [each.name for each in (home.path / "report" / "notebooks").glob("*")] == [
+        "01_data.html"
+    ]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"provenance": 3}', '{"provenance": {"preset": [1]}}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"provenance": 3}', '{"provenance": {"preset": [1]}}']
+)
 def test_a_damaged_result_is_named(home, text):
     home("01_data", "# 01 · Data")
     put(home.path / "01_data.json", text)
@@ -181,28 +226,48 @@ def test_a_damaged_result_is_named(home, text):
 
 
 def test_same_inputs_same_bytes_and_old_pages_go(home, monkeypatch):
-    path = home("01_data", "# 01 · Data", output(text_plain="1"), new_code_cell("go()", outputs=[error()]))
+    path = home(
+        "01_data", "# 01 · Data", output(text_plain="1"), new_code_cell("go()", outputs=[error()])
+    )
     old = json.loads(path.read_text())
-    for cell in old["cells"]:  # as of older programs: cells without names, which nbformat would draw at random
+    for cell in old[
+        "cells"
+    ]:  # as of older programs: cells without names, which nbformat would draw at random
         del cell["id"]
     put(path, json.dumps(old))
-    home("02_readability", "# 02", output(**{"application_vnd.jupyter.widget-view+json": {}, "text_plain": "w"}))
+    home(
+        "02_readability",
+        "# 02",
+        output(**{"application_vnd.jupyter.widget-view+json": {}, "text_plain": "w"}),
+    )
     gone = home("04_diffusion", "# 04")
 
     def files():
         home.write()
-        return {each.relative_to(home.path): each.read_bytes() for each in (home.path / "report").rglob("*") if each.is_file()}
+        return {
+            each.relative_to(home.path): each.read_bytes()
+            for each in (home.path / "report").rglob("*")
+            if each.is_file()
+        }
 
     first = files()
     assert files() == first
     gone.unlink()
     for left in ("notebooks/.01_data.part-x.html", ".index.part-x.html"):
         put(home.path / "report" / left, "left by a killed writer")
-    assert {each.name for each in files()} == {"01_data.html", "02_readability.html", "index.html", ".lock"}
+    assert {each.name for each in files()} == {
+        "01_data.html",
+        "02_readability.html",
+        "index.html",
+        ".lock",
+    }
 
 
 def test_nothing_executed_says_what_to_run(home, tmp_path):
-    with pytest.raises(InputError, match=r"mini/executed: no executed notebook; run `rr reproduce --preset mini --out .+` first"):
+    with pytest.raises(
+        InputError,
+        match=r"mini/executed: no executed notebook; run `rr reproduce --preset mini --out .+` first",
+    ):
         home.write()
     assert not home.path.exists()
     with pytest.raises(InputError, match=r"run `rr reproduce --preset none` first"):
@@ -229,16 +294,25 @@ def test_formulas_become_mathml_and_code_stays(home, source, formulas, kept):
     for part in report.markdown(source), home.page("01_data").split("show")[1]:
         assert part.count("<math") == part.count("</math>") == formulas
         assert [text for text in kept if text not in part] == []
-    assert 'display="block"' in report.markdown("$$ x $$") and 'display="inline"' in report.markdown("$x$")
+    assert 'display="block"' in report.markdown(
+        "$$ x $$"
+    ) and 'display="inline"' in report.markdown("$x$")
 
 
 def test_heading_with_a_formula_stays_a_heading():
-    assert re.fullmatch(r"<h2>The pair <math.*</math></h2>\n", report.markdown("## The pair $(y, x)$"))
+    assert re.fullmatch(
+        r"<h2>The pair <math.*</math></h2>\n", report.markdown("## The pair $(y, x)$")
+    )
 
 
 def test_progress_bars_show_their_last_state(home):
     pieces = ["\r  0%| | 0/9", "\r 50%|x| 4/9", "\r100%|xx| 9/9", "\n", "end\n"]
-    home("01_data", new_code_cell("train()", outputs=[new_output("stream", name="stderr", text=text) for text in pieces]))
+    home(
+        "01_data",
+        new_code_cell(
+            "train()", outputs=[new_output("stream", name="stderr", text=text) for text in pieces]
+        ),
+    )
     home.write()
     assert re.search(r"<pre>\s*100%\|xx\| 9/9\nend\n</pre>", home.page("01_data"))
     assert "50%" not in home.page("01_data")
@@ -261,8 +335,14 @@ def test_tables(home):
     put(tables / "01_data_mixed.csv", 'name,0.123456\n0.123456,<b>\nx,"a,b"\ny\n1,2,3\n')
     put(tables / "01_data_none.csv", "")
     index = home.write()
-    cut = dict(re.findall(r"<figcaption>01_data_(\w+)\.csv</figcaption>(.*?)</figure>", index, re.S))
-    assert cut["40"].count("<tr>") == 41 and "rows in" not in cut["40"] and '<td class="number">39.12</td>' in cut["40"]
+    cut = dict(
+        re.findall(r"<figcaption>01_data_(\w+)\.csv</figcaption>(.*?)</figure>", index, re.S)
+    )
+    assert (
+        cut["40"].count("<tr>") == 41
+        and "rows in" not in cut["40"]
+        and '<td class="number">39.12</td>' in cut["40"]
+    )
     assert cut["41"].count("<tr>") == 1 + report.HEAD and "41 rows in 01_data_41.csv" in cut["41"]
     assert re.findall("<t[dh](?: class=\"number\")?>(.*?)</t[dh]>", cut["mixed"]) == [
         "name", "0.123456", "", "0.123456", "&lt;b&gt;", "", "x", "a,b", "", "y", "", "", "1", "2", "3",

@@ -19,7 +19,9 @@ from rr import io, notebook, reproduce, studies, workflow
 from rr.io import ROOT, InputError
 
 NOTEBOOKS = sorted(notebook.NOTEBOOKS.glob("[0-9]*.py"))
-MARKER = "RR_TEST_RUN"  # in the environment of all that a test starts: how its processes are found again
+MARKER = (
+    "RR_TEST_RUN"  # in the environment of all that a test starts: how its processes are found again
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 
@@ -56,8 +58,15 @@ def test_every_notebook_runs_on_preset_mini(made, path):
         executed = json.loads((out / "mini" / "executed" / f"{job}.ipynb").read_text())
         assert executed["metadata"]["papermill"]["exception"] is None
         facts = io.read_result(workflow.result(out / "mini", job))["provenance"]
-        assert facts["seconds"] > 0 and facts["peak_memory_mib"] > 50 and facts["threads"] >= 1 and facts["device"]
-    assert mine and list((out / "mini" / "figures").glob(f"{path.stem}*.png")), "a chapter shows a figure"
+        assert (
+            facts["seconds"] > 0
+            and facts["peak_memory_mib"] > 50
+            and facts["threads"] >= 1
+            and facts["device"]
+        )
+    assert mine and list((out / "mini" / "figures").glob(f"{path.stem}*.png")), (
+        "a chapter shows a figure"
+    )
 
 
 def test_the_servers_forks_ran_the_notebooks(made):
@@ -69,7 +78,13 @@ def test_the_servers_forks_ran_the_notebooks(made):
 def test_it_says_where_everything_lies(made):
     out, first, *_ = made
     shown = [line.split(":")[0].strip() for line in first.stdout.splitlines() if str(out) in line]
-    assert shown == ["figures", "tables", "restored photograph", "executed notebooks", "all on one page"]
+    assert shown == [
+        "figures",
+        "tables",
+        "restored photograph",
+        "executed notebooks",
+        "all on one page",
+    ]
 
 
 def test_a_second_call_has_nothing_to_do(made):
@@ -79,10 +94,19 @@ def test_a_second_call_has_nothing_to_do(made):
 
 def test_runs_of_a_study_are_comparable(made):
     out, *_ = made
-    for study in studies.VARIES:  # the paper's: in "matters" other protocols and equal weights are the point
+    for study in (
+        studies.VARIES
+    ):  # the paper's: in "matters" other protocols and equal weights are the point
         runs = studies.read_study(out / "mini", study, 1)
-        assert len({run.scores[run.scores.method != "RetinaRegen"].to_csv() for [run] in runs.values()}) == 1, "the same images"
-        assert len({run.scores[run.scores.method == "RetinaRegen"].to_csv() for [run] in runs.values()}) == len(runs)
+        assert (
+            len(
+                {run.scores[run.scores.method != "RetinaRegen"].to_csv() for [run] in runs.values()}
+            )
+            == 1
+        ), "the same images"
+        assert len(
+            {run.scores[run.scores.method == "RetinaRegen"].to_csv() for [run] in runs.values()}
+        ) == len(runs)
 
 
 def test_a_result_that_is_gone_or_made_by_hand_is_made_again(rr, made):
@@ -92,10 +116,15 @@ def test_a_result_that_is_gone_or_made_by_hand_is_made_again(rr, made):
     before = result.read_text()
     result.write_text(before.replace('"commit"', '"Commit"'))
     of = len(workflow.jobs())
-    assert rr(*words).stdout.splitlines() == ["04_diffusion  made otherwise, or damaged", f"1 of {of} notebooks to run"]
+    assert rr(*words).stdout.splitlines() == [
+        "04_diffusion  made otherwise, or damaged",
+        f"1 of {of} notebooks to run",
+    ]
     result.write_text(before)
     assert rr(*words).stdout == "nothing to do\n"
-    assert rr(*words[:-3], "--out", f"{out}/../{out.name}/", "--dry-run").stdout == "nothing to do\n", "another spelling"
+    assert (
+        rr(*words[:-3], "--out", f"{out}/../{out.name}/", "--dry-run").stdout == "nothing to do\n"
+    ), "another spelling"
 
 
 # -------------------------------------------------------------------------------------------------------- tracking
@@ -113,14 +142,29 @@ def changed(made, tmp_path_factory):
         text = (copy / file).read_text()
         assert old in text
         (copy / file).write_text(text.replace(old, new, 1))
-        command = [sys.executable, "-m", "rr", "reproduce", "--preset", "mini", "--out", out, "--dry-run", *words]
+        command = [
+            sys.executable,
+            "-m",
+            "rr",
+            "reproduce",
+            "--preset",
+            "mini",
+            "--out",
+            out,
+            "--dry-run",
+            *words,
+        ]
         environment = {**os.environ, "PYTHONPATH": str(copy)}
-        done = subprocess.run(list(map(str, command)), cwd=copy, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            list(map(str, command)), cwd=copy, env=environment, capture_output=True, text=True
+        )
         (copy / file).write_text(text)
         assert done.returncode == 0, done.stderr
         lines = done.stdout.splitlines()
         of = len(workflow.jobs())
-        assert lines[-1] == (f"{len(lines) - 1} of {of} notebooks to run" if len(lines) > 1 else "nothing to do")
+        assert lines[-1] == (
+            f"{len(lines) - 1} of {of} notebooks to run" if len(lines) > 1 else "nothing to do"
+        )
         return {line.split()[0] for line in lines[:-1]}
 
     return call
@@ -153,18 +197,33 @@ def test_a_changed_value_runs_again_what_depends_on_it_and_no_more(changed, valu
 
 
 def test_changed_code_runs_again_what_computes_with_it(changed):
-    assert changed("rr/fusion.py", "std=0.1", "std=0.2") == after("00_start_here", "04_diffusion", "06_restoration")
+    assert changed("rr/fusion.py", "std=0.1", "std=0.2") == after(
+        "00_start_here", "04_diffusion", "06_restoration"
+    )
     assert changed("rr/paper.py", "27.4521", "27.4522") == {"11_summary"}
 
 
 def test_prose_runs_nothing_again(changed):
-    assert changed("notebooks/06_restoration.py", "# ## Training", "# ## How it is trained") == set()
+    assert (
+        changed("notebooks/06_restoration.py", "# ## Training", "# ## How it is trained") == set()
+    )
     assert changed("rr/presets.py", "# tests only", "# for tests only") == set()
 
 
 def test_more_seeds_run_what_is_new(rr, made):
     out, *_ = made
-    done = rr("reproduce", "--preset", "mini", "--out", out, "--study", "fusion", "--seeds", 2, "--dry-run")
+    done = rr(
+        "reproduce",
+        "--preset",
+        "mini",
+        "--out",
+        out,
+        "--study",
+        "fusion",
+        "--seeds",
+        2,
+        "--dry-run",
+    )
     found = {line.split()[0] for line in done.stdout.splitlines()[:-1]}
     new = {f"06_restoration_{each}_1" for each in studies.STUDIES["fusion"]}
     assert found == {"03_features_resnet34_1", *new, "09_fusion"}
@@ -180,7 +239,9 @@ def processes(marker):
         try:
             if f"{MARKER}={marker}".encode() in (folder / "environ").read_bytes().split(b"\0"):
                 if (folder / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
-                    found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    found[int(folder.name)] = (
+                        (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    )
         except (FileNotFoundError, PermissionError, ProcessLookupError):
             continue
     return found
@@ -198,7 +259,17 @@ class Call:
     """`rr reproduce --study fusion` in the background, and its processes by what they are."""
 
     def __init__(self, out, marker):
-        words = ["reproduce", "--preset", "mini", "--study", "fusion", "--jobs", "2", "--out", str(out)]
+        words = [
+            "reproduce",
+            "--preset",
+            "mini",
+            "--study",
+            "fusion",
+            "--jobs",
+            "2",
+            "--out",
+            str(out),
+        ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), MARKER: marker}
         self.marker = marker
         self.process = subprocess.Popen(
@@ -212,11 +283,18 @@ class Call:
             return self.process.pid
         if what in ("snakemake", "rr run"):
             command = f" -m {what} "
-            return until(lambda: [p for p, c in processes(self.marker).items() if command in c], seconds, what)[0]
+            return until(
+                lambda: [p for p, c in processes(self.marker).items() if command in c],
+                seconds,
+                what,
+            )[0]
 
         def forks():  # of the server: runners; of these: kernels
             every = [p for p, c in processes(self.marker).items() if "-m rr.forked" in c]
-            parent = {p: int(Path(f"/proc/{p}/stat").read_text().rsplit(")", 1)[1].split()[1]) for p in every}
+            parent = {
+                p: int(Path(f"/proc/{p}/stat").read_text().rsplit(")", 1)[1].split()[1])
+                for p in every
+            }
             runners = [p for p in every if parent[p] in every and parent[parent[p]] not in every]
             kernels = [p for p in every if parent[p] in runners]
             return runners if what == "runner" else kernels
@@ -238,7 +316,9 @@ KILLS = [  # who, when: a file that exists while that work is being done, and th
 ]
 
 
-def test_a_run_killed_at_several_points_ends_with_the_numbers_of_an_uninterrupted_one(made, tmp_path):
+def test_a_run_killed_at_several_points_ends_with_the_numbers_of_an_uninterrupted_one(
+    made, tmp_path
+):
     """kill -9 each time; the next call continues. No kernel is alive a minute later, nothing half-written is taken."""
     uninterrupted, *_ = made
     home, markers = tmp_path / "mini", []
@@ -253,7 +333,10 @@ def test_a_run_killed_at_several_points_ends_with_the_numbers_of_an_uninterrupte
         if who != "rr reproduce":
             until(lambda: not processes(markers[-1]), 60, f"end of all processes after {who} died")
         if fails:
-            assert f"  {fails}" in said.split("notebooks failed:")[1] and "the same command continues" in said, said
+            assert (
+                f"  {fails}" in said.split("notebooks failed:")[1]
+                and "the same command continues" in said
+            ), said
     code, said = Call(tmp_path, f"{os.getpid()}-last").end()
     assert code == 0, said
     until(lambda: not any(map(processes, markers)), 60, "end of everything that was started")
@@ -271,18 +354,42 @@ def test_a_failing_configuration_does_not_stop_the_others(made, tmp_path):
     path = copy / "notebooks" / "06_restoration.py"
     broken = "assert fusion != 'upsample-static', 'broken\\non purpose'\nclassifier = "
     path.write_text(path.read_text().replace("classifier = ", broken, 1))
-    command = [sys.executable, "-m", "rr", "reproduce", "--preset", "mini", "--out", out, "--study", "fusion"]
+    command = [
+        sys.executable,
+        "-m",
+        "rr",
+        "reproduce",
+        "--preset",
+        "mini",
+        "--out",
+        out,
+        "--study",
+        "fusion",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(copy)}
-    done = subprocess.run(list(map(str, command)), cwd=copy, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        list(map(str, command)), cwd=copy, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 1
     broken = "06_restoration_paired_vae_resnet34_upsample-static_0"
     executed = out / "mini" / "executed" / f"{broken}.ipynb"
-    assert "1 of 8 notebooks failed:" in done.stderr and "not made because of that: 09_fusion" in done.stderr
+    assert (
+        "1 of 8 notebooks failed:" in done.stderr
+        and "not made because of that: 09_fusion" in done.stderr
+    )
     [line] = [line for line in done.stderr.splitlines() if line.startswith(f"  {broken}: ")]
     assert line.endswith(f"AssertionError: on purpose; see the traceback in {executed}")
-    outputs = [output for cell in nbformat.read(executed, 4).cells for output in cell.get("outputs", [])]
-    assert ["broken" in output.traceback[-1] for output in outputs if output.output_type == "error"] == [True]
-    others = [f"06_restoration_{each}_0" for each in studies.STUDIES["fusion"] if each.fusion != "upsample-static"]
+    outputs = [
+        output for cell in nbformat.read(executed, 4).cells for output in cell.get("outputs", [])
+    ]
+    assert [
+        "broken" in output.traceback[-1] for output in outputs if output.output_type == "error"
+    ] == [True]
+    others = [
+        f"06_restoration_{each}_0"
+        for each in studies.STUDIES["fusion"]
+        if each.fusion != "upsample-static"
+    ]
     for job in others:
         assert f"{job}  done" in done.stdout and workflow.mark(out / "mini", job).is_file()
 
@@ -306,14 +413,18 @@ def test_a_workflow_whose_reproduce_was_killed_is_stopped(tmp_path):
     gone.wait()
     with open(tmp_path / ".reproduce.lock", "a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        orphan = subprocess.Popen(["sleep", "600"], start_new_session=True, pass_fds=[lock.fileno()])
+        orphan = subprocess.Popen(
+            ["sleep", "600"], start_new_session=True, pass_fds=[lock.fileno()]
+        )
         print(platform.node(), gone.pid, orphan.pid, file=lock, flush=True)
     with open(tmp_path / ".reproduce.lock", "a+") as lock:
         reproduce._stop_orphan(tmp_path, lock)
         assert orphan.wait(10) < 0 and reproduce._free(lock)
 
 
-@pytest.mark.parametrize("content", ["", "elsewhere {gone} {bystander}", "{here} {gone}", "garbage"])
+@pytest.mark.parametrize(
+    "content", ["", "elsewhere {gone} {bystander}", "{here} {gone}", "garbage"]
+)
 def test_nobody_is_stopped_on_a_guess(tmp_path, content):
     """The lock is held, but its file does not say by whom: perhaps its holder has just taken it."""
     gone = subprocess.Popen(["true"])
@@ -321,7 +432,11 @@ def test_nobody_is_stopped_on_a_guess(tmp_path, content):
     bystander = subprocess.Popen(["sleep", "600"], start_new_session=True)
     try:
         with open(tmp_path / ".reproduce.lock", "a+") as lock:
-            print(content.format(gone=gone.pid, bystander=bystander.pid, here=platform.node()), file=lock, flush=True)
+            print(
+                content.format(gone=gone.pid, bystander=bystander.pid, here=platform.node()),
+                file=lock,
+                flush=True,
+            )
             with pytest.raises(InputError, match="another `rr reproduce` is at work there"):
                 reproduce._stop_orphan(tmp_path, lock)
         assert bystander.poll() is None
@@ -333,7 +448,10 @@ def test_nobody_is_stopped_on_a_guess(tmp_path, content):
 def test_plans_say_what_is_wrong_with_them(tmp_path):
     with pytest.raises(InputError, match="preset 'tiny': unknown"):
         reproduce.Plan("tiny").command()
-    with pytest.raises(InputError, match="profile 'cloud': unknown; choose one of kubernetes, laptop, slurm, or name a folder"):
+    with pytest.raises(
+        InputError,
+        match="profile 'cloud': unknown; choose one of kubernetes, laptop, slurm, or name a folder",
+    ):
         reproduce.Plan(profile="cloud").command()
     (tmp_path / "config.yaml").write_text("jobs: 3\n")
     assert tmp_path in reproduce.Plan(profile=str(tmp_path)).command()

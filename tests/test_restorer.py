@@ -7,7 +7,16 @@ from torch import nn
 
 from rr import checkpoint
 from rr.io import InputError
-from rr.restorer import PROTOCOLS, Denoiser, RetinaRegen, assemble, literal, paired, restore_photograph, training_rows
+from rr.restorer import (
+    PROTOCOLS,
+    Denoiser,
+    RetinaRegen,
+    assemble,
+    literal,
+    paired,
+    restore_photograph,
+    training_rows,
+)
 from rr.train import Batch
 from rr.vae import Output
 
@@ -31,7 +40,15 @@ class Oracle(nn.Module):
 def denoiser(**changes):
     torch.manual_seed(0)
     return Denoiser(
-        **{"size": 32, "width": 4, "latent": 4, "T": 20, "schedule": "cosine", "condition": (8, 1, 1), **changes}
+        **{
+            "size": 32,
+            "width": 4,
+            "latent": 4,
+            "T": 20,
+            "schedule": "cosine",
+            "condition": (8, 1, 1),
+            **changes,
+        }
     ).eval()
 
 
@@ -73,7 +90,9 @@ def test_the_condition_enters_the_network_and_leaves_the_state_alone():
     assert torch.allclose(states[0], model.diffusion.add_noise(y, model.t_0, epsilon))
     model.c.zero_()
     without = [x_t for _, x_t, _ in model.trajectory(y, torch.Generator().manual_seed(0))]
-    assert all(torch.equal(a, b) for a, b in zip(states, without))  # with an oracle the condition changes no state
+    assert all(
+        torch.equal(a, b) for a, b in zip(states, without)
+    )  # with an oracle the condition changes no state
 
 
 def test_restore_is_deterministic_masked_and_in_range():
@@ -81,7 +100,12 @@ def test_restore_is_deterministic_masked_and_in_range():
     fov = b.fov.clone()
     fov[:, :, :8] = False
     first, second = (model.restore(b.x, fov, torch.Generator().manual_seed(1)) for _ in range(2))
-    assert torch.equal(first, second) and (first[:, :, :8] == 0).all() and 0 <= first.min() and first.max() <= 1
+    assert (
+        torch.equal(first, second)
+        and (first[:, :, :8] == 0).all()
+        and 0 <= first.min()
+        and first.max() <= 1
+    )
 
 
 def test_unreadable_images_are_restored_and_readable_ones_left_alone():
@@ -127,7 +151,11 @@ def test_a_photograph_comes_back_in_its_size_with_its_surround():
     assert result.shape == image.shape and result.dtype == np.uint8
     assert (result[5:12, 5:60] == 200).all() and (result[~disc][:, 0] < 205).all()
     assert abs(int(result[150, 190, 0]) - 204) <= 1  # 0.8
-    assert report["status"] == "restored" and report["passed"] and set(report["before"]) == {"fundus", "macula", "disc", "retina"}
+    assert (
+        report["status"] == "restored"
+        and report["passed"]
+        and set(report["before"]) == {"fundus", "macula", "disc", "retina"}
+    )
     bright = np.where(disc[..., None], np.uint8(250), image)
     result, report = restore_photograph(RetinaRegen(Judge(), model), bright)
     assert report["status"] == "readable already" and (result == bright).all()
@@ -182,9 +210,15 @@ def test_a_restorer_that_knows_its_target_returns_the_image(backbone, objective)
 
     class Knows(nn.Module):
         def forward(self, x_t, t, generator=None):
-            target = model.diffusion.target(objective, x_t - model.fusion.condition(model.c, (32, 32)), t, b.x)
+            target = model.diffusion.target(
+                objective, x_t - model.fusion.condition(model.c, (32, 32)), t, b.x
+            )
             zero = torch.zeros(len(x_t), 1)
-            return Output(target, zero, zero) if backbone == "vae" and objective != "image" else Output(target)
+            return (
+                Output(target, zero, zero)
+                if backbone == "vae" and objective != "image"
+                else Output(target)
+            )
 
     model.backbone = Knows()
     assert model.loss(b, torch.Generator().manual_seed(0))["loss"] < 1e-8
@@ -192,19 +226,29 @@ def test_a_restorer_that_knows_its_target_returns_the_image(backbone, objective)
 
 
 def test_noise_and_v_are_no_images():
-    images = [denoiser(objective=objective)(batch().x, torch.ones(4)).prediction for objective in ("image", "v", "noise")]
+    images = [
+        denoiser(objective=objective)(batch().x, torch.ones(4)).prediction
+        for objective in ("image", "v", "noise")
+    ]
     assert images[0].min() > 0 and all(each.min() < 0 for each in images[1:])
 
 
 def test_from_pure_noise_nothing_of_the_input_is_left():
     model, b = denoiser(start=1.0), batch()
     model.backbone, model.seen = Oracle(), []
-    first, second = (next(iter(model.trajectory(y, torch.Generator().manual_seed(0))))[1] for y in (b.x, 1 - b.x))
+    first, second = (
+        next(iter(model.trajectory(y, torch.Generator().manual_seed(0))))[1] for y in (b.x, 1 - b.x)
+    )
     assert torch.equal(first, second)
-    noised = [next(iter(model.trajectory(y, torch.Generator().manual_seed(0), start=0.25)))[1] for y in (b.x, 1 - b.x)]
+    noised = [
+        next(iter(model.trajectory(y, torch.Generator().manual_seed(0), start=0.25)))[1]
+        for y in (b.x, 1 - b.x)
+    ]
     assert not torch.equal(*noised)
     epsilon = torch.randn(b.x.shape, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(first, epsilon) and torch.equal(noised[0], model.diffusion.add_noise(b.x, 5, epsilon))
+    assert torch.equal(first, epsilon) and torch.equal(
+        noised[0], model.diffusion.add_noise(b.x, 5, epsilon)
+    )
     with pytest.raises(InputError, match="trained up to 0.25 of T"):
         denoiser().restore(b.x, b.fov, torch.Generator(), start=0.5)
 
@@ -225,14 +269,18 @@ def test_added_to_the_state_the_condition_piles_up():
 
 
 def test_a_condition_per_image_is_the_features_of_that_image_from_a_frozen_extractor():
-    model = denoiser(condition=(16, 1, 1), extractor={"name": "attention", "width": 16, "heads": 2}).train()
+    model = denoiser(
+        condition=(16, 1, 1), extractor={"name": "attention", "width": 16, "heads": 2}
+    ).train()
     b = batch()
     assert not model.extractor.training and torch.equal(model.condition(b.x), model.extractor(b.x))
     model.loss(b, torch.Generator())["loss"].backward()
     assert all(each.grad is None for each in model.extractor.parameters())
     assert model.fusion.project.weight.grad.abs().sum() > 0
     t = torch.ones(4)
-    assert not torch.equal(model.eval()(b.x, t, y=b.x).prediction, model(b.x, t, y=1 - b.x).prediction)
+    assert not torch.equal(
+        model.eval()(b.x, t, y=b.x).prediction, model(b.x, t, y=1 - b.x).prediction
+    )
 
 
 @pytest.mark.parametrize("fusion", ["film", "concat"])

@@ -31,7 +31,9 @@ def answers():
     return ping.returncode == 0 and " is UP" in ping.stdout
 
 
-pytestmark = pytest.mark.skipif(not answers(), reason="no SLURM: sbatch is absent or no controller answers")
+pytestmark = pytest.mark.skipif(
+    not answers(), reason="no SLURM: sbatch is absent or no controller answers"
+)
 
 
 def project(folder):
@@ -39,20 +41,33 @@ def project(folder):
     for part in ("rr", "notebooks", "workflow"):
         shutil.copytree(ROOT / part, folder / part)
     slow = folder / "notebooks" / "09_fusion.py"
-    slow.write_text(slow.read_text().replace("started = time.time()", "started = time.time()\ntime.sleep(300)"))
+    slow.write_text(
+        slow.read_text().replace("started = time.time()", "started = time.time()\ntime.sleep(300)")
+    )
     profile = folder / "workflow" / "profiles" / "slurm" / "config.yaml"
-    values = yaml.safe_load(profile.read_text())  # the profile that is tested, made quick and small enough for one node
+    values = yaml.safe_load(
+        profile.read_text()
+    )  # the profile that is tested, made quick and small enough for one node
     values["default-resources"] |= {"cpus_per_task": 1, "runtime": 10, "mem_mb": 3000}
-    values |= {"set-resources": {"09_fusion": {"runtime": 1}}, "slurm-init-seconds-before-status-checks": 2, "latency-wait": 5}
+    values |= {
+        "set-resources": {"09_fusion": {"runtime": 1}},
+        "slurm-init-seconds-before-status-checks": 2,
+        "latency-wait": 5,
+    }
     profile.write_text(yaml.safe_dump(values))
 
 
 def jobs(folder):
     """{SLURM's job number: (rule, state)} of the jobs submitted from `folder`, finished ones included."""
-    lines = subprocess.check_output(["squeue", "--noheader", "--states=all", "--format=%i|%k|%T|%Z"], text=True)
+    lines = subprocess.check_output(
+        ["squeue", "--noheader", "--states=all", "--format=%i|%k|%T|%Z"], text=True
+    )
     rows = [line.split("|") for line in lines.splitlines()]
-    return {number: (re.search(r"\d\d_[a-z_]+?(?=_wildcards|$)", rule)[0], state)
-            for number, rule, state, where in rows if where == str(folder)}
+    return {
+        number: (re.search(r"\d\d_[a-z_]+?(?=_wildcards|$)", rule)[0], state)
+        for number, rule, state, where in rows
+        if where == str(folder)
+    }
 
 
 def cancel(folder, rule, process, seconds=200):
@@ -64,17 +79,34 @@ def cancel(folder, rule, process, seconds=200):
                 subprocess.run(["scancel", number], check=True)
                 return number
         time.sleep(0.5)
-    raise AssertionError(f"no job of rule {rule} ran within {seconds} s; SLURM's jobs: {jobs(folder)}")
+    raise AssertionError(
+        f"no job of rule {rule} ran within {seconds} s; SLURM's jobs: {jobs(folder)}"
+    )
 
 
 def test_the_workflow_goes_through_slurm(tmp_path):
     """Jobs succeed; one is cancelled and tried again; one runs out of time and is named in the summary."""
     copy, out = tmp_path / "project", tmp_path / "out"
     project(copy)
-    words = ["reproduce", "--preset", "mini", "--study", "fusion", "--profile", "slurm", "--out", str(out)]
-    command, environment = [sys.executable, "-m", "rr", *words], {**os.environ, "PYTHONPATH": str(copy)}
+    words = [
+        "reproduce",
+        "--preset",
+        "mini",
+        "--study",
+        "fusion",
+        "--profile",
+        "slurm",
+        "--out",
+        str(out),
+    ]
+    command, environment = (
+        [sys.executable, "-m", "rr", *words],
+        {**os.environ, "PYTHONPATH": str(copy)},
+    )
     with open(tmp_path / "output", "w") as output:
-        process = subprocess.Popen(command, cwd=copy, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=copy, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
     try:
         cancelled = cancel(out / "mini", "02_readability", process)
         code = process.wait(840)
@@ -84,14 +116,20 @@ def test_the_workflow_goes_through_slurm(tmp_path):
             process.wait(60)
     said = (tmp_path / "output").read_text()
 
-    assert code == 1 and "1 of 8 notebooks failed:\n  09_fusion: ended without a word: SLURM says TIMEOUT" in said, said
+    assert (
+        code == 1
+        and "1 of 8 notebooks failed:\n  09_fusion: ended without a word: SLURM says TIMEOUT"
+        in said
+    ), said
     states = jobs(out / "mini")
     assert states[cancelled] == ("02_readability", "CANCELLED")
     assert Counter(states.values()) == {
         ("01_data", "COMPLETED"): 1, ("02_readability", "CANCELLED"): 1, ("02_readability", "COMPLETED"): 1,
         ("03_features", "COMPLETED"): 1, ("06_restoration", "COMPLETED"): 4, ("09_fusion", "TIMEOUT"): 2,
     }  # fmt: skip
-    made = {job: workflow.mark(out / "mini", job).is_file() for job in workflow.jobs(study="fusion")}
+    made = {
+        job: workflow.mark(out / "mini", job).is_file() for job in workflow.jobs(study="fusion")
+    }
     assert [job for job in made if not made[job]] == ["09_fusion"]
     facts = io.read_result(workflow.result(out / "mini", "02_readability"))["provenance"]
     assert facts["threads"] == 1, "as many as SLURM reserved"
@@ -100,12 +138,28 @@ def test_the_workflow_goes_through_slurm(tmp_path):
 def test_srun_starts_the_processes_of_one_training(tmp_path):
     """Two tasks of a job are the two processes of tests/ranks.py, with one set of weights in the end."""
     packed = packing.pack(sources.embedded(72, 0), 80, tmp_path / "data")
-    words = json.dumps({"out": str(tmp_path / "two"), "data": str(packed.path), "component": "plain", "devices": 2})
-    command = ["srun", "--ntasks-per-node", "2", "--time", "5", sys.executable, str(ROOT / "tests" / "ranks.py"), words]
+    words = json.dumps(
+        {"out": str(tmp_path / "two"), "data": str(packed.path), "component": "plain", "devices": 2}
+    )
+    command = [
+        "srun",
+        "--ntasks-per-node",
+        "2",
+        "--time",
+        "5",
+        sys.executable,
+        str(ROOT / "tests" / "ranks.py"),
+        words,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     made = io.read_json(tmp_path / "two" / "config.json")["provenance"]
     assert made["processes"] == 2
-    seen = [set(json.loads((tmp_path / "two" / f"seen-{rank}.json").read_text())[0]) for rank in range(2)]
+    seen = [
+        set(json.loads((tmp_path / "two" / f"seen-{rank}.json").read_text())[0])
+        for rank in range(2)
+    ]
     assert all(seen) and not seen[0] & seen[1] and len(seen[0] | seen[1]) == made["rows"]

@@ -44,7 +44,16 @@ for path in notebooks:
 def execute(out, seeds, stems=STEMS):
     """Run notebooks on the fake runs in out/smoke; returns what they show."""
     paths = [notebook.NOTEBOOKS / f"{stem}.py" for stem in stems]
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", WITHOUT_TORCH, str(out), str(seeds), *map(str, paths)]
+    command = [
+        sys.executable,
+        "-W",
+        "error::RuntimeWarning",
+        "-c",
+        WITHOUT_TORCH,
+        str(out),
+        str(seeds),
+        *map(str, paths),
+    ]
     done = subprocess.run(command, cwd=io.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -55,14 +64,22 @@ def execute(out, seeds, stems=STEMS):
 
 def test_the_matrix_is_the_papers():
     rows = [each for study in studies.VARIES for each in studies.STUDIES[study]]
-    assert [len(studies.STUDIES[study]) for study in studies.VARIES] == [5, 8, 4] and len(rows) == 17
+    assert [len(studies.STUDIES[study]) for study in studies.VARIES] == [5, 8, 4] and len(
+        rows
+    ) == 17
     assert len(studies.distinct(studies.VARIES)) == len(set(rows)) == 15
     assert all(studies.RETINAREGEN in study for study in studies.STUDIES.values())
     for study, word in studies.VARIES.items():
         words = [getattr(each, word) for each in studies.STUDIES[study]]
-        assert [studies.RETINAREGEN._replace(**{word: each}) for each in words] == studies.STUDIES[study]
-        assert set(words) == set({"backbone": BACKBONES, "extractor": EXTRACTORS, "fusion": paper.FUSIONS}[word])
-    assert [each.extractor for each in studies.STUDIES["extractors"]] == list(paper.EXTRACTORS)  # Table 1's order
+        assert [studies.RETINAREGEN._replace(**{word: each}) for each in words] == studies.STUDIES[
+            study
+        ]
+        assert set(words) == set(
+            {"backbone": BACKBONES, "extractor": EXTRACTORS, "fusion": paper.FUSIONS}[word]
+        )
+    assert [each.extractor for each in studies.STUDIES["extractors"]] == list(
+        paper.EXTRACTORS
+    )  # Table 1's order
     assert all(each.protocol in PROTOCOLS for each in rows)
 
 
@@ -72,23 +89,45 @@ def test_distinct_of_one_study_keeps_its_order():
 
 
 def test_folders_differ_for_every_run(tmp_path):
-    every = [studies.folder(tmp_path, each, seed) for each in studies.distinct() for seed in range(3)]
+    every = [
+        studies.folder(tmp_path, each, seed) for each in studies.distinct() for seed in range(3)
+    ]
     assert len(set(every)) == 3 * 31 and every[0].name == "paired_unet_resnet34_bilinear-static_0"
     assert str(studies.BRIDGE) == "paired_unet_off_off_method-bridge"
-    assert str(studies.cell("vae", "v")) == "paired_vae_resnet34_bilinear-static_objective-v_start-1"
+    assert (
+        str(studies.cell("vae", "v")) == "paired_vae_resnet34_bilinear-static_objective-v_start-1"
+    )
 
 
 def test_the_factorial_is_full_and_all_of_what_matters_is_a_choice_that_the_models_know():
     every = studies.STUDIES["matters"]
-    cells = {studies.cell(*levels) for levels in product(studies.FACTORS["backbone"], studies.FACTORS["objective"])}
+    cells = {
+        studies.cell(*levels)
+        for levels in product(studies.FACTORS["backbone"], studies.FACTORS["objective"])
+    }
     assert len(cells) == 6 and cells <= set(every) and {each.start for each in cells} == {1.0}
     assert set(studies.STUDIES["extractors"] + studies.STUDIES["fusion"]) <= set(every)
     for each in every:
-        assert each.backbone in BACKBONES and each.protocol in PROTOCOLS and each.objective in ("", *OBJECTIVES)
-        assert each.extractor in (*EXTRACTORS, "random", "off") and each.likelihood in LIKELIHOODS and each.region in REGIONS
-        assert each.fusion in FUSIONS if each.method == "diffusion" else each.fusion == each.extractor == "off"
+        assert (
+            each.backbone in BACKBONES
+            and each.protocol in PROTOCOLS
+            and each.objective in ("", *OBJECTIVES)
+        )
+        assert (
+            each.extractor in (*EXTRACTORS, "random", "off")
+            and each.likelihood in LIKELIHOODS
+            and each.region in REGIONS
+        )
+        assert (
+            each.fusion in FUSIONS
+            if each.method == "diffusion"
+            else each.fusion == each.extractor == "off"
+        )
     for each in studies.CONDITIONS.values():
-        twins = [len(each.values.items() - other.values.items()) for other in studies.STUDIES["extractors"]]
+        twins = [
+            len(each.values.items() - other.values.items())
+            for other in studies.STUDIES["extractors"]
+        ]
         assert min(twins) == 1, "one thing differs from a row of Table 1, or nothing is told"
 
 
@@ -108,9 +147,14 @@ def test_a_run_is_read_as_it_was_written(home):
     assert run.eyes.shape == (3, studies.EYES, 8, 8, 3) and run.eyes.dtype == np.uint8
     strip = np.asarray(fakes.Image.open(studies.folder(home, studies.RETINAREGEN, 1) / "eyes.png"))
     assert (run.eyes[1, 2] == strip[8:16, 16:24]).all()  # second row, third eye
-    assert list(run.scores.columns) == ["image", "method", *fakes.METRICS] and len(run.scores) == 3 * 12
+    assert (
+        list(run.scores.columns) == ["image", "method", *fakes.METRICS]
+        and len(run.scores) == 3 * 12
+    )
     study = studies.read_study(home, "fusion", 2)
-    assert list(study) == studies.STUDIES["fusion"] and [run.seed for run in study[studies.RETINAREGEN]] == [0, 1]
+    assert list(study) == studies.STUDIES["fusion"] and [
+        run.seed for run in study[studies.RETINAREGEN]
+    ] == [0, 1]
 
 
 def test_missing_and_changed_runs_are_named(home):
@@ -125,7 +169,9 @@ def test_missing_and_changed_runs_are_named(home):
     studies.read_study(home, "fusion", 1)  # seed 0 is as it was
 
 
-@pytest.mark.parametrize("what, changes", [("test images", {"n": 11}), ("LPIPS trunk", {"lpips": False})])
+@pytest.mark.parametrize(
+    "what, changes", [("test images", {"n": 11}), ("LPIPS trunk", {"lpips": False})]
+)
 def test_runs_that_cannot_be_compared_are_refused(home, what, changes):
     fakes.write(home, configurations=[studies.STUDIES["fusion"][3]], **changes)
     with pytest.raises(InputError, match=f"bilinear-dynamic_0: another {what} than in"):
@@ -139,13 +185,22 @@ def test_runs_that_cannot_be_compared_are_refused(home, what, changes):
 def compared(tmp_path_factory):
     """Three seeds: a weak unet, alexnet just like resnet18, a mobilenet that is better, a fusion with one seed off."""
     out = tmp_path_factory.mktemp("compared")
-    effects = {"unet": -6, "unet++": -5, "resnet": -6, "densenet": -5, "mobilenet": 3, "upsample-static": [-2, -2, 1.5]}
+    effects = {
+        "unet": -6,
+        "unet++": -5,
+        "resnet": -6,
+        "densenet": -5,
+        "mobilenet": 3,
+        "upsample-static": [-2, -2, 1.5],
+    }
     fakes.write(out / "smoke", 3, effects=effects, noise=0.05)
     like = studies.RETINAREGEN._replace(extractor="resnet18")
     for seed in range(3):  # a tie
         for name in ("per_image.csv", "eyes.png", "result.json"):
             content = (studies.folder(out / "smoke", like, seed) / name).read_bytes()
-            (studies.folder(out / "smoke", like._replace(extractor="alexnet"), seed) / name).write_bytes(content)
+            (
+                studies.folder(out / "smoke", like._replace(extractor="alexnet"), seed) / name
+            ).write_bytes(content)
     return out, execute(out, 3)
 
 
@@ -160,8 +215,13 @@ def test_all_tables_and_figures_are_written_byte_by_byte_the_same(compared):
     first = files(out)
     stems = [*STEMS, "11_summary_verdicts", "11_summary_orders", "11_summary_cost"]
     tables = {f"smoke/tables/{stem}.{suffix}" for stem in stems for suffix in ("csv", "md", "tex")}
-    pictures = [*(f"{stem}_{kind}" for stem in STEMS[:3] for kind in ("bars", "eyes")), "11_summary_ladder"]
-    assert set(first) == tables | {f"smoke/figures/{stem}.{suffix}" for stem in pictures for suffix in ("png", "pdf")}
+    pictures = [
+        *(f"{stem}_{kind}" for stem in STEMS[:3] for kind in ("bars", "eyes")),
+        "11_summary_ladder",
+    ]
+    assert set(first) == tables | {
+        f"smoke/figures/{stem}.{suffix}" for stem in pictures for suffix in ("png", "pdf")
+    }
     execute(out, 3)
     assert {name for name, content in files(out).items() if content != first[name]} == set()
 
@@ -174,14 +234,27 @@ def test_the_table_follows_from_the_runs(compared):
     runs = every[studies.RETINAREGEN._replace(extractor="mobilenet")]
     means = [run.scores[run.scores.method == "RetinaRegen"].psnr.mean() for run in runs]
     row = table[(table.method == "mobilenet") & (table.metric == "psnr")].iloc[0]
-    assert row["mean"] == pytest.approx(np.mean(means)) and row.sd == pytest.approx(np.std(means, ddof=1))
-    other = [run.scores[run.scores.method == "RetinaRegen"].psnr.mean() for run in every[studies.RETINAREGEN]]
-    assert row.difference == pytest.approx(np.mean(means) - np.mean(other)) and (row.n, row.seeds) == (12, 3)
-    assert row.difference_sd == pytest.approx(np.std(np.subtract(means, other), ddof=1))  # paired by seed
+    assert row["mean"] == pytest.approx(np.mean(means)) and row.sd == pytest.approx(
+        np.std(means, ddof=1)
+    )
+    other = [
+        run.scores[run.scores.method == "RetinaRegen"].psnr.mean()
+        for run in every[studies.RETINAREGEN]
+    ]
+    assert row.difference == pytest.approx(np.mean(means) - np.mean(other)) and (
+        row.n,
+        row.seeds,
+    ) == (12, 3)
+    assert row.difference_sd == pytest.approx(
+        np.std(np.subtract(means, other), ddof=1)
+    )  # paired by seed
     assert row.difference_sd < row.sd / 2  # the seeds have something in common, which drops out
     result = io.read_json(out / "smoke" / "08_extractors.json")
     rows = {(each["method"], each["metric"]): each for each in result["numbers"]["rows"]}
-    assert rows["mobilenet", "psnr"]["difference"] == row.difference and ("mobilenet", "lpips_fov") not in rows
+    assert (
+        rows["mobilenet", "psnr"]["difference"] == row.difference
+        and ("mobilenet", "lpips_fov") not in rows
+    )
     assert result["provenance"]["runs"][0] == {
         "run": "paired_vae_attention_bilinear-static_0", "data": "0123456789ab",
         "commit": runs[0].provenance["commit"], "seconds": every[studies.STUDIES["extractors"][0]][0].provenance["seconds"],
@@ -191,27 +264,54 @@ def test_the_table_follows_from_the_runs(compared):
 def test_the_words_follow_from_the_numbers(compared):
     out, said = compared
     found = {stem: io.read_json(out / "smoke" / f"{stem}.json")["numbers"] for stem in STEMS}
-    assert found["07_backbones"]["told_apart"]["psnr"]["worse"][2:] == ["unet", "unet++", "resnet", "densenet"]
+    assert found["07_backbones"]["told_apart"]["psnr"]["worse"][2:] == [
+        "unet",
+        "unet++",
+        "resnet",
+        "densenet",
+    ]
     assert found["08_extractors"]["told_apart"]["psnr"]["better"] == ["mobilenet"]
-    assert "upsample-static" in found["09_fusion"]["told_apart"]["psnr"]["not told apart"]  # one seed is better
+    assert (
+        "upsample-static" in found["09_fusion"]["told_apart"]["psnr"]["not told apart"]
+    )  # one seed is better
     assert "(unet: noise; unet++: noise; resnet: noise; densenet: noise; vae: image)" in said
     assert "(unet: 5, unet++: 5, resnet: 5, densenet: 5, vae: 45)" in said
-    orders = {(each["claim"], each["metric"]): each["verdict"] for each in found["11_summary"]["orders"]}
+    orders = {
+        (each["claim"], each["metric"]): each["verdict"] for each in found["11_summary"]["orders"]
+    }
     assert orders["C1", "psnr"] == orders["C2", "psnr"] == orders["C3", "lpips"] == comparisons.SAME
     assert orders["C3", "psnr"] == comparisons.OTHER and orders["C4", "psnr"] == comparisons.UNCLEAR
     words = {each["claim"]: each["verdict"] for each in found["11_summary"]["verdicts"]}
-    assert words == {"C1": SUPPORTED, "C2": SUPPORTED, "C3": NOT_SUPPORTED, "C4": NOT_SUPPORTED, "C5": SUPPORTED, "C6": SUPPORTED}
-    here = found["11_summary"]["verdicts"][1]["here"]  # and not what the same cells scored from pure noise, the contrary
+    assert words == {
+        "C1": SUPPORTED,
+        "C2": SUPPORTED,
+        "C3": NOT_SUPPORTED,
+        "C4": NOT_SUPPORTED,
+        "C5": SUPPORTED,
+        "C6": SUPPORTED,
+    }
+    here = found["11_summary"]["verdicts"][1][
+        "here"
+    ]  # and not what the same cells scored from pure noise, the contrary
     assert "both from the noised input" in here and "both predict the noise: +5.9" in here
-    assert "Best in PSNR: mobilenet" in said and "nan" not in said.replace("RetinaRegen", "").lower().split()
+    assert (
+        "Best in PSNR: mobilenet" in said
+        and "nan" not in said.replace("RetinaRegen", "").lower().split()
+    )
 
 
 def test_the_summary_never_mixes_the_papers_numbers_with_ours(compared):
     out, _ = compared
     head, _, *lines = (out / "smoke" / "tables" / "11_summary.md").read_text().splitlines()
-    assert [cell.split(":")[0].strip() for cell in head.split("|")[2:-1]] == ["paper"] * 3 + ["ours"] * 3
-    assert "**" not in "".join(lines[:18]) and "SynFundus-1M" in lines[-1] and "embedded" in lines[-1]
-    cells = {line.split("|")[1].strip(): line.split("|")[2:5] for line in lines if line.startswith("| C")}
+    assert [cell.split(":")[0].strip() for cell in head.split("|")[2:-1]] == ["paper"] * 3 + [
+        "ours"
+    ] * 3
+    assert (
+        "**" not in "".join(lines[:18]) and "SynFundus-1M" in lines[-1] and "embedded" in lines[-1]
+    )
+    cells = {
+        line.split("|")[1].strip(): line.split("|")[2:5] for line in lines if line.startswith("| C")
+    }
     assert len(cells) == 3 + 3 + 8 + 4
     assert [float(cell) for cell in cells["C3: extractor vgg16"]] == [24.81, 0.911, 0.204]
     assert [float(cell) for cell in cells["C4: fusion upsample-static"]] == [11.99, 0.35, 0.546]
@@ -221,14 +321,25 @@ def test_the_summary_never_mixes_the_papers_numbers_with_ours(compared):
 def test_one_seed_no_trunk_and_a_perfect_image(tmp_path):
     fakes.write(tmp_path / "smoke", lpips=False, effects={"densenet": math.inf, "unet": -9})
     said = execute(tmp_path, 1)
-    assert said.count("* LPIPS: n/a.") == 3 and said.count("cannot be said") >= 4 and "±" not in said
-    assert "| densenet | **∞** |" in said and comparisons.ONCE in said and not {"nan", "inf"} & set(said.lower().split())
+    assert (
+        said.count("* LPIPS: n/a.") == 3 and said.count("cannot be said") >= 4 and "±" not in said
+    )
+    assert (
+        "| densenet | **∞** |" in said
+        and comparisons.ONCE in said
+        and not {"nan", "inf"} & set(said.lower().split())
+    )
     orders = io.read_json(tmp_path / "smoke" / "11_summary.json")["numbers"]["orders"]
     assert {each["verdict"] for each in orders if each["metric"] == "lpips"} == {"n/a"}
     verdicts = io.read_json(tmp_path / "smoke" / "11_summary.json")["numbers"]["verdicts"]
     words = {each["claim"]: each["verdict"] for each in verdicts}
-    assert words["C3"] == words["C4"] == NOT_TESTABLE and words["C2"] == NOT_SUPPORTED  # densenet has a perfect image
-    assert presets.preset("smoke").name == io.read_json(tmp_path / "smoke" / "09_fusion.json")["provenance"]["preset"]["name"]
+    assert (
+        words["C3"] == words["C4"] == NOT_TESTABLE and words["C2"] == NOT_SUPPORTED
+    )  # densenet has a perfect image
+    assert (
+        presets.preset("smoke").name
+        == io.read_json(tmp_path / "smoke" / "09_fusion.json")["provenance"]["preset"]["name"]
+    )
 
 
 def test_a_difference_that_no_reader_sees_is_none():
@@ -250,9 +361,17 @@ def factorial(effect, seeds=2):
 
 
 def test_main_effects_are_found_and_what_has_none_is_not_told_apart():
-    table = comparisons.effects(factorial(lambda a, b: -3 * a + {"x": 0, "y": 0, "z": 2}[b]), FACTORS)
-    assert table[["factor", "better", "worse"]].to_numpy().tolist() == [["a", 0, 1], ["b", "x", "y"], ["b", "x", "z"]]
-    assert table.difference.to_numpy() == pytest.approx([3, 0, -2], abs=0.1) and table.sign.tolist() == [1, 0, -1]
+    table = comparisons.effects(
+        factorial(lambda a, b: -3 * a + {"x": 0, "y": 0, "z": 2}[b]), FACTORS
+    )
+    assert table[["factor", "better", "worse"]].to_numpy().tolist() == [
+        ["a", 0, 1],
+        ["b", "x", "y"],
+        ["b", "x", "z"],
+    ]
+    assert table.difference.to_numpy() == pytest.approx(
+        [3, 0, -2], abs=0.1
+    ) and table.sign.tolist() == [1, 0, -1]
     assert (table.low <= table.difference).all() and (table.difference <= table.high).all()
 
 
@@ -263,6 +382,10 @@ def test_shares_add_up_to_the_difference_of_the_corners_and_split_an_interaction
     assert table.factor.tolist() == ["a", "b", "all"] and table.sign.tolist() == [1, 1, 1]
     assert table.difference.to_numpy() == pytest.approx([5 + 2, 2, 9], abs=0.1)
     corners = np.mean([(new - old).psnr.mean() for new, old in zip(cells[1, "z"], cells[0, "x"])])
-    assert table.difference.iloc[-1] == pytest.approx(corners) == pytest.approx(table.difference.iloc[:-1].sum())
+    assert (
+        table.difference.iloc[-1]
+        == pytest.approx(corners)
+        == pytest.approx(table.difference.iloc[:-1].sum())
+    )
     back = comparisons.attribution(cells, FACTORS, (1, "z"), (0, "x"))
     assert back.difference.to_numpy() == pytest.approx(-table.difference.to_numpy())

@@ -39,7 +39,9 @@ def test_indices_differ(eyes):
 
 def test_shapes_and_types(eyes):
     e = eyes[0]
-    assert e.image.shape == (SIZE, SIZE, 3) and e.image.dtype == np.uint8 and e.image.flags.writeable
+    assert (
+        e.image.shape == (SIZE, SIZE, 3) and e.image.dtype == np.uint8 and e.image.flags.writeable
+    )
     for mask in (e.fov, e.disc, e.cup, e.vessels):
         assert mask.shape == (SIZE, SIZE) and mask.dtype == bool
 
@@ -77,7 +79,9 @@ def test_fovea_lies_temporal_of_the_disc_and_slightly_below(eyes):
     for e in eyes:
         (fx, fy), (dx, dy, r) = e.fovea, e.disc_circle
         assert 2.2 <= np.hypot(fx - dx, fy - dy) / (2 * r) <= 2.8
-        assert (dx > fx) == (e.side == "right")  # seen from the front, the nose is right of a right eye's macula
+        assert (dx > fx) == (
+            e.side == "right"
+        )  # seen from the front, the nose is right of a right eye's macula
         dip.append((fy - dy) / (2 * r))
     assert 0.15 < np.mean(dip) < 0.45 and min(dip) > -0.05
     assert {e.side for e in eyes} == {"right", "left"}
@@ -117,7 +121,9 @@ def test_vessel_density(eyes):
     assert 0.05 < min(density) and max(density) < 0.16 and 0.07 < np.median(density) < 0.13
 
 
-@pytest.mark.parametrize(("size", "agreement"), [(64, 0.4), (512, 0.5)])  # thin vessels fill half a pixel only when large
+@pytest.mark.parametrize(
+    ("size", "agreement"), [(64, 0.4), (512, 0.5)]
+)  # thin vessels fill half a pixel only when large
 def test_another_size_shows_the_same_eye(size, agreement, eyes):
     small = min(size, SIZE)
 
@@ -129,9 +135,17 @@ def test_another_size_shows_the_same_eye(size, agreement, eyes):
         a, b = eyes[i], fundus(SEED, i, size)
         assert iou(fit(a.fov), fit(b.fov)) > 0.98
         assert iou(fit(a.disc), fit(b.disc)) > 0.90
-        assert iou(fit(a.vessels), fit(b.vessels)) > agreement > 0.2 > iou(fit(eyes[i + 3].vessels), fit(b.vessels))
+        assert (
+            iou(fit(a.vessels), fit(b.vessels))
+            > agreement
+            > 0.2
+            > iou(fit(eyes[i + 3].vessels), fit(b.vessels))
+        )
         np.testing.assert_allclose(np.divide(b.fovea, size), np.divide(a.fovea, SIZE), rtol=1e-9)
-        colours = [np.asarray(Image.fromarray(e.image).resize((32, 32), Image.Resampling.BOX), float) for e in (a, b)]
+        colours = [
+            np.asarray(Image.fromarray(e.image).resize((32, 32), Image.Resampling.BOX), float)
+            for e in (a, b)
+        ]
         assert abs(colours[0] - colours[1]).mean() < 4  # of 255
 
 

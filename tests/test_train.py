@@ -21,7 +21,9 @@ class Line(nn.Module):
     def __init__(self, width=4):
         super().__init__()
         self.arguments = {"width": width}
-        self.net = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Dropout(0.5), nn.Linear(width, 1))
+        self.net = nn.Sequential(
+            nn.Linear(3, width), nn.BatchNorm1d(width), nn.Dropout(0.5), nn.Linear(width, 1)
+        )
 
     def loss(self, batch, generator):
         x = batch.x.mean((2, 3)) + 0.1 * torch.randn(len(batch.x), 3, generator=generator)
@@ -33,7 +35,9 @@ def packed(tmp_path_factory):
     """40 images of 4 px with random labels."""
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 256, (40, 4, 4, 3), np.uint8), rng.random((40, 4))
-    table = pd.DataFrame({"name": [f"{i}" for i in range(40)]}).assign(**dict(zip(LABELS, labels.T)))
+    table = pd.DataFrame({"name": [f"{i}" for i in range(40)]}).assign(
+        **dict(zip(LABELS, labels.T))
+    )
     source = Source({"kind": "random"}, table, lambda i, size: (pixels[i], {}))
     steps.data = packing.pack(source, 4, tmp_path_factory.mktemp("packed") / "data")
     return steps.data
@@ -80,7 +84,9 @@ def test_a_resumed_run_ends_with_the_parameters_of_an_uninterrupted_one(tmp_path
     assert same(parameters(tmp_path / "whole"), parameters(tmp_path / "cut"))
     assert same(parameters(tmp_path / "whole" / "last"), parameters(tmp_path / "cut" / "last"))
     assert same(whole.state_dict(), cut.state_dict())
-    histories = [train.history(tmp_path / name)[["step", "loss", "val_loss"]] for name in ("whole", "cut")]
+    histories = [
+        train.history(tmp_path / name)[["step", "loss", "val_loss"]] for name in ("whole", "cut")
+    ]
     assert histories[0].equals(histories[1]) and len(histories[0]) == 16
 
 
@@ -109,12 +115,18 @@ def test_what_cannot_be_continued_is_trained_afresh(tmp_path, capsys, broken):
 
 
 @pytest.mark.parametrize("write", range(5))
-def test_a_run_killed_between_any_two_writes_continues_to_the_same_end(tmp_path, monkeypatch, write):
+def test_a_run_killed_between_any_two_writes_continues_to_the_same_end(
+    tmp_path, monkeypatch, write
+):
     """The second epoch's writes: best, log, last, state, in this order; the process dies before one of them."""
     whole, run = steps(tmp_path / "whole")
     list(run)
     done = []
-    originals = {"save": checkpoint.save, "write_table": train.write_table, "_save_state": train._save_state}
+    originals = {
+        "save": checkpoint.save,
+        "write_table": train.write_table,
+        "_save_state": train._save_state,
+    }
 
     def dying(name):
         def call(*arguments, **options):
@@ -135,7 +147,9 @@ def test_a_run_killed_between_any_two_writes_continues_to_the_same_end(tmp_path,
     assert next(run)["step"] > 4  # the first epoch is not lost
     list(run)
     assert same(whole.state_dict(), again.state_dict())
-    assert train.history(tmp_path / "cut")[["step", "loss"]].equals(train.history(tmp_path / "whole")[["step", "loss"]])
+    assert train.history(tmp_path / "cut")[["step", "loss"]].equals(
+        train.history(tmp_path / "whole")[["step", "loss"]]
+    )
 
 
 def test_what_a_killed_writer_left_is_swept(tmp_path):
@@ -176,7 +190,11 @@ def test_an_epoch_sees_every_image_once_and_the_seed_decides_the_order(tmp_path,
 
 def test_no_image_is_left_out_where_the_batch_does_not_divide_their_number(tmp_path, asked):
     list(steps(tmp_path, epochs=1, batch=12)[1])
-    assert sorted(map(len, asked[0])) == [10, 11, 11]  # not 12, 12 and 8: no step counts less, none is larger than asked for
+    assert sorted(map(len, asked[0])) == [
+        10,
+        11,
+        11,
+    ]  # not 12, 12 and 8: no step counts less, none is larger than asked for
     assert sorted(np.concatenate(asked[0])) == list(range(32))
 
 
@@ -187,7 +205,12 @@ def test_best_is_the_epoch_of_the_lowest_validation_loss(tmp_path):
     assert read_json(tmp_path / "config.json")["val_loss"] == pytest.approx(min(val))
     assert read_json(tmp_path / "last" / "config.json")["val_loss"] == pytest.approx(val[-1])
     facts = read_json(tmp_path / "config.json")["provenance"]
-    assert facts["seed"] == 0 and facts["data"] == steps.data.hash and facts["device"] == "cpu" and facts["seconds"] > 0
+    assert (
+        facts["seed"] == 0
+        and facts["data"] == steps.data.hash
+        and facts["device"] == "cpu"
+        and facts["seconds"] > 0
+    )
 
 
 def test_the_saved_weights_are_the_exponential_average(tmp_path):
@@ -253,7 +276,9 @@ def test_rmsprop_is_the_classifiers_optimizer(tmp_path):
     assert "square_avg" in state["optimizer"]["state"]["net.0.weight"]
 
 
-def test_a_step_that_does_not_fit_into_memory_is_taken_in_smaller_bites(tmp_path, monkeypatch, capsys):
+def test_a_step_that_does_not_fit_into_memory_is_taken_in_smaller_bites(
+    tmp_path, monkeypatch, capsys
+):
     """Same images, same weights of each in the gradient; the trial leaves no trace in batch normalisation."""
     whole, run = steps(tmp_path / "whole", micro=4)
     list(run)
@@ -272,7 +297,9 @@ def test_a_step_that_does_not_fit_into_memory_is_taken_in_smaller_bites(tmp_path
     assert capsys.readouterr().out.count("out of memory") == 2
 
 
-@pytest.mark.parametrize("devices, strategy, word", [(1, "horovod", "ddp, fsdp"), (0, "ddp", "devices")])
+@pytest.mark.parametrize(
+    "devices, strategy, word", [(1, "horovod", "ddp, fsdp"), (0, "ddp", "devices")]
+)
 def test_devices_that_cannot_be_had_are_said_in_one_line(devices, strategy, word):
     with pytest.raises(InputError, match=word):
         train.fabric("cpu", devices, strategy=strategy)

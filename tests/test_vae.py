@@ -13,7 +13,12 @@ def test_three_convolutions_a_fully_connected_layer_and_three_transposed_convolu
     model = VAE(96, latent=32, width=8)
     kinds = [type(module) for module in model.modules()]
     assert kinds.count(nn.Conv2d) == 3 and kinds.count(nn.ConvTranspose2d) == 3
-    assert model.fully_connected.in_features == model.mu.out_features == model.logvar.out_features == 32
+    assert (
+        model.fully_connected.in_features
+        == model.mu.out_features
+        == model.logvar.out_features
+        == 32
+    )
 
 
 @pytest.mark.parametrize("size", [64, 96, 224])
@@ -48,7 +53,9 @@ def test_bce_is_the_sum_of_the_equation_and_smallest_at_x():
     x, x_hat = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
     by_hand = -(x * x_hat.log() + (1 - x) * (1 - x_hat).log()).sum((1, 2, 3))
     assert torch.allclose(bce(x_hat, x), by_hand, rtol=1e-5)
-    assert (bce(x, x) < bce(x_hat, x)).all() and (bce(x, x) > 0).all()  # the floor: the entropy of x
+    assert (bce(x, x) < bce(x_hat, x)).all() and (
+        bce(x, x) > 0
+    ).all()  # the floor: the entropy of x
 
 
 def test_reparameterized_samples_have_mean_mu_and_deviation_sigma():
@@ -67,7 +74,9 @@ def test_evaluation_is_deterministic_training_samples():
 
 def test_time_reaches_the_output():
     model, x = VAE(32, 8, 4).eval(), torch.rand(1, 3, 32, 32)
-    assert not torch.equal(model(x, torch.tensor([1])).prediction, model(x, torch.tensor([90])).prediction)
+    assert not torch.equal(
+        model(x, torch.tensor([1])).prediction, model(x, torch.tensor([90])).prediction
+    )
 
 
 def test_bce_of_dark_and_bright_pixels_survives_bf16():
@@ -80,7 +89,9 @@ def test_bce_of_dark_and_bright_pixels_survives_bf16():
         output = model(x, torch.tensor([1]))
         rough = bce(output.prediction, 1 - x)
     assert output.prediction.dtype == output.mu.dtype == torch.float32
-    assert exact.item() > 20_000 and torch.allclose(rough, exact, rtol=0.01)  # 3072 values of about 8 nats each
+    assert exact.item() > 20_000 and torch.allclose(
+        rough, exact, rtol=0.01
+    )  # 3072 values of about 8 nats each
 
 
 def test_without_time_there_are_no_parameters_for_it():
@@ -117,7 +128,9 @@ def test_every_likelihood_is_smallest_where_its_mean_is_the_image(likelihood):
     (gradient,) = torch.autograd.grad(nll(Output(mean(logits), logits=logits), x).sum(), logits)
     assert gradient.abs().max() < 1e-3
     shifted = logits + 0.5
-    assert nll(Output(mean(shifted), logits=shifted), x) > nll(Output(mean(logits), logits=logits), x)
+    assert nll(Output(mean(shifted), logits=shifted), x) > nll(
+        Output(mean(logits), logits=logits), x
+    )
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)

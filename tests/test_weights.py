@@ -72,7 +72,9 @@ def test_a_download_is_taken_into_the_cache_and_checked_by_its_name(cache, monke
         torch.save(squeezenet1_1(weights=None).state_dict(), path)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    with pytest.raises(InputError) as caught:  # random weights cannot have the hash in torchvision's file name
+    with pytest.raises(
+        InputError
+    ) as caught:  # random weights cannot have the hash in torchvision's file name
         weights.load(squeezenet1_1(weights=None), "squeezenet1_1", "imagenet")
     one_line(caught, SQUEEZENET, "b8a52dc0", "damaged")
     monkeypatch.setattr(weights, "sha256", lambda path: "b8a52dc0" + "0" * 56)
@@ -86,11 +88,15 @@ def test_no_network_names_both_ways_out_and_leaves_the_model_alone():
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(InputError) as caught:
         weights.load(model, "resnet18", "imagenet")
-    one_line(caught, "RR_WEIGHTS", "resnet18-f37072fd.pth", "weights=none", "no network in this test")
+    one_line(
+        caught, "RR_WEIGHTS", "resnet18-f37072fd.pth", "weights=none", "no network in this test"
+    )
     assert same(before, model.state_dict())
 
 
-@pytest.mark.parametrize("error", [TimeoutError("timed out"), RuntimeError("invalid hash value"), ConnectionResetError()])
+@pytest.mark.parametrize(
+    "error", [TimeoutError("timed out"), RuntimeError("invalid hash value"), ConnectionResetError()]
+)
 def test_every_failed_download_is_an_input_error(monkeypatch, error):
     def fail(*_, **__):
         assert socket.getdefaulttimeout() == weights.SECONDS
@@ -124,7 +130,11 @@ def test_a_damaged_file_is_named(tmp_path, name, damage):
     path = tmp_path / name
     donor = squeezenet1_1(weights=None).state_dict()
     (torch.save if name.endswith(".pth") else save_file)(donor, path)
-    content = {"truncated": path.read_bytes()[:50000], "empty": b"", "text": b"<html>404 not found</html>"}[damage]
+    content = {
+        "truncated": path.read_bytes()[:50000],
+        "empty": b"",
+        "text": b"<html>404 not found</html>",
+    }[damage]
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
         weights.load(squeezenet1_1(weights=None), "squeezenet1_1", "imagenet", folder=tmp_path)
@@ -143,17 +153,23 @@ def test_a_pickle_is_not_executed(tmp_path):
 
 def test_a_trunk_file_fits_only_where_the_classifier_is_skipped(tmp_path):
     donor, model = alexnet(weights=None), alexnet(weights=None, num_classes=4)
-    features = {key: value for key, value in donor.state_dict().items() if key.startswith("features.")}
+    features = {
+        key: value for key, value in donor.state_dict().items() if key.startswith("features.")
+    }
     save_file(features, tmp_path / "alexnet_features.safetensors")
     with pytest.raises(InputError) as caught:
         weights.load(model, "alexnet", "imagenet", tmp_path)
     one_line(caught, "alexnet_features.safetensors", "lacks classifier.1.bias")
     classifier = model.classifier[6].weight.clone()
     weights.load(model, "alexnet", "imagenet", tmp_path, skip=("classifier.",))
-    assert same(features, model.state_dict()) and torch.equal(classifier, model.classifier[6].weight)
+    assert same(features, model.state_dict()) and torch.equal(
+        classifier, model.classifier[6].weight
+    )
 
 
-@pytest.mark.parametrize("fault, words", [("missing", "lacks"), ("unexpected", "model lacks: extra"), ("shape", "shape")])
+@pytest.mark.parametrize(
+    "fault, words", [("missing", "lacks"), ("unexpected", "model lacks: extra"), ("shape", "shape")]
+)
 def test_weights_that_do_not_fit_are_refused(tmp_path, fault, words):
     donor = squeezenet1_1(weights=None).state_dict()
     if fault == "missing":

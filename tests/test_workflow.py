@@ -24,19 +24,34 @@ def test_every_configuration_runs_once():
     assert len(of(table, "06_restoration")) == 15 + 16 and len(of(table, "03_features")) == 8
     headline = "06_restoration_paired_vae_resnet34_bilinear-static_0"
     for stem, rows in {"07_backbones": 5, "08_extractors": 8, "09_fusion": 4}.items():
-        assert len(table[stem].needs) == len(set(table[stem].needs)) == rows and headline in table[stem].needs
+        assert (
+            len(table[stem].needs) == len(set(table[stem].needs)) == rows
+            and headline in table[stem].needs
+        )
     assert table["00_start_here"].needs == []  # its weights come with the project
-    assert headline in table["11_summary"].needs and table["11_summary"].needs[0] == "02_readability"
-    assert len(table["11_summary"].needs) == 2 + 15 and "10_what_matters" in table["11_summary"].needs
-    assert {path.stem for path in notebook.NOTEBOOKS.glob("[0-9]*.py")} == {job.notebook for job in table.values()}
+    assert (
+        headline in table["11_summary"].needs and table["11_summary"].needs[0] == "02_readability"
+    )
+    assert (
+        len(table["11_summary"].needs) == 2 + 15 and "10_what_matters" in table["11_summary"].needs
+    )
+    assert {path.stem for path in notebook.NOTEBOOKS.glob("[0-9]*.py")} == {
+        job.notebook for job in table.values()
+    }
 
 
 def test_seeds_share_data_and_classifier():
     table = workflow.jobs(seeds=3)
     stems = ("01_data", "02_readability", "03_features", "06_restoration", "07_backbones")
-    assert [len(of(table, stem)) for stem in stems] == [1, 1, 24, 3 * 31, 1] and len(table["07_backbones"].needs) == 15
+    assert [len(of(table, stem)) for stem in stems] == [1, 1, 24, 3 * 31, 1] and len(
+        table["07_backbones"].needs
+    ) == 15
     two = table["06_restoration_paired_unet++_resnet34_bilinear-static_2"]
-    assert two.values["seed"] == 2 and two.needs == ["01_data", "02_readability", "03_features_resnet34_2"]
+    assert two.values["seed"] == 2 and two.needs == [
+        "01_data",
+        "02_readability",
+        "03_features_resnet34_2",
+    ]
 
 
 @pytest.mark.parametrize("study", ["all", *workflow.NOTEBOOKS])
@@ -49,7 +64,9 @@ def test_jobs_come_after_what_they_need_with_values_that_their_notebooks_take(st
         assert workflow.name(job.notebook, {"seed": 0, **values}) == name
     if study != "all":
         needed = {name for job in table.values() for name in job.needs}
-        assert set(table) - needed == {workflow.NOTEBOOKS[study]}, "a study makes nothing that it does not need"
+        assert set(table) - needed == {workflow.NOTEBOOKS[study]}, (
+            "a study makes nothing that it does not need"
+        )
     assert table["01_data"].values == {"data": "photos", "labels": "labels.csv"}
     with pytest.raises(InputError, match="study 'tables': unknown; choose one of all, backbones"):
         workflow.jobs(study="tables")
@@ -68,7 +85,9 @@ def test_tracked_are_the_values_that_a_notebook_uses(stem):
     mini = preset("mini")
     found = workflow.tracked(stem, mini)
     assert found.pop("code") == workflow.tracked(stem, preset("smoke"))["code"]
-    assert set(found) - {"size"} == USED[stem] - {"size"} and all(found[name] == getattr(mini, name) for name in found)
+    assert set(found) - {"size"} == USED[stem] - {"size"} and all(
+        found[name] == getattr(mini, name) for name in found
+    )
 
 
 def test_tracked_code_is_what_a_notebook_computes_with(tmp_path):
@@ -84,7 +103,9 @@ def test_tracked_code_is_what_a_notebook_computes_with(tmp_path):
     def codes():
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
         command = [sys.executable, "-c", script]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
         return done.stdout.split()
 
     def changed(file, old, new):
@@ -95,18 +116,39 @@ def test_tracked_code_is_what_a_notebook_computes_with(tmp_path):
 
     assert changed("rr/vae.py", '"""', '"""Another docstring. ') == [False] * 4
     assert changed("rr/vae.py", "\nclass VAE", "\n# a comment\n\n\nclass VAE") == [False] * 4
-    assert changed("rr/vae.py", "\nclass VAE", "\nEXTRA = 1\nclass VAE") == [False, True, True, False]
-    assert changed("notebooks/05_vae.py", "# %% [markdown]\n", "# %% [markdown]\n# More prose.\n") == [False] * 4
-    assert changed("notebooks/05_vae.py", "started = time.time()", "started = time.time() + 0") == [False, True, False, False]
-    assert changed("rr/presets.py", "lr=1e-3", "lr=2e-3") == [False] * 4, "values are tracked by themselves"
+    assert changed("rr/vae.py", "\nclass VAE", "\nEXTRA = 1\nclass VAE") == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert (
+        changed("notebooks/05_vae.py", "# %% [markdown]\n", "# %% [markdown]\n# More prose.\n")
+        == [False] * 4
+    )
+    assert changed("notebooks/05_vae.py", "started = time.time()", "started = time.time() + 0") == [
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert changed("rr/presets.py", "lr=1e-3", "lr=2e-3") == [False] * 4, (
+        "values are tracked by themselves"
+    )
     assert changed("rr/paper.py", "27.4521", "27.4522") == [False, False, False, True]
 
 
 def test_results_lie_where_notebooks_write_them(tmp_path):
     assert workflow.result(tmp_path, "05_vae") == tmp_path / "05_vae.json"
     folder = studies.folder(tmp_path, studies.RETINAREGEN, 1)
-    assert workflow.result(tmp_path, f"06_restoration_{studies.RETINAREGEN}_1") == folder / "result.json"
-    assert workflow.result(tmp_path, "03_features_vgg16_0") == io.extractor_folder(tmp_path, "vgg16", 0) / "result.json"
+    assert (
+        workflow.result(tmp_path, f"06_restoration_{studies.RETINAREGEN}_1")
+        == folder / "result.json"
+    )
+    assert (
+        workflow.result(tmp_path, "03_features_vgg16_0")
+        == io.extractor_folder(tmp_path, "vgg16", 0) / "result.json"
+    )
 
 
 # ------------------------------------------------------------------------------------------------- marks and failures
@@ -115,7 +157,12 @@ def test_results_lie_where_notebooks_write_them(tmp_path):
 def run(home, name="04_diffusion", **values):
     """The context in which `rr run` runs a job."""
     stem = "_".join(name.split("_")[:2])
-    return workflow.reported(home / "executed" / f"{name}.ipynb", workflow.mark(home, name), stem, {"preset": "mini", **values})
+    return workflow.reported(
+        home / "executed" / f"{name}.ipynb",
+        workflow.mark(home, name),
+        stem,
+        {"preset": "mini", **values},
+    )
 
 
 def write(path, text):
@@ -123,23 +170,36 @@ def write(path, text):
 
 
 def test_a_job_ends_with_a_mark_or_a_failure(tmp_path):
-    mark, failure, result = (each(tmp_path, "04_diffusion") for each in (workflow.mark, workflow.failure, workflow.result))
+    mark, failure, result = (
+        each(tmp_path, "04_diffusion")
+        for each in (workflow.mark, workflow.failure, workflow.result)
+    )
     write(result, "one")
     with run(tmp_path):
         assert not mark.exists()
     first = mark.read_text()
     mark.unlink()  # as Snakemake does before it runs a job again
-    for error, line in ((notebook.NotebookError("04_diffusion: ValueError: no;\n see it"), "ValueError: no; see it"),
-                        (KeyError("x"), "KeyError: 'x'")):
+    for error, line in (
+        (
+            notebook.NotebookError("04_diffusion: ValueError: no;\n see it"),
+            "ValueError: no; see it",
+        ),
+        (KeyError("x"), "KeyError: 'x'"),
+    ):
         with pytest.raises(type(error)), run(tmp_path):
             raise error
         assert not mark.exists() and failure.read_text() == f"04_diffusion: {line}\n"
     write(result, "two")
     with run(tmp_path):
         assert not failure.exists()
-    assert mark.read_text() != first, "Snakemake compares contents: what was made again must look new"
+    assert mark.read_text() != first, (
+        "Snakemake compares contents: what was made again must look new"
+    )
     result.unlink()
-    with pytest.raises(notebook.NotebookError, match="04_diffusion: ended without writing"), run(tmp_path):
+    with (
+        pytest.raises(notebook.NotebookError, match="04_diffusion: ended without writing"),
+        run(tmp_path),
+    ):
         pass
 
 
@@ -181,7 +241,10 @@ def test_what_others_read_must_be_there(tmp_path):
     with run(tmp_path, name, **jobs[name].values):
         pass
     assert workflow.trusted(tmp_path, name, jobs[name], "mini")
-    for path, text in ((result.parent / "eyes.png", "eyes"), (result.parent / workflow.WRITTEN["06_restoration"][0], "{}")):
+    for path, text in (
+        (result.parent / "eyes.png", "eyes"),
+        (result.parent / workflow.WRITTEN["06_restoration"][0], "{}"),
+    ):
         path.unlink()
         assert not workflow.trusted(tmp_path, name, jobs[name], "mini")
         io.write_text(path, text)
@@ -193,7 +256,9 @@ def test_a_job_ends_with_its_owner(tmp_path):
     owner = subprocess.Popen(["sleep", "600"])
     script = "import time\nfrom rr import workflow\nwith workflow.owned():\n    print(1, flush=True)\n    time.sleep(600)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), workflow.OWNER: str(owner.pid)}
-    with subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE) as job:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE
+    ) as job:
         job.stdout.readline()
         assert job.poll() is None
         owner.kill()
@@ -213,7 +278,12 @@ with workflow.lease():
 def holder(tmp_path, seconds=600, **variables):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), **variables}
     environment.pop("CUDA_VISIBLE_DEVICES", None)
-    return subprocess.Popen([sys.executable, "-c", SCRIPT.format(seconds)], env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(seconds)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_jobs_share_gpus_evenly_and_give_them_back_when_killed(tmp_path):
@@ -225,7 +295,9 @@ def test_jobs_share_gpus_evenly_and_give_them_back_when_killed(tmp_path):
         jobs[1].kill()
         jobs[1].wait()
         jobs.append(holder(tmp_path, **{workflow.GPUS: "0,1"}))
-        assert jobs[-1].stdout.readline().strip() == "1", "the place of the killed one is free again"
+        assert jobs[-1].stdout.readline().strip() == "1", (
+            "the place of the killed one is free again"
+        )
     finally:
         for job in jobs:
             job.kill()
@@ -245,7 +317,9 @@ def test_gpus_are_those_that_this_process_may_use(monkeypatch, tmp_path):
     assert workflow.gpus() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     smi = tmp_path / "nvidia-smi"
-    smi.write_text("#!/bin/sh\necho 'GPU 0: H100 (UUID: GPU-1)'\necho 'GPU 1: H100 (UUID: GPU-2)'\n")
+    smi.write_text(
+        "#!/bin/sh\necho 'GPU 0: H100 (UUID: GPU-1)'\necho 'GPU 1: H100 (UUID: GPU-2)'\n"
+    )
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert workflow.gpus() == ["0", "1"]

@@ -24,7 +24,15 @@ import typer
 from rr import io, notebook, recipes, train
 
 TABLE = io.ROOT / "results" / "bench" / "weak_scaling.csv"
-KIND = ["component", "preset", "device", "strategy", "per_device", "nodes", "devices"]  # what makes two points the same
+KIND = [
+    "component",
+    "preset",
+    "device",
+    "strategy",
+    "per_device",
+    "nodes",
+    "devices",
+]  # what makes two points the same
 
 
 def main(
@@ -34,14 +42,22 @@ def main(
     preset: Annotated[str, typer.Option(help="Whose data set and sizes.")] = "smoke",
     strategy: Annotated[str, typer.Option(help="ddp or fsdp.")] = "ddp",
     per_device: Annotated[int, typer.Option(help="Images per step and device.")] = 8,
-    steps: Annotated[int, typer.Option(min=2, help="Steps that are counted; as many come before them.")] = 40,
+    steps: Annotated[
+        int, typer.Option(min=2, help="Steps that are counted; as many come before them.")
+    ] = 40,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    values: Annotated[list[str], typer.Option("-p", help="NAME=VALUE, a parameter of the component's notebook.")] = [],
+    values: Annotated[
+        list[str], typer.Option("-p", help="NAME=VALUE, a parameter of the component's notebook.")
+    ] = [],
 ):
     fabric = train.fabric(device, devices, nodes, strategy)
     given = dict(map(notebook.assigned, values))
     with tempfile.TemporaryDirectory() as folder:
-        plan = recipes.plan(component, recipes.parameters(component, given | {"preset": preset}), per_device * devices * nodes)
+        plan = recipes.plan(
+            component,
+            recipes.parameters(component, given | {"preset": preset}),
+            per_device * devices * nodes,
+        )
         plan |= {"folder": folder, "epochs": 10**6}
         fabric.launch()  # after what may be wrong, which is then said once
         speeds = []
@@ -58,7 +74,11 @@ def main(
             "commit": io.provenance()["commit"]}  # fmt: skip
     rows = pd.DataFrame([here])
     if TABLE.exists():
-        rows = pd.concat([pd.read_csv(TABLE), rows]).drop_duplicates(KIND, keep="last").sort_values(KIND)
+        rows = (
+            pd.concat([pd.read_csv(TABLE), rows])
+            .drop_duplicates(KIND, keep="last")
+            .sort_values(KIND)
+        )
     io.write_table(TABLE, rows)
     alike = rows[(rows[KIND[:5]] == pd.Series(here)[KIND[:5]]).all(axis=1)]
     base = alike["per_device_images_per_s"].iloc[0]
