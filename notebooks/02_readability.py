@@ -42,11 +42,9 @@ import pandas as pd
 import torch
 from IPython.display import Code, Markdown, display
 
-from rr import baselines, figures, io, train
-from rr.data import Packed
-from rr.paper import LABELS
-from rr.presets import preset as choose_preset
-from rr.readability import (
+from rr.data.dataset import Packed
+from rr.evaluate import baselines, figures
+from rr.models.readability import (
     Readability,
     augment,
     curves,
@@ -58,6 +56,10 @@ from rr.readability import (
     share,
     unweighted,
 )
+from rr.paper import LABELS
+from rr.presets import preset as choose_preset
+from rr.train.loop import loop as train
+from rr.workflow.jobs import files as io
 
 started = time.time()
 P = choose_preset(preset, seed=seed, weights=weights or None)

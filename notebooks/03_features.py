@@ -36,10 +36,13 @@ from inspect import getsource
 import torch
 from IPython.display import Code, Markdown
 
-from rr import figures, io, studies, train
-from rr.data import Packed
-from rr.features import Extractor, recipe, save_condition, static_condition
+from rr.data.dataset import Packed
+from rr.evaluate import figures
+from rr.models.features import Extractor, recipe, save_condition, static_condition
 from rr.presets import preset as choose_preset
+from rr.train.loop import loop as train
+from rr.workflow.jobs import files as io
+from rr.workflow.jobs import studies
 
 started = time.time()
 P = choose_preset(preset, seed=seed, weights=weights or None)

@@ -52,12 +52,18 @@ import pandas as pd
 from IPython.display import Code, Markdown
 from PIL import Image
 
-from rr import checkpoint, figures, io, metrics, recipes, restorer, studies, tables, train
-from rr.data import Packed
+from rr import checkpoint
+from rr.data.dataset import Packed
+from rr.data.photo import to_photograph
+from rr.evaluate import figures, metrics, tables
+from rr.models import restorer
+from rr.models.readability import Readability, passed
 from rr.paper import LABELS
-from rr.photo import to_photograph
 from rr.presets import preset as choose_preset
-from rr.readability import Readability, passed
+from rr.train.loop import configs as recipes
+from rr.train.loop import loop as train
+from rr.workflow.jobs import files as io
+from rr.workflow.jobs import studies
 
 started = time.time()
 P = choose_preset(preset, seed=seed)

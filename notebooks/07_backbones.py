@@ -36,8 +36,11 @@ import time
 
 from IPython.display import Markdown
 
-from rr import comparisons, figures, io, studies, tables
+from rr.evaluate import figures, tables
+from rr.evaluate import statistics as comparisons
 from rr.presets import preset as choose_preset
+from rr.workflow.jobs import files as io
+from rr.workflow.jobs import studies
 
 started = time.time()
 home, pictures = io.results(preset, out), io.figures(preset, out)

@@ -41,25 +41,18 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from rr import (
-    checkpoint,
-    comparisons,
-    evaluation,
-    features,
-    figures,
-    io,
-    matters,
-    metrics,
-    restorer,
-    studies,
-    tables,
-    train,
-    vae,
-)
-from rr.bridge import samples
-from rr.data import Packed
-from rr.diffusion import Diffusion
+from rr import checkpoint
+from rr.data.dataset import Packed
+from rr.evaluate import figures, matters, metrics, tables
+from rr.evaluate import harness as evaluation
+from rr.evaluate import statistics as comparisons
+from rr.models import features, restorer, vae
+from rr.models.bridge import samples
+from rr.models.diffusion import Diffusion
 from rr.presets import preset as choose_preset
+from rr.train.loop import loop as train
+from rr.workflow.jobs import files as io
+from rr.workflow.jobs import studies
 
 started = time.time()
 P = choose_preset(preset)

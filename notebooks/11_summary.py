@@ -36,8 +36,12 @@ import time
 import pandas as pd
 from IPython.display import Markdown
 
-from rr import claims, comparisons, figures, io, paper, studies, tables
+from rr import paper
+from rr.evaluate import claims, figures, tables
+from rr.evaluate import statistics as comparisons
 from rr.presets import preset as choose_preset
+from rr.workflow.jobs import files as io
+from rr.workflow.jobs import studies
 
 started = time.time()
 home, pictures = io.results(preset, out), io.figures(preset, out)

@@ -48,25 +48,18 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from rr import (
-    baselines,
-    bridge,
-    checkpoint,
-    corrector,
-    downstream,
-    evaluation,
-    figures,
-    io,
-    metrics,
-    studies,
-    tables,
-)
-from rr.data import Packed
-from rr.evaluation import FULL, REFERENCE, UNDEGRADED
+from rr import checkpoint
+from rr.data.dataset import Packed
+from rr.evaluate import baselines, downstream, figures, metrics, tables
+from rr.evaluate import harness as evaluation
+from rr.evaluate.harness import FULL, REFERENCE, UNDEGRADED
+from rr.models import bridge, corrector
+from rr.models.readability import Readability
+from rr.models.restorer import Denoiser
 from rr.presets import preset as choose_preset
-from rr.readability import Readability
-from rr.restorer import Denoiser
-from rr.train import fabric
+from rr.train.loop import fabric
+from rr.workflow.jobs import files as io
+from rr.workflow.jobs import studies
 
 started = time.time()
 P = choose_preset(preset)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from rr.io import InputError, read_json, sha256, write_json, writing
+from rr.errors import InputError
+from rr.files import read_json, sha256, write_json, writing
 
 
 def save(folder, model, provenance, **facts):

@@ -7,7 +7,7 @@ table, never a copied table.
 
 from dataclasses import dataclass, fields, replace
 
-from rr.io import InputError
+from rr.errors import choose
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,3 @@ def preset(name, **changes):
     for field in changes:
         choose("preset field", field, known)
     return replace(row, **{key: value for key, value in changes.items() if value is not None})
-
-
-def choose(kind, name, choices):
-    """choices[name] of a dict, or name itself of any other collection. Raises InputError that lists the choices."""
-    if name not in choices:
-        raise InputError(f"{kind} {name!r}: unknown; choose one of {', '.join(choices)}")
-    return choices[name] if isinstance(choices, dict) else name

@@ -17,7 +17,8 @@ import pandas as pd
 from PIL import Image
 
 from rr import paper
-from rr.io import InputError, read_result, results
+from rr.errors import InputError
+from rr.files import read_result, results
 
 EYES = 4  # test images in eyes.png
 METHODS = (

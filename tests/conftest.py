@@ -10,7 +10,7 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from rr.io import ROOT
+from rr.files import ROOT
 
 # a shell that is not interactive starts background jobs with Ctrl-C ignored, which all processes of the tests would inherit
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -17,19 +17,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from rr import (
-    checkpoint,
-    features,
-    figures,
-    forked,
-    io,
-    notebook,
-    packing,
-    report,
-    sources,
-    train,
-    workflow,
-)
+from rr import checkpoint
+from rr.data.dataset import packing, sources
+from rr.errors import InputError
+from rr.evaluate import figures
+from rr.models import features
+from rr.train.loop import loop as train
+from rr.workflow.jobs import files as io
+from rr.workflow.jobs import forked, notebook, report
+from rr.workflow.jobs import jobs as workflow
 
 DISK = Path(sys.argv[1])
 ELSEWHERE = DISK.parent / "elsewhere"  # on another disk: what is only read
@@ -145,7 +141,7 @@ for kind, write in KINDS.items():
     try:
         write(folder, True)
         error = None
-    except (io.InputError, notebook.NotebookError) as caught:
+    except (InputError, notebook.NotebookError) as caught:
         error = f"{type(caught).__name__}: {caught}"
     BALLAST.unlink()
     after = contents(folder)

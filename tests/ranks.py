@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from rr import checkpoint, recipes, train
-from rr.data import Packed
+from rr import checkpoint
+from rr.data.dataset import Packed
+from rr.train.loop import configs as recipes
+from rr.train.loop import loop as train
 
 
 class Plain(nn.Module):

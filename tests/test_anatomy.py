@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rr.anatomy import CAPILLARY, POINTS, anatomy, branch, murray, trunks, vessel_tree
+from rr.data.anatomy import CAPILLARY, POINTS, anatomy, branch, murray, trunks, vessel_tree
 
 
 def test_murrays_law():

@@ -6,15 +6,15 @@ from functools import partial
 import pytest
 import torch
 
-from rr.backbones import BACKBONES, backbone
-from rr.bridge import Bridge
-from rr.data import Batch
-from rr.features import EXTRACTORS, Extractor
-from rr.fusion import FUSIONS, Fusion
-from rr.io import InputError
-from rr.readability import ARCHITECTURES, Readability
-from rr.restorer import Denoiser
-from rr.vae import VAE
+from rr.data.dataset import Batch
+from rr.errors import InputError
+from rr.models.backbones import BACKBONES, backbone
+from rr.models.bridge import Bridge
+from rr.models.features import EXTRACTORS, Extractor
+from rr.models.fusion import FUSIONS, Fusion
+from rr.models.readability import ARCHITECTURES, Readability
+from rr.models.restorer import Denoiser
+from rr.models.vae import VAE
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_every_parameter_learns_and_time_matters(name):
 
 
 def test_the_blocks_differ_as_their_names_say():
-    from rr.backbones import Dense, DoubleConv, Residual
+    from rr.models.backbones import Dense, DoubleConv, Residual
 
     found = {
         name: {type(m) for m in backbone(name, 32, 8, 8).modules()} & {DoubleConv, Residual, Dense}

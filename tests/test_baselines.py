@@ -6,9 +6,10 @@ import torch
 from skimage.color import rgb2lab
 from skimage.transform import downscale_local_mean
 
-from rr import baselines, degrade, synthetic
-from rr.io import InputError
-from rr.metrics import psnr
+from rr.data.dataset import degrade, synthetic
+from rr.errors import InputError
+from rr.evaluate import baselines
+from rr.evaluate.metrics import psnr
 
 
 def generator(seed=0):

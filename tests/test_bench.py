@@ -13,9 +13,14 @@ import pandas as pd
 import pytest
 import torch
 
-from rr import __main__ as cli
-from rr import bench, bench_cpu, io, metrics, studies, weights
-from rr.bench import Gate, NotMeasured, Task
+from rr import cli
+from rr.benchmarks import bench, bench_cpu
+from rr.benchmarks.bench import Gate, NotMeasured, Task
+from rr.errors import InputError
+from rr.evaluate import metrics
+from rr.models import pretrained as weights
+from rr.workflow.jobs import files as io
+from rr.workflow.jobs import studies
 
 GOOD = Gate("error", 0.0, 1.0)
 
@@ -167,7 +172,7 @@ def test_a_row_that_cannot_be_measured_says_so_and_others_go_on(
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "cpu.csv"), table)
     (tmp_path / "cpu.csv").unlink()
     with pytest.raises(
-        io.InputError, match="run it again; or delete cpu.json: all rows are then measured anew"
+        InputError, match="run it again; or delete cpu.json: all rows are then measured anew"
     ):
         bench.run("cpu", folder=tmp_path)
 
@@ -191,14 +196,14 @@ def test_need_names_the_command(monkeypatch):
 @pytest.mark.parametrize("arguments, said", [(["tpu"], "device 'tpu': unknown; choose one of cpu, gpu"),
                                              (["cpu", "T99"], "row 'T99': unknown; choose one of T1, ")])  # fmt: skip
 def test_wrong_arguments_measure_nothing(arguments, said, tmp_path):
-    with pytest.raises(io.InputError, match=said):
+    with pytest.raises(InputError, match=said):
         bench.run(*arguments, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_there_is_one_line(tmp_path):
-    with pytest.raises(io.InputError, match="torch sees no GPU here; use rr bench cpu"):
+    with pytest.raises(InputError, match="torch sees no GPU here; use rr bench cpu"):
         bench.run("gpu", folder=tmp_path)
 
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from rr import bench, bench_gpu, weights
-from rr.bench import NotMeasured
-from rr.features import EXTRACTORS
-from rr.readability import Readability
+from rr.benchmarks import bench, bench_gpu
+from rr.benchmarks.bench import NotMeasured
+from rr.models import pretrained as weights
+from rr.models.features import EXTRACTORS
+from rr.models.readability import Readability
 
 TINY = {"device": "cpu", "side": 64}
 

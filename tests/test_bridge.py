@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from rr import checkpoint
-from rr.backbones import BACKBONES
-from rr.bridge import Bridge, between, samples, walk
-from rr.restorer import paired
-from rr.train import Batch
-from rr.vae import Output
+from rr.models.backbones import BACKBONES
+from rr.models.bridge import Bridge, between, samples, walk
+from rr.models.restorer import paired
+from rr.models.vae import Output
+from rr.train.loop import Batch
 
 
 def batch(n=4):

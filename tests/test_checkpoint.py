@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from rr import checkpoint, io
-from rr.features import Extractor
-from rr.io import InputError
-from rr.restorer import Denoiser
+from rr import checkpoint
+from rr.errors import InputError
+from rr.models.features import Extractor
+from rr.models.restorer import Denoiser
+from rr.workflow.jobs import files as io
 
 
 @pytest.fixture

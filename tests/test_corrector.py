@@ -7,11 +7,24 @@ import pytest
 import skimage.data
 import torch
 
-from rr import corrector, degrade, io, metrics
-from rr.corrector import FINE, GRID, SIGMAS, SIZE, Blur, Corrector, corrected, randomised, resized
-from rr.io import InputError
-from rr.photo import crop_fov, fov_mask, to_photograph, to_tensor
-from rr.train import Batch, fabric
+from rr.data.dataset import degrade
+from rr.data.photo import crop_fov, fov_mask, to_photograph, to_tensor
+from rr.errors import InputError
+from rr.evaluate import metrics
+from rr.models import corrector
+from rr.models.corrector import (
+    FINE,
+    GRID,
+    SIGMAS,
+    SIZE,
+    Blur,
+    Corrector,
+    corrected,
+    randomised,
+    resized,
+)
+from rr.train.loop import Batch, fabric
+from rr.workflow.jobs import files as io
 
 torch.set_num_threads(1)
 

@@ -18,8 +18,10 @@ import torch
 from drawn import line
 from PIL import Image
 
-from rr import data, packing, photo, sources
-from rr.io import ROOT, InputError, sha256
+from rr.data.dataset import dataset as data
+from rr.data.dataset import packing, photo, sources
+from rr.errors import InputError
+from rr.files import ROOT, sha256
 from rr.paper import LABELS
 
 PHOTOS = sorted((ROOT.parent / "shared" / "photos").glob("*.jpg"))

@@ -11,10 +11,10 @@ import torch
 from scipy.ndimage import gaussian_filter
 from skimage.transform import downscale_local_mean
 
-from rr import degrade, synthetic
-from rr.io import InputError
-from rr.metrics import psnr
-from rr.photo import to_tensor
+from rr.data.dataset import degrade, synthetic
+from rr.data.photo import to_tensor
+from rr.errors import InputError
+from rr.evaluate.metrics import psnr
 
 
 def generator(seed=0):

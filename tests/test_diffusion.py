@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from rr import diffusion
-from rr.diffusion import OBJECTIVES, SCHEDULES, Diffusion, seeded
-from rr.io import InputError
+from rr.errors import InputError
+from rr.models import diffusion
+from rr.models.diffusion import OBJECTIVES, SCHEDULES, Diffusion, seeded
 
 EVERY = [(name, T) for name in SCHEDULES for T in (20, 200, 1000)]
 

@@ -6,8 +6,9 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio
 from skimage.morphology import skeletonize
 
-from rr import degrade, downstream, synthetic
-from rr.io import InputError
+from rr.data.dataset import degrade, synthetic
+from rr.errors import InputError
+from rr.evaluate import downstream
 
 
 def eyes(indices, size=80):

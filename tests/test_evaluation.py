@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from rr import evaluation, metrics, synthetic
-from rr.evaluation import CONDITIONS, FULL, KEYS, REFERENCE, UNDEGRADED, Condition
-from rr.io import InputError
-from rr.photo import to_tensor
+from rr.data.dataset import synthetic
+from rr.data.photo import to_tensor
+from rr.errors import InputError
+from rr.evaluate import harness as evaluation
+from rr.evaluate import metrics
+from rr.evaluate.harness import CONDITIONS, FULL, KEYS, REFERENCE, UNDEGRADED, Condition
 
 BLUR = Condition("blur", 1.0)
 
@@ -430,6 +432,6 @@ def test_test_images_are_clean_references(packed_eyes):
 
 @pytest.fixture(scope="module")
 def packed_eyes(tmp_path_factory):
-    from rr import packing, sources
+    from rr.data.dataset import packing, sources
 
     return packing.pack(sources.embedded(40), 32, tmp_path_factory.mktemp("pack"))

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from rr.features import EXTRACTORS, OTHERS, Extractor, other, static_condition
-from rr.io import InputError
+from rr.errors import InputError
+from rr.models.features import EXTRACTORS, OTHERS, Extractor, other, static_condition
 
 
 class Fake:

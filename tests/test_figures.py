@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rr import figures
-from rr.readability import curves, reliability, report
+from rr.evaluate import figures
+from rr.models.readability import curves, reliability, report
 
 
 def images(n):

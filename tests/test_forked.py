@@ -15,10 +15,12 @@ from contextlib import contextmanager
 import nbformat
 import pytest
 
-from rr import forked, notebook, sources
-from rr.io import ROOT, InputError, read_json
-from rr.notebook import NotebookError
-from rr.packing import pack
+from rr.data.dataset import sources
+from rr.data.packing import pack
+from rr.errors import InputError
+from rr.files import ROOT, read_json
+from rr.workflow.jobs import forked, notebook
+from rr.workflow.notebook import NotebookError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the server is for Linux")
 CLIENT = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from rr import forked\n"

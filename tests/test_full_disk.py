@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rr.io import ROOT
+from rr.files import ROOT
 
 KINDS = ["text", "json", "table", "figure", "picture", "condition", "checkpoint", "training state", "packed data",
          "executed notebook", "report", "mark"]  # fmt: skip

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from rr import paper
-from rr.fusion import FUSIONS, Fusion
-from rr.io import InputError
+from rr.errors import InputError
+from rr.models.fusion import FUSIONS, Fusion
 
 
 @pytest.mark.parametrize("name", paper.FUSIONS)

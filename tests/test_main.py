@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rr import __main__ as cli
-from rr import notebook
-from rr.io import InputError
+from rr import cli
+from rr.errors import InputError
+from rr.workflow.jobs import notebook
 
 NOTEBOOKS = sorted(notebook.NOTEBOOKS.glob("[0-9]*.py"))
 
@@ -120,7 +120,7 @@ def some(tmp_path):
 @pytest.fixture
 def command(monkeypatch, capsys):
     """command("restore", ...) in this process, with a restorer that turns photographs into their negative."""
-    from rr import restorer
+    from rr.models import restorer
 
     def negative(regen, image, seed):
         if image.mean() == 0:

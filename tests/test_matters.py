@@ -4,10 +4,14 @@ import pandas as pd
 import pytest
 import torch
 
-from rr import checkpoint, data, matters, metrics, packing, sources, studies
-from rr.bridge import Bridge
-from rr.io import InputError
-from rr.restorer import Denoiser
+from rr import checkpoint
+from rr.data.dataset import dataset as data
+from rr.data.dataset import packing, sources
+from rr.errors import InputError
+from rr.evaluate import matters, metrics
+from rr.models.bridge import Bridge
+from rr.models.restorer import Denoiser
+from rr.workflow.jobs import studies
 
 
 @pytest.fixture(scope="module")

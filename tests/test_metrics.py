@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchvision.models import alexnet
 
-from rr import metrics
-from rr.io import ROOT, InputError
+from rr.errors import InputError
+from rr.evaluate import metrics
+from rr.files import ROOT
 
 SHARED = ROOT.parent / "shared/weights"
 TRUNK = pytest.mark.skipif(

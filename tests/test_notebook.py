@@ -13,9 +13,10 @@ import nbformat
 import papermill
 import pytest
 
-from rr import notebook
-from rr.io import ROOT, InputError
+from rr.errors import InputError
+from rr.files import ROOT
 from rr.presets import PRESETS
+from rr.workflow.jobs import notebook
 
 NOTEBOOKS = sorted(notebook.NOTEBOOKS.glob("[0-9]*.py"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

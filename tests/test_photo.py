@@ -12,8 +12,9 @@ from drawn import disc, line, saved
 from PIL import Image
 from scipy import ndimage
 
-from rr import photo
-from rr.io import ROOT, InputError
+from rr.data.dataset import photo
+from rr.errors import InputError
+from rr.files import ROOT
 
 PHOTOS = sorted((ROOT.parent / "shared" / "photos").glob("*.jpg"))
 

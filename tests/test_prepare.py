@@ -9,8 +9,8 @@ import time
 
 import psutil
 
-from rr import data
-from rr.io import ROOT
+from rr.data.dataset import dataset as data
+from rr.files import ROOT
 
 
 def test_prepared_once_and_found_again(rr, tmp_path):

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from rr.diffusion import SCHEDULES
-from rr.io import InputError
+from rr.errors import InputError
+from rr.models.diffusion import SCHEDULES
 from rr.presets import PRESETS, preset
 
 

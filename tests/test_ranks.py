@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from rr import packing, sources
-from rr.io import ROOT, read_json
+from rr.data.dataset import packing, sources
+from rr.files import ROOT, read_json
 
 SCRIPT = Path(__file__).parent / "ranks.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}

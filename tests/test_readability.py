@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from rr import checkpoint
-from rr.io import InputError
-from rr.paper import LABELS
-from rr.readability import (
+from rr.errors import InputError
+from rr.models.readability import (
     ARCHITECTURES,
     Readability,
     areas,
@@ -21,7 +20,8 @@ from rr.readability import (
     share,
     unweighted,
 )
-from rr.train import Batch
+from rr.paper import LABELS
+from rr.train.loop import Batch
 
 
 @pytest.fixture(scope="module")

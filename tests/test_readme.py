@@ -12,10 +12,13 @@ import nbformat
 import pandas as pd
 import pytest
 
-from rr import io, notebook, readme, workflow
-from rr.io import ROOT, InputError
-from rr.notebook import NOTEBOOKS
+from rr.errors import InputError
+from rr.files import ROOT
 from rr.presets import PRESETS
+from rr.workflow.jobs import files as io
+from rr.workflow.jobs import jobs as workflow
+from rr.workflow.jobs import notebook, readme
+from rr.workflow.notebook import NOTEBOOKS
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -133,8 +136,8 @@ def test_names_in_the_map_of_equations_exist():
 def test_commands_of_the_readme_exist():
     from typer.testing import CliRunner
 
-    from rr.__main__ import app
-    from rr.notebook import check, find
+    from rr.cli import app
+    from rr.workflow.notebook import check, find
 
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)$", TEXT, re.M):

@@ -5,10 +5,15 @@ import ast
 import pytest
 from typer.testing import CliRunner
 
-from rr import io, notebook, packing, recipes, sources, studies, train
-from rr.__main__ import app
-from rr.io import InputError, read_json
+from rr.cli import app
+from rr.data.dataset import packing, sources
+from rr.errors import InputError
+from rr.files import read_json
 from rr.presets import preset
+from rr.train.loop import configs as recipes
+from rr.train.loop import loop as train
+from rr.workflow.jobs import files as io
+from rr.workflow.jobs import notebook, studies
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from rr import io, notebook, reproduce, studies, workflow
-from rr.io import ROOT, InputError
+from rr.errors import InputError
+from rr.files import ROOT
+from rr.workflow.jobs import files as io
+from rr.workflow.jobs import jobs as workflow
+from rr.workflow.jobs import notebook, reproduce, studies
 
 NOTEBOOKS = sorted(notebook.NOTEBOOKS.glob("[0-9]*.py"))
 MARKER = (

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from rr import checkpoint
-from rr.io import InputError
-from rr.restorer import (
+from rr.errors import InputError
+from rr.models.restorer import (
     PROTOCOLS,
     Denoiser,
     RetinaRegen,
@@ -17,8 +17,8 @@ from rr.restorer import (
     restore_photograph,
     training_rows,
 )
-from rr.train import Batch
-from rr.vae import Output
+from rr.models.vae import Output
+from rr.train.loop import Batch
 
 
 class Judge(nn.Module):
@@ -164,7 +164,7 @@ def test_a_photograph_comes_back_in_its_size_with_its_surround():
 
 
 def test_a_restorer_folder_stands_alone(tmp_path):
-    from rr.readability import Readability
+    from rr.models.readability import Readability
 
     checkpoint.save(tmp_path / "readability", Readability(), {})
     checkpoint.save(tmp_path / "restorer" / "denoiser", denoiser(), {})

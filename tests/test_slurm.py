@@ -16,8 +16,10 @@ from collections import Counter
 import pytest
 import yaml
 
-from rr import io, packing, sources, workflow
-from rr.io import ROOT
+from rr.data.dataset import packing, sources
+from rr.files import ROOT
+from rr.workflow.jobs import files as io
+from rr.workflow.jobs import jobs as workflow
 
 
 def answers():

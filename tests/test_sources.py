@@ -12,8 +12,10 @@ import torch
 from drawn import disc, line
 from PIL import Image
 
-from rr import data, packing, photo, sources, synthetic
-from rr.io import ROOT, InputError
+from rr.data.dataset import dataset as data
+from rr.data.dataset import packing, photo, sources, synthetic
+from rr.errors import InputError
+from rr.files import ROOT
 
 PHOTOS = sorted((ROOT.parent / "shared" / "photos").glob("*.jpg"))
 

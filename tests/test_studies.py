@@ -10,15 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rr import comparisons, io, notebook, paper, presets, studies
-from rr.backbones import BACKBONES
-from rr.claims import NOT_SUPPORTED, NOT_TESTABLE, SUPPORTED
-from rr.diffusion import OBJECTIVES
-from rr.features import EXTRACTORS
-from rr.fusion import FUSIONS
-from rr.io import InputError
-from rr.restorer import PROTOCOLS, REGIONS
-from rr.vae import LIKELIHOODS
+from rr import paper, presets
+from rr.errors import InputError
+from rr.evaluate import statistics as comparisons
+from rr.evaluate.claims import NOT_SUPPORTED, NOT_TESTABLE, SUPPORTED
+from rr.models.backbones import BACKBONES
+from rr.models.diffusion import OBJECTIVES
+from rr.models.features import EXTRACTORS
+from rr.models.fusion import FUSIONS
+from rr.models.restorer import PROTOCOLS, REGIONS
+from rr.models.vae import LIKELIHOODS
+from rr.workflow.jobs import files as io
+from rr.workflow.jobs import notebook, studies
 
 STEMS = ("07_backbones", "08_extractors", "09_fusion", "11_summary")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rr.synthetic import fundus, not_fundus
+from rr.data.synthetic import fundus, not_fundus
 
 SEED, N, SIZE = 3, 40, 224
 

@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from rr import comparisons, metrics, tables
-from rr.comparisons import ONCE, OTHER, SAME, UNCLEAR
-from rr.io import ROOT, InputError
+from rr.errors import InputError
+from rr.evaluate import metrics, tables
+from rr.evaluate import statistics as comparisons
+from rr.evaluate.statistics import ONCE, OTHER, SAME, UNCLEAR
+from rr.files import ROOT
 from rr.studies import RETINAREGEN, Run
 
 GOLDEN = ROOT / "tests" / "golden"

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from rr import checkpoint, packing, train
-from rr.io import InputError, read_json
+from rr import checkpoint
+from rr.data.dataset import packing
+from rr.data.sources import Source
+from rr.errors import InputError
+from rr.files import read_json
 from rr.paper import LABELS
-from rr.sources import Source
+from rr.train.loop import loop as train
 
 
 class Line(nn.Module):

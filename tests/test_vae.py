@@ -5,8 +5,17 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from rr.io import InputError
-from rr.vae import LIKELIHOODS, VAE, Output, bce, continuous_bernoulli, kl, reparameterize, squared
+from rr.errors import InputError
+from rr.models.vae import (
+    LIKELIHOODS,
+    VAE,
+    Output,
+    bce,
+    continuous_bernoulli,
+    kl,
+    reparameterize,
+    squared,
+)
 
 
 def test_three_convolutions_a_fully_connected_layer_and_three_transposed_convolutions():

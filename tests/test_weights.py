@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import alexnet, resnet18, squeezenet1_1
 
-from rr import weights
-from rr.io import InputError
+from rr.errors import InputError
+from rr.models import pretrained as weights
 
 SQUEEZENET = "squeezenet1_1-b8a52dc0.pth"
 

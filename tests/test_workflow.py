@@ -10,9 +10,12 @@ import time
 
 import pytest
 
-from rr import io, notebook, studies, workflow
-from rr.io import ROOT, InputError
+from rr.errors import InputError
+from rr.files import ROOT
 from rr.presets import preset
+from rr.workflow.jobs import files as io
+from rr.workflow.jobs import jobs as workflow
+from rr.workflow.jobs import notebook, studies
 
 
 def of(table, stem):
@@ -269,7 +272,7 @@ def test_a_job_ends_with_its_owner(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ leases
 
 SCRIPT = """import os, time
-from rr import workflow
+from rr.workflow.jobs import jobs as workflow
 with workflow.lease():
     print(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True)
     time.sleep({})"""

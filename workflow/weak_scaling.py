@@ -21,7 +21,11 @@ import pandas as pd
 import torch
 import typer
 
-from rr import io, notebook, recipes, train
+from rr.errors import InputError
+from rr.train.loop import configs as recipes
+from rr.train.loop import loop as train
+from rr.workflow.jobs import files as io
+from rr.workflow.jobs import notebook
 
 TABLE = io.ROOT / "results" / "bench" / "weak_scaling.csv"
 KIND = [
@@ -88,5 +92,5 @@ def main(
 if __name__ == "__main__":
     try:
         typer.run(main)
-    except io.InputError as error:
+    except InputError as error:
         sys.exit(f"error: {error}")
