@@ -61,13 +61,13 @@ from IPython.display import Markdown
 from PIL import Image
 from scipy.stats import spearmanr
 
-from rr.data.dataset import degrade
+from rr import files as io
+from rr.data import degrade
 from rr.data.photo import crop_fov, fov_mask, read_photograph, to_photograph, to_tensor
 from rr.evaluate import figures, metrics
 from rr.models import corrector
 from rr.presets import preset as choose_preset
-from rr.train.loop import loop as train
-from rr.workflow.jobs import files as io
+from rr.train import loop as train
 
 started = time.time()
 P = choose_preset(preset, seed=seed)

@@ -41,13 +41,13 @@ import pandas as pd
 import torch
 from IPython.display import Code, Markdown
 
-from rr.data.dataset import degrade, sources, synthetic
+from rr import files as io
+from rr.data import degrade, sources, synthetic
 from rr.data.packing import pack
 from rr.data.photo import to_tensor
 from rr.data.sources import LABELS
 from rr.evaluate import figures, metrics, tables
 from rr.presets import preset as choose_preset
-from rr.workflow.jobs import files as io
 
 started = time.time()
 P = choose_preset(preset, seed=seed)

@@ -42,6 +42,7 @@ import pandas as pd
 import torch
 from IPython.display import Code, Markdown, display
 
+from rr import files as io
 from rr.data.dataset import Packed
 from rr.evaluate import baselines, figures
 from rr.models.readability import (
@@ -58,8 +59,7 @@ from rr.models.readability import (
 )
 from rr.paper import LABELS
 from rr.presets import preset as choose_preset
-from rr.train.loop import loop as train
-from rr.workflow.jobs import files as io
+from rr.train import loop as train
 
 started = time.time()
 P = choose_preset(preset, seed=seed, weights=weights or None)

@@ -36,13 +36,13 @@ from inspect import getsource
 import torch
 from IPython.display import Code, Markdown
 
+from rr import files as io
+from rr import studies
 from rr.data.dataset import Packed
 from rr.evaluate import figures
 from rr.models.features import Extractor, recipe, save_condition, static_condition
 from rr.presets import preset as choose_preset
-from rr.train.loop import loop as train
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import studies
+from rr.train import loop as train
 
 started = time.time()
 P = choose_preset(preset, seed=seed, weights=weights or None)

@@ -36,14 +36,14 @@ import pandas as pd
 import torch
 from IPython.display import Code, Markdown
 
+from rr import files as io
 from rr.data.dataset import Packed
 from rr.evaluate import figures
 from rr.evaluate.metrics import psnr
 from rr.models.diffusion import SCHEDULES, Diffusion
 from rr.models.restorer import noise_recipe
 from rr.presets import preset as choose_preset
-from rr.train.loop import loop as train
-from rr.workflow.jobs import files as io
+from rr.train import loop as train
 
 started = time.time()
 P = choose_preset(preset, seed=seed, schedule=schedule or None)

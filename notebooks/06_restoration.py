@@ -52,7 +52,8 @@ import pandas as pd
 from IPython.display import Code, Markdown
 from PIL import Image
 
-from rr import checkpoint
+from rr import checkpoint, studies
+from rr import files as io
 from rr.data.dataset import Packed
 from rr.data.photo import to_photograph
 from rr.evaluate import figures, metrics, tables
@@ -60,10 +61,8 @@ from rr.models import restorer
 from rr.models.readability import Readability, passed
 from rr.paper import LABELS
 from rr.presets import preset as choose_preset
-from rr.train.loop import configs as recipes
-from rr.train.loop import loop as train
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import studies
+from rr.train import configs as recipes
+from rr.train import loop as train
 
 started = time.time()
 P = choose_preset(preset, seed=seed)

@@ -36,11 +36,11 @@ import time
 
 from IPython.display import Markdown
 
+from rr import files as io
+from rr import studies
 from rr.evaluate import figures, tables
 from rr.evaluate import statistics as comparisons
 from rr.presets import preset as choose_preset
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import studies
 
 started = time.time()
 home, pictures = io.results(preset, out), io.figures(preset, out)

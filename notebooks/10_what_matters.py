@@ -41,7 +41,8 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from rr import checkpoint
+from rr import checkpoint, studies
+from rr import files as io
 from rr.data.dataset import Packed
 from rr.evaluate import figures, matters, metrics, tables
 from rr.evaluate import harness as evaluation
@@ -50,9 +51,7 @@ from rr.models import features, restorer, vae
 from rr.models.bridge import samples
 from rr.models.diffusion import Diffusion
 from rr.presets import preset as choose_preset
-from rr.train.loop import loop as train
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import studies
+from rr.train import loop as train
 
 started = time.time()
 P = choose_preset(preset)

@@ -36,12 +36,11 @@ import time
 import pandas as pd
 from IPython.display import Markdown
 
-from rr import paper
+from rr import files as io
+from rr import paper, studies
 from rr.evaluate import claims, figures, tables
 from rr.evaluate import statistics as comparisons
 from rr.presets import preset as choose_preset
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import studies
 
 started = time.time()
 home, pictures = io.results(preset, out), io.figures(preset, out)

@@ -48,7 +48,8 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from rr import checkpoint
+from rr import checkpoint, studies
+from rr import files as io
 from rr.data.dataset import Packed
 from rr.evaluate import baselines, downstream, figures, metrics, tables
 from rr.evaluate import harness as evaluation
@@ -58,8 +59,6 @@ from rr.models.readability import Readability
 from rr.models.restorer import Denoiser
 from rr.presets import preset as choose_preset
 from rr.train.loop import fabric
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import studies
 
 started = time.time()
 P = choose_preset(preset)

@@ -14,12 +14,12 @@ from typing import Annotated
 
 import typer
 
+from rr import files as io
 from rr.errors import InputError, choose
 from rr.files import read_json, write_json, writing
 from rr.presets import PRESETS
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import forked, notebook
-from rr.workflow.jobs import jobs as workflow
+from rr.workflow import forked, notebook
+from rr.workflow import jobs as workflow
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -74,7 +74,7 @@ def reproduce(
     ] = False,
 ):
     """Run every notebook that has no result yet, or whose parameters have changed, and say where everything lies."""
-    from rr.workflow.jobs import reproduce
+    from rr.workflow import reproduce
 
     if data and not data.is_dir():
         raise InputError(f"--data {data}: no such folder")
@@ -180,7 +180,7 @@ def restore(
 
     from rr.data.photo import read_photograph
     from rr.models import corrector, restorer
-    from rr.train.loop import loop as train
+    from rr.train import loop as train
 
     where = train.fabric(device).device
     io.folder(out)
@@ -309,8 +309,8 @@ def train(
             f"--photos: is for the corrector; {component} is trained on the data set of 01_data"
         )
     from rr.models import corrector
-    from rr.train.loop import configs as recipes
-    from rr.train.loop import loop as train
+    from rr.train import configs as recipes
+    from rr.train import loop as train
 
     choose("component", component, [*recipes.COMPONENTS, "corrector"])
     given = {"preset": preset, "seed": seed, "out": out or "results", "device": device}
@@ -358,7 +358,7 @@ def prepare(
     import resource
     import time
 
-    from rr.data.dataset import packing, sources
+    from rr.data import packing, sources
 
     if not source:
         raise InputError('the name of the source is empty; give a folder, or "embedded"')
@@ -417,7 +417,7 @@ def report(
 ):
     """Put all figures, tables and executed notebooks of a preset on pages that open offline."""
     choose("preset", preset, PRESETS)
-    from rr.workflow.jobs import report
+    from rr.workflow import report
 
     print(_short(report.write(io.results(preset, out), io.figures(preset, out))))
 
@@ -446,7 +446,7 @@ def doctor():
         import torch
         import torchvision.ops  # noqa: F401  torchvision of another torch fails here
 
-        from rr.data.dataset import dataset as data
+        from rr.data import dataset as data
         from rr.models import features
         from rr.models import pretrained as weights
     except (ImportError, RuntimeError) as error:

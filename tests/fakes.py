@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from rr import files as io
+from rr import studies
 from rr.models.readability import share
 from rr.paper import LABELS
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import studies
 
 TOGETHER = 0.5  # dB: standard deviation of what all configurations of a seed have in common
 JUDGES = ("classifier", "second judge")

@@ -18,14 +18,14 @@ from PIL import Image
 from torch import nn
 
 from rr import checkpoint
-from rr.data.dataset import packing, sources
+from rr import files as io
+from rr.data import packing, sources
 from rr.errors import InputError
 from rr.evaluate import figures
 from rr.models import features
-from rr.train.loop import loop as train
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import forked, notebook, report
-from rr.workflow.jobs import jobs as workflow
+from rr.train import loop as train
+from rr.workflow import forked, notebook, report
+from rr.workflow import jobs as workflow
 
 DISK = Path(sys.argv[1])
 ELSEWHERE = DISK.parent / "elsewhere"  # on another disk: what is only read

@@ -16,8 +16,8 @@ from torch import nn
 
 from rr import checkpoint
 from rr.data.dataset import Packed
-from rr.train.loop import configs as recipes
-from rr.train.loop import loop as train
+from rr.train import configs as recipes
+from rr.train import loop as train
 
 
 class Plain(nn.Module):

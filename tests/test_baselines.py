@@ -6,7 +6,7 @@ import torch
 from skimage.color import rgb2lab
 from skimage.transform import downscale_local_mean
 
-from rr.data.dataset import degrade, synthetic
+from rr.data import degrade, synthetic
 from rr.errors import InputError
 from rr.evaluate import baselines
 from rr.evaluate.metrics import psnr

@@ -13,14 +13,13 @@ import pandas as pd
 import pytest
 import torch
 
-from rr import cli
+from rr import cli, studies
+from rr import files as io
 from rr.benchmarks import bench, bench_cpu
 from rr.benchmarks.bench import Gate, NotMeasured, Task
 from rr.errors import InputError
 from rr.evaluate import metrics
 from rr.models import pretrained as weights
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import studies
 
 GOOD = Gate("error", 0.0, 1.0)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from rr import checkpoint
+from rr import files as io
 from rr.errors import InputError
 from rr.models.features import Extractor
 from rr.models.restorer import Denoiser
-from rr.workflow.jobs import files as io
 
 
 @pytest.fixture

@@ -7,12 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rr import paper
+from rr import paper, studies
 from rr.errors import InputError
 from rr.evaluate import claims, tables
 from rr.evaluate.claims import NOT_SUPPORTED, NOT_TESTABLE, SUPPORTED
 from rr.models.readability import share
-from rr.workflow.jobs import studies
 
 
 def made(psnr, seeds=3, lpips=True, n=40):

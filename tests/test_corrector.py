@@ -7,7 +7,8 @@ import pytest
 import skimage.data
 import torch
 
-from rr.data.dataset import degrade
+from rr import files as io
+from rr.data import degrade
 from rr.data.photo import crop_fov, fov_mask, to_photograph, to_tensor
 from rr.errors import InputError
 from rr.evaluate import metrics
@@ -24,7 +25,6 @@ from rr.models.corrector import (
     resized,
 )
 from rr.train.loop import Batch, fabric
-from rr.workflow.jobs import files as io
 
 torch.set_num_threads(1)
 

@@ -18,8 +18,8 @@ import torch
 from drawn import line
 from PIL import Image
 
-from rr.data.dataset import dataset as data
-from rr.data.dataset import packing, photo, sources
+from rr.data import dataset as data
+from rr.data import packing, photo, sources
 from rr.errors import InputError
 from rr.files import ROOT, sha256
 from rr.paper import LABELS

@@ -11,7 +11,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from skimage.transform import downscale_local_mean
 
-from rr.data.dataset import degrade, synthetic
+from rr.data import degrade, synthetic
 from rr.data.photo import to_tensor
 from rr.errors import InputError
 from rr.evaluate.metrics import psnr

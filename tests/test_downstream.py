@@ -6,7 +6,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio
 from skimage.morphology import skeletonize
 
-from rr.data.dataset import degrade, synthetic
+from rr.data import degrade, synthetic
 from rr.errors import InputError
 from rr.evaluate import downstream
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from rr.data.dataset import synthetic
+from rr.data import synthetic
 from rr.data.photo import to_tensor
 from rr.errors import InputError
 from rr.evaluate import harness as evaluation
@@ -432,6 +432,6 @@ def test_test_images_are_clean_references(packed_eyes):
 
 @pytest.fixture(scope="module")
 def packed_eyes(tmp_path_factory):
-    from rr.data.dataset import packing, sources
+    from rr.data import packing, sources
 
     return packing.pack(sources.embedded(40), 32, tmp_path_factory.mktemp("pack"))

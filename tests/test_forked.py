@@ -15,11 +15,11 @@ from contextlib import contextmanager
 import nbformat
 import pytest
 
-from rr.data.dataset import sources
+from rr.data import sources
 from rr.data.packing import pack
 from rr.errors import InputError
 from rr.files import ROOT, read_json
-from rr.workflow.jobs import forked, notebook
+from rr.workflow import forked, notebook
 from rr.workflow.notebook import NotebookError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the server is for Linux")

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rr import files as io
 from rr.errors import InputError
-from rr.workflow.jobs import files as io
 
 
 def test_writing_is_all_or_nothing(tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from rr import cli
 from rr.errors import InputError
-from rr.workflow.jobs import notebook
+from rr.workflow import notebook
 
 NOTEBOOKS = sorted(notebook.NOTEBOOKS.glob("[0-9]*.py"))
 

@@ -4,14 +4,13 @@ import pandas as pd
 import pytest
 import torch
 
-from rr import checkpoint
-from rr.data.dataset import dataset as data
-from rr.data.dataset import packing, sources
+from rr import checkpoint, studies
+from rr.data import dataset as data
+from rr.data import packing, sources
 from rr.errors import InputError
 from rr.evaluate import matters, metrics
 from rr.models.bridge import Bridge
 from rr.models.restorer import Denoiser
-from rr.workflow.jobs import studies
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 from rr.errors import InputError
 from rr.files import ROOT
 from rr.presets import PRESETS
-from rr.workflow.jobs import notebook
+from rr.workflow import notebook
 
 NOTEBOOKS = sorted(notebook.NOTEBOOKS.glob("[0-9]*.py"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -12,7 +12,7 @@ from drawn import disc, line, saved
 from PIL import Image
 from scipy import ndimage
 
-from rr.data.dataset import photo
+from rr.data import photo
 from rr.errors import InputError
 from rr.files import ROOT
 

@@ -9,7 +9,7 @@ import time
 
 import psutil
 
-from rr.data.dataset import dataset as data
+from rr.data import dataset as data
 from rr.files import ROOT
 
 

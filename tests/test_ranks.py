@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from rr.data.dataset import packing, sources
+from rr.data import packing, sources
 from rr.files import ROOT, read_json
 
 SCRIPT = Path(__file__).parent / "ranks.py"

@@ -12,12 +12,12 @@ import nbformat
 import pandas as pd
 import pytest
 
+from rr import files as io
 from rr.errors import InputError
 from rr.files import ROOT
 from rr.presets import PRESETS
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import jobs as workflow
-from rr.workflow.jobs import notebook, readme
+from rr.workflow import jobs as workflow
+from rr.workflow import notebook, readme
 from rr.workflow.notebook import NOTEBOOKS
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -5,15 +5,16 @@ import ast
 import pytest
 from typer.testing import CliRunner
 
+from rr import files as io
+from rr import studies
 from rr.cli import app
-from rr.data.dataset import packing, sources
+from rr.data import packing, sources
 from rr.errors import InputError
 from rr.files import read_json
 from rr.presets import preset
-from rr.train.loop import configs as recipes
-from rr.train.loop import loop as train
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import notebook, studies
+from rr.train import configs as recipes
+from rr.train import loop as train
+from rr.workflow import notebook
 
 
 @pytest.fixture(scope="module")

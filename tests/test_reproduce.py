@@ -15,11 +15,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from rr import files as io
+from rr import studies
 from rr.errors import InputError
 from rr.files import ROOT
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import jobs as workflow
-from rr.workflow.jobs import notebook, reproduce, studies
+from rr.workflow import jobs as workflow
+from rr.workflow import notebook, reproduce
 
 NOTEBOOKS = sorted(notebook.NOTEBOOKS.glob("[0-9]*.py"))
 MARKER = (

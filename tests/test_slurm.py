@@ -16,10 +16,10 @@ from collections import Counter
 import pytest
 import yaml
 
-from rr.data.dataset import packing, sources
+from rr import files as io
+from rr.data import packing, sources
 from rr.files import ROOT
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import jobs as workflow
+from rr.workflow import jobs as workflow
 
 
 def answers():

@@ -12,8 +12,8 @@ import torch
 from drawn import disc, line
 from PIL import Image
 
-from rr.data.dataset import dataset as data
-from rr.data.dataset import packing, photo, sources, synthetic
+from rr.data import dataset as data
+from rr.data import packing, photo, sources, synthetic
 from rr.errors import InputError
 from rr.files import ROOT
 

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rr import paper, presets
+from rr import files as io
+from rr import paper, presets, studies
 from rr.errors import InputError
 from rr.evaluate import statistics as comparisons
 from rr.evaluate.claims import NOT_SUPPORTED, NOT_TESTABLE, SUPPORTED
@@ -20,8 +21,7 @@ from rr.models.features import EXTRACTORS
 from rr.models.fusion import FUSIONS
 from rr.models.restorer import PROTOCOLS, REGIONS
 from rr.models.vae import LIKELIHOODS
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import notebook, studies
+from rr.workflow import notebook
 
 STEMS = ("07_backbones", "08_extractors", "09_fusion", "11_summary")
 

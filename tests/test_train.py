@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from rr import checkpoint
-from rr.data.dataset import packing
+from rr.data import packing
 from rr.data.sources import Source
 from rr.errors import InputError
 from rr.files import read_json
 from rr.paper import LABELS
-from rr.train.loop import loop as train
+from rr.train import loop as train
 
 
 class Line(nn.Module):

@@ -10,12 +10,13 @@ import time
 
 import pytest
 
+from rr import files as io
+from rr import studies
 from rr.errors import InputError
 from rr.files import ROOT
 from rr.presets import preset
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import jobs as workflow
-from rr.workflow.jobs import notebook, studies
+from rr.workflow import jobs as workflow
+from rr.workflow import notebook
 
 
 def of(table, stem):
@@ -272,7 +273,7 @@ def test_a_job_ends_with_its_owner(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ leases
 
 SCRIPT = """import os, time
-from rr.workflow.jobs import jobs as workflow
+from rr.workflow import jobs as workflow
 with workflow.lease():
     print(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True)
     time.sleep({})"""

@@ -21,11 +21,11 @@ import pandas as pd
 import torch
 import typer
 
+from rr import files as io
 from rr.errors import InputError
-from rr.train.loop import configs as recipes
-from rr.train.loop import loop as train
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import notebook
+from rr.train import configs as recipes
+from rr.train import loop as train
+from rr.workflow import notebook
 
 TABLE = io.ROOT / "results" / "bench" / "weak_scaling.csv"
 KIND = [

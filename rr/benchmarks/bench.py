@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rr import files as io
 from rr.errors import InputError, choose
 from rr.models import pretrained as weights
-from rr.workflow.jobs import files as io
 
 DEVICES = {
     "cpu": "rr.bench_cpu",

@@ -29,6 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import functional as tv
 
+from rr import files as io
+from rr import studies
 from rr.benchmarks.bench import (
     Gate,
     NotMeasured,
@@ -39,17 +41,16 @@ from rr.benchmarks.bench import (
     seconds,
     with_trunk,
 )
-from rr.data.dataset import dataset as data
-from rr.data.dataset import degrade, packing, photo, sources, synthetic
+from rr.data import dataset as data
+from rr.data import degrade, packing, photo, sources, synthetic
 from rr.data.photo import read_photograph, to_photograph, to_tensor
 from rr.evaluate import metrics
 from rr.models import backbones, corrector
 from rr.models.diffusion import Diffusion
 from rr.models.readability import Readability
 from rr.paper import LABELS
-from rr.train.loop import loop as train
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import forked, studies
+from rr.train import loop as train
+from rr.workflow import forked
 
 ONE_THREAD = {
     f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")

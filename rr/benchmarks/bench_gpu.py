@@ -37,8 +37,8 @@ from rr.benchmarks.bench import (
     seconds,
     with_trunk,
 )
-from rr.data.dataset import dataset as data
-from rr.data.dataset import degrade, packing, sources, synthetic
+from rr.data import dataset as data
+from rr.data import degrade, packing, sources, synthetic
 from rr.data.photo import to_tensor
 from rr.evaluate import metrics
 from rr.models.diffusion import Diffusion, noise
@@ -47,7 +47,7 @@ from rr.models.readability import Readability
 from rr.models.restorer import Denoiser
 from rr.models.vae import VAE
 from rr.paper import LABELS
-from rr.train.loop import loop as train
+from rr.train import loop as train
 
 GIB = 2**30
 SIDE = 8192  # of the matrix product's square factor: as fast as products get

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rr.data.dataset import degrade, synthetic
+from rr.data import degrade, synthetic
 from rr.data.photo import Fov, fov_mask, read_crop, to_tensor
 from rr.errors import InputError
 from rr.files import sha256

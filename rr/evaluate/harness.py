@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from rr.data.dataset import degrade, sources
+from rr.data import degrade, sources
 from rr.data.packing import dhash, near_duplicates
 from rr.data.photo import fov_mask, to_tensor
 from rr.errors import InputError, choose

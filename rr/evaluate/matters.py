@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rr import checkpoint
+from rr import checkpoint, studies
 from rr.evaluate import metrics, tables
 from rr.evaluate import statistics as comparisons
 from rr.models import restorer
 from rr.models.bridge import Bridge
-from rr.workflow.jobs import studies
 
 
 class Bench(NamedTuple):

@@ -24,14 +24,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from rr import checkpoint
-from rr.data.dataset import dataset as data
-from rr.data.dataset import degrade, packing, sources
+from rr.data import dataset as data
+from rr.data import degrade, packing, sources
 from rr.data.photo import crop_fov, fov_mask, put_back, to_photograph, to_tensor
 from rr.evaluate.baselines import continued, sharpened, surround, unmixed
 from rr.files import RECOMMENDED, read_json
 from rr.models.bridge import between, walk
 from rr.models.diffusion import noise
-from rr.train.loop import loop as train
+from rr.train import loop as train
 
 SIZE, GRID, FINE = (
     128,

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rr import checkpoint
-from rr.data.dataset import degrade
+from rr.data import degrade
 from rr.data.photo import crop_fov, fov_mask, put_back, to_photograph, to_tensor
 from rr.errors import InputError, choose
 from rr.models import backbones

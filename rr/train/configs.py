@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import torch
 
-from rr import checkpoint, presets
+from rr import checkpoint, presets, studies
+from rr import files as io
 from rr.data.dataset import Packed
 from rr.errors import choose
 from rr.models import bridge, features, readability, restorer, vae
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import notebook, studies
+from rr.workflow import notebook
 
 
 def restorer_recipe(P, data, home, **words):

@@ -41,10 +41,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rr import checkpoint
+from rr import files as io
 from rr.data.dataset import Batch, batches
 from rr.errors import InputError, choose
 from rr.files import code, provenance, read_json, sweep, write_table, writing
-from rr.workflow.jobs import files as io
 
 OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,  # the classifier (2.2)

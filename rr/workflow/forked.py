@@ -25,9 +25,9 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from rr import files as io
 from rr.errors import InputError
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import notebook
+from rr.workflow import notebook
 
 SERVER = "RR_FORK"  # the environment variable that names a server's socket
 LIBRARIES = (
@@ -207,7 +207,7 @@ def _run(connection, given):
     os.close(order)
     threading.Thread(target=_end_with, args=[connection], daemon=True).start()
     _send(connection, "accepted")
-    from rr.workflow.jobs import notebook
+    from rr.workflow import notebook
 
     outcome = [None, None]
     try:

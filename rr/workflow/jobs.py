@@ -21,11 +21,11 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from rr import paper
+from rr import files as io
+from rr import paper, studies
 from rr.errors import InputError, choose
 from rr.presets import preset
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import notebook, studies
+from rr.workflow import notebook
 
 NOTEBOOKS = {
     "backbones": "07_backbones",

@@ -14,12 +14,12 @@ import jupytext
 import nbformat
 import pandas as pd
 
+from rr import files as io
+from rr import studies
 from rr.errors import InputError
 from rr.paper import CHOICES
 from rr.presets import PRESETS, Preset
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import jobs as workflow
-from rr.workflow.jobs import studies
+from rr.workflow import jobs as workflow
 from rr.workflow.notebook import NOTEBOOKS
 
 README = io.ROOT / "README.md"

@@ -21,9 +21,9 @@ from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
+from rr import files as io
 from rr.errors import InputError
 from rr.files import read_json, sweep, write_text
-from rr.workflow.jobs import files as io
 from rr.workflow.notebook import NOTEBOOKS
 
 LONG, HEAD, DIGITS = (

@@ -18,11 +18,11 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from rr import files as io
 from rr.errors import InputError, choose
 from rr.presets import PRESETS
-from rr.workflow.jobs import files as io
-from rr.workflow.jobs import forked, notebook
-from rr.workflow.jobs import jobs as workflow
+from rr.workflow import forked, notebook
+from rr.workflow import jobs as workflow
 
 SNAKEFILE = io.ROOT / "workflow" / "Snakefile"
 PROFILES = io.ROOT / "workflow" / "profiles"
