@@ -62,10 +62,10 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from rr import files as io
+from rr import restore
 from rr.data import degrade
 from rr.data.photo import crop_fov, fov_mask, read_photograph, to_photograph, to_tensor
 from rr.evaluate import figures, metrics
-from rr.models import corrector
 from rr.presets import preset as choose_preset
 from rr.train import loop as train
 
@@ -73,7 +73,7 @@ started = time.time()
 P = choose_preset(preset, seed=seed)
 home, pictures = io.results(preset, out), io.figures(preset, out)
 fabric = train.fabric(device)
-model = corrector.load_recommended(fabric.device)
+model = restore.load_recommended(fabric.device)
 
 # %% [markdown]
 # ## The photograph
@@ -89,7 +89,7 @@ x = to_tensor(crop)
 fov = fov_mask([circle], box.side)
 y = degrade.apply(x, degrade.sample(1, torch.Generator().manual_seed(seed), severity=severity), fov)
 degraded = to_photograph(y)
-restored, report = corrector.restore_photograph(model, degraded)
+restored, report = restore.restore_photograph(model, degraded)
 print(report)
 
 # %%
@@ -173,7 +173,7 @@ io.write_result(
     preset=P,
     seed=seed,
     severity=severity,
-    restorer=io.read_json(corrector.RECOMMENDED / "config.json")["sha256"][:12],
+    restorer=io.read_json(io.RECOMMENDED / "config.json")["sha256"][:12],
 )
 before, after = scores["input"]["psnr_fov"], scores["restored"]["psnr_fov"]
 if severity == 0:

@@ -44,22 +44,22 @@ from IPython.display import Code, Markdown, display
 
 from rr import files as io
 from rr.data.dataset import Packed
+from rr.data.pairs import augment
 from rr.evaluate import baselines, figures
-from rr.models.readability import (
-    Readability,
-    augment,
+from rr.evaluate.classification import (
     curves,
     passed,
     readable,
-    recipe,
     reliability,
     report,
     share,
     unweighted,
 )
+from rr.models.readability import Readability
 from rr.paper import LABELS
 from rr.presets import preset as choose_preset
 from rr.train import loop as train
+from rr.train.configs import readability_recipe as recipe
 
 started = time.time()
 P = choose_preset(preset, seed=seed, weights=weights or None)

@@ -40,9 +40,11 @@ from rr import files as io
 from rr import studies
 from rr.data.dataset import Packed
 from rr.evaluate import figures
-from rr.models.features import Extractor, recipe, save_condition, static_condition
+from rr.models.features import Extractor
 from rr.presets import preset as choose_preset
 from rr.train import loop as train
+from rr.train.conditions import save_condition, static_condition
+from rr.train.configs import extractor_recipe as recipe
 
 started = time.time()
 P = choose_preset(preset, seed=seed, weights=weights or None)

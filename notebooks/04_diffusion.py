@@ -41,9 +41,9 @@ from rr.data.dataset import Packed
 from rr.evaluate import figures
 from rr.evaluate.metrics import psnr
 from rr.models.diffusion import SCHEDULES, Diffusion
-from rr.models.restorer import noise_recipe
 from rr.presets import preset as choose_preset
 from rr.train import loop as train
+from rr.train.configs import noise_recipe as noise_recipe
 
 started = time.time()
 P = choose_preset(preset, seed=seed, schedule=schedule or None)

@@ -42,6 +42,7 @@ from rr.evaluate import figures
 from rr.evaluate.metrics import psnr, ssim
 from rr.models import vae
 from rr.presets import preset as choose_preset
+from rr.train import configs as recipes
 from rr.train import loop as train
 
 started = time.time()
@@ -67,7 +68,7 @@ Code(
 )
 
 # %%
-plan = vae.recipe(P, packed, home)
+plan = recipes.vae_recipe(P, packed, home)
 model = plan["model"]
 print(model)
 print(

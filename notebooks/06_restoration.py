@@ -52,13 +52,15 @@ import pandas as pd
 from IPython.display import Code, Markdown
 from PIL import Image
 
-from rr import checkpoint, studies
+from rr import checkpoint, restore, studies
 from rr import files as io
+from rr.data import pairs
 from rr.data.dataset import Packed
 from rr.data.photo import to_photograph
 from rr.evaluate import figures, metrics, tables
+from rr.evaluate.classification import passed
 from rr.models import restorer
-from rr.models.readability import Readability, passed
+from rr.models.readability import Readability
 from rr.paper import LABELS
 from rr.presets import preset as choose_preset
 from rr.train import configs as recipes
@@ -87,7 +89,7 @@ fabric = train.fabric(device)
 
 # %%
 classifier = checkpoint.load(home / "checkpoints" / "readability", Readability, fabric.device)
-rows, y, x, parameters = restorer.test_pairs(packed, protocol, region)
+rows, y, x, parameters = pairs.test_pairs(packed, protocol, region)
 fov, disc = packed.fov(rows), packed.disc(rows)
 io.write_table(folder / "degradations.csv", parameters)
 figures.save(
@@ -115,7 +117,7 @@ Code(
 
 # %%
 log = train.run("restorer", data=packed, batch=P.batch, ema=P.ema, fabric=fabric, **plan)
-restorer.assemble(folder, home / "checkpoints" / "readability")
+restore.assemble(folder, home / "checkpoints" / "readability")
 figures.save(figures.learning(log), pictures, "06_restoration_training")
 
 # %% [markdown]

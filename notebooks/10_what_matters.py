@@ -43,14 +43,16 @@ from IPython.display import Markdown
 
 from rr import checkpoint, studies
 from rr import files as io
+from rr.data import pairs
 from rr.data.dataset import Packed
 from rr.evaluate import figures, matters, metrics, tables
 from rr.evaluate import harness as evaluation
 from rr.evaluate import statistics as comparisons
-from rr.models import features, restorer, vae
+from rr.models import features, vae
 from rr.models.bridge import samples
 from rr.models.diffusion import Diffusion
 from rr.presets import preset as choose_preset
+from rr.train import conditions
 from rr.train import loop as train
 
 started = time.time()
@@ -171,8 +173,8 @@ for seed in range(seeds):
     c = model.c.clone()
     as_is = bench.restored(model, seed)
     swaps["c"].append(bench.scored(as_is))
-    for name in features.OTHERS:
-        model.c.copy_(features.other(name, c, eye, packed, seed))
+    for name in conditions.OTHERS:
+        model.c.copy_(conditions.other(name, c, eye, packed, seed))
         output = bench.restored(model, seed)
         swaps.setdefault(name, []).append(bench.scored(output))
         moved.setdefault(name, []).append(255 * ((output - as_is) ** 2).mean().sqrt().item())
@@ -375,14 +377,14 @@ sentences.append(
     + answers.better(
         5,
         "paired training better than literal, judged paired",
-        *(judged["paired"][f"trained {name}"] for name in restorer.PROTOCOLS),
+        *(judged["paired"][f"trained {name}"] for name in pairs.PROTOCOLS),
         pairs=3,
     )
     + " "
     + answers.better(
         5,
         "paired training better than literal, judged literal",
-        *(judged["literal"][f"trained {name}"] for name in restorer.PROTOCOLS),
+        *(judged["literal"][f"trained {name}"] for name in pairs.PROTOCOLS),
         pairs=3,
     )
     + f" The same weights (trained paired) have {means['paired']['trained paired']:.2f} dB by one question and "

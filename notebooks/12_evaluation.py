@@ -48,13 +48,13 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from rr import checkpoint, studies
+from rr import checkpoint, restore, studies
 from rr import files as io
 from rr.data.dataset import Packed
 from rr.evaluate import baselines, downstream, figures, metrics, tables
 from rr.evaluate import harness as evaluation
 from rr.evaluate.harness import FULL, REFERENCE, UNDEGRADED
-from rr.models import bridge, corrector
+from rr.models import bridge
 from rr.models.readability import Readability
 from rr.models.restorer import Denoiser
 from rr.presets import preset as choose_preset
@@ -139,7 +139,7 @@ trained = {
 lowest = {name: [method] for name, method in evaluation.know_nothing(strangers).items()}
 classical = {name: [method] for name, method in baselines.baselines(known).items()}
 methods = classical | {name: trained[name] for name in studies.EVALUATED}
-models["recommended"] = [corrector.load_recommended(on)]
+models["recommended"] = [restore.load_recommended(on)]
 methods["recommended"] = [
     evaluation.trained(models["recommended"][0], None)
 ]  # the mean of its decisions

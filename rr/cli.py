@@ -18,6 +18,7 @@ from rr import files as io
 from rr.errors import InputError, choose
 from rr.files import read_json, write_json, writing
 from rr.presets import PRESETS
+from rr.train import corrector as corrector_training
 from rr.workflow import forked, notebook
 from rr.workflow import jobs as workflow
 
@@ -178,19 +179,22 @@ def restore(
 
     from PIL import Image
 
+    from rr import restore as restoration
     from rr.data.photo import read_photograph
-    from rr.models import corrector, restorer
+    from rr.models import restorer
     from rr.train import loop as train
 
     where = train.fabric(device).device
     io.folder(out)
-    folder = checkpoint or corrector.RECOMMENDED
+    folder = checkpoint or io.RECOMMENDED
     if (folder / "denoiser").is_dir():
         method = partial(
-            restorer.restore_photograph, restorer.RetinaRegen.load(folder, where), seed=seed
+            restoration.restore_with_regen, restorer.RetinaRegen.load(folder, where), seed=seed
         )
     else:
-        method = partial(corrector.restore_photograph, corrector.load_recommended(where, folder))
+        method = partial(
+            restoration.restore_photograph, restoration.load_recommended(where, folder)
+        )
     print(f"restorer: {_short(folder)}")
     failed = 0
     try:
@@ -308,7 +312,6 @@ def train(
         raise InputError(
             f"--photos: is for the corrector; {component} is trained on the data set of 01_data"
         )
-    from rr.models import corrector
     from rr.train import configs as recipes
     from rr.train import loop as train
 
@@ -322,7 +325,7 @@ def train(
         plan = recipes.plan(component, recipes.parameters(component, named | given), batch)
     fabric.launch()
     if component == "corrector":
-        made = corrector.make(out or "training", photos, seed=seed, fabric=fabric)
+        made = corrector_training.make(out or "training", photos, seed=seed, fabric=fabric)
     else:
         train.run(component, fabric=fabric, **plan)
         made = plan["folder"]

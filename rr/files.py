@@ -242,6 +242,7 @@ def provenance(*, started=None, device=None, **facts):
     on_gpu = torch is not None and torch.device(device).type == "cuda"
     return {
         **facts,
+        "code": code(),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(
             _git("status", "--porcelain", "--", "rr", "notebooks", "workflow")

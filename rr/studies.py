@@ -41,7 +41,7 @@ class Configuration(NamedTuple):
     method: str = "diffusion"  # "bridge" | "one-step": see rr.bridge; these know no condition
     objective: str = ""  # "noise" | "image" | "v"; "": the image for the VAE, else the noise
     start: float = 0.0  # share of T to which inputs are noised; 0: the preset's
-    condition: str = "mean"  # "image" | "noise" | "unreadable": see features.other
+    condition: str = "mean"  # "image" | "noise" | "unreadable": see conditions.other
     likelihood: str = "bce"  # of the VAE, see vae.LIKELIHOODS
     region: str = "disc"  # whose readability chooses the images of the literal protocol
 

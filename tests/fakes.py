@@ -9,7 +9,7 @@ from PIL import Image
 
 from rr import files as io
 from rr import studies
-from rr.models.readability import share
+from rr.evaluate.classification import share
 from rr.paper import LABELS
 
 TOGETHER = 0.5  # dB: standard deviation of what all configurations of a seed have in common
@@ -32,7 +32,7 @@ def scores(rng, psnr):
 
 
 def report(auc=(0.9, 0.8, 0.97), gain=(0.1, 0.05, 0.15)):
-    """Rows of readability.report, every label alike; value, low, high of the area and of accuracy minus majority."""
+    """Rows of classification.report, every label alike; value, low, high of the area and of accuracy minus majority."""
     return [{"label": label, "roc_auc": auc[0], "roc_auc_low": auc[1], "roc_auc_high": auc[2], "above_majority": gain[0],
              "above_majority_low": gain[1], "above_majority_high": gain[2]} for label in LABELS]  # fmt: skip
 

@@ -22,7 +22,7 @@ from rr import files as io
 from rr.data import packing, sources
 from rr.errors import InputError
 from rr.evaluate import figures
-from rr.models import features
+from rr.train import conditions
 from rr.train import loop as train
 from rr.workflow import forked, notebook, report
 from rr.workflow import jobs as workflow
@@ -96,7 +96,7 @@ KINDS = {
     ),
     "figure": figure,
     "picture": strip,
-    "condition": lambda folder, big: features.save_condition(
+    "condition": lambda folder, big: conditions.save_condition(
         folder, torch.zeros(BIG // 4 if big else 1)
     ),
     "checkpoint": lambda folder, big: checkpoint.save(folder, Net(BIG // 4 if big else 1), {}),

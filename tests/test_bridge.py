@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from rr import checkpoint
+from rr.data.pairs import paired
 from rr.models.backbones import BACKBONES
 from rr.models.bridge import Bridge, between, samples, walk
-from rr.models.restorer import paired
 from rr.models.vae import Output
 from rr.train.loop import Batch
 

@@ -11,7 +11,7 @@ from rr import paper, studies
 from rr.errors import InputError
 from rr.evaluate import claims, tables
 from rr.evaluate.claims import NOT_SUPPORTED, NOT_TESTABLE, SUPPORTED
-from rr.models.readability import share
+from rr.evaluate.classification import share
 
 
 def made(psnr, seeds=3, lpips=True, n=40):

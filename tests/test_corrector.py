@@ -8,22 +8,15 @@ import skimage.data
 import torch
 
 from rr import files as io
+from rr import restore
 from rr.data import degrade
+from rr.data.pairs import randomised
 from rr.data.photo import crop_fov, fov_mask, to_photograph, to_tensor
 from rr.errors import InputError
 from rr.evaluate import metrics
 from rr.models import corrector
-from rr.models.corrector import (
-    FINE,
-    GRID,
-    SIGMAS,
-    SIZE,
-    Blur,
-    Corrector,
-    corrected,
-    randomised,
-    resized,
-)
+from rr.models.corrector import FINE, GRID, SIGMAS, SIZE, Blur, Corrector, corrected, resized
+from rr.train import corrector as corrector_training
 from rr.train.loop import Batch, fabric
 
 torch.set_num_threads(1)
@@ -45,7 +38,7 @@ def eyes():
 
 @pytest.fixture(scope="module")
 def recommended():
-    return corrector.load_recommended()
+    return restore.load_recommended()
 
 
 def test_untrained_changes_nothing(eyes):
@@ -153,9 +146,9 @@ def test_one_decision_is_random_with_a_generator_only(recommended, eyes):
 
 
 def test_weights_are_small_and_named_by_their_hash():
-    files = list(corrector.RECOMMENDED.glob("*.safetensors"))
+    files = list(io.RECOMMENDED.glob("*.safetensors"))
     assert len(files) == 1 and files[0].stat().st_size < 15e6
-    card = (corrector.RECOMMENDED / "README.md").read_text(encoding="utf-8")
+    card = (io.RECOMMENDED / "README.md").read_text(encoding="utf-8")
     for needed in ("not a medical device", "seed", "commit", "rr train", "Limits"):
         assert needed in card
 
@@ -188,7 +181,7 @@ def test_it_gains_on_the_bundled_photograph(recommended):
 
 def test_a_good_photograph_keeps_its_pixels(recommended):
     image = skimage.data.retina()
-    restored, report = corrector.restore_photograph(recommended, image)
+    restored, report = restore.restore_photograph(recommended, image)
     assert restored.shape == image.shape and restored.dtype == np.uint8
     x, z = to_tensor(image), to_tensor(restored)
     assert metrics.psnr(x, z) > 38
@@ -206,7 +199,7 @@ def test_surround_is_returned_as_it_came(recommended):
     y = to_photograph(
         degrade.apply(to_tensor(crop), degrade.sample(1, generator(2), severity=1.0), fov)
     )
-    restored, report = corrector.restore_photograph(recommended, y)
+    restored, report = restore.restore_photograph(recommended, y)
     found = fov_mask([crop_fov(y)[1]], 400)[0, 0].numpy()
     assert report["status"] == "restored" and not np.array_equal(restored, y)
     assert np.array_equal(restored[~found], y[~found])
@@ -222,25 +215,25 @@ def test_a_turned_photograph_is_judged_alike_and_a_grey_one_stays_grey(recommend
     )
     image = to_photograph(y)[60:540]
     one, two = (
-        corrector.restore_photograph(recommended, each) for each in (image, np.rot90(image).copy())
+        restore.restore_photograph(recommended, each) for each in (image, np.rot90(image).copy())
     )
     assert one[1]["blur"] > 1 and abs(math.log(two[1]["blur"] / one[1]["blur"])) < math.log(1.25), (
         one[1],
         two[1],
     )
     grey = np.repeat(image[..., 1:2], 3, axis=2)
-    restored, _ = corrector.restore_photograph(recommended, grey)
+    restored, _ = restore.restore_photograph(recommended, grey)
     assert (restored == restored[..., :1]).all()
 
 
 def test_no_field_of_view_is_said():
     with pytest.raises(InputError, match="no field of view"):
-        corrector.restore_photograph(Corrector().eval(), np.full((200, 300, 3), 128, np.uint8))
+        restore.restore_photograph(Corrector().eval(), np.full((200, 300, 3), 128, np.uint8))
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(InputError, match="no checkpoint there"):
-        corrector.load_recommended(folder=tmp_path)
+        restore.load_recommended(folder=tmp_path)
 
 
 def test_sizes_fit():
@@ -250,13 +243,13 @@ def test_sizes_fit():
 def test_the_weights_are_made_by_one_call_that_can_be_repeated(tmp_path, photos):
     """A training in miniature: embedded eyes and a folder of photographs; both stages and the blur end in one checkpoint."""
     words = dict(photos=photos, eyes=30, epochs=(1, 1), batch=4, blurred=32, fabric=fabric("cpu"))
-    folder = corrector.make(tmp_path, **words)
+    folder = corrector_training.make(tmp_path, **words)
     config = io.read_json(folder / "config.json")
     assert set(config["stages"]) == {"near", "wide"} and config["provenance"]["photographs"] > 0
-    model = corrector.load_recommended(folder=folder)
+    model = restore.load_recommended(folder=folder)
     first = (folder / config["weights"]).read_bytes()
     assert (
-        corrector.make(tmp_path, **words) == folder
+        corrector_training.make(tmp_path, **words) == folder
     )  # trained stages are found, the blur is fitted again
     again = io.read_json(folder / "config.json")
     assert (folder / again["weights"]).read_bytes() == first

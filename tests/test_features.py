@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from rr.errors import InputError
-from rr.models.features import EXTRACTORS, OTHERS, Extractor, other, static_condition
+from rr.models.features import EXTRACTORS, Extractor
+from rr.train.conditions import OTHERS, other, static_condition
 
 
 class Fake:

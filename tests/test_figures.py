@@ -5,7 +5,7 @@ import pandas as pd
 import torch
 
 from rr.evaluate import figures
-from rr.models.readability import curves, reliability, report
+from rr.evaluate.classification import curves, reliability, report
 
 
 def images(n):

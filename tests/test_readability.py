@@ -5,12 +5,10 @@ import pytest
 import torch
 
 from rr import checkpoint
+from rr.data.pairs import augment
 from rr.errors import InputError
-from rr.models.readability import (
-    ARCHITECTURES,
-    Readability,
+from rr.evaluate.classification import (
     areas,
-    augment,
     curves,
     ece,
     passed,
@@ -20,6 +18,7 @@ from rr.models.readability import (
     share,
     unweighted,
 )
+from rr.models.readability import ARCHITECTURES, Readability
 from rr.paper import LABELS
 from rr.train.loop import Batch
 

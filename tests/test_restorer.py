@@ -6,18 +6,11 @@ import torch
 from torch import nn
 
 from rr import checkpoint
+from rr.data.pairs import PROTOCOLS, literal, paired, training_rows
 from rr.errors import InputError
-from rr.models.restorer import (
-    PROTOCOLS,
-    Denoiser,
-    RetinaRegen,
-    assemble,
-    literal,
-    paired,
-    restore_photograph,
-    training_rows,
-)
+from rr.models.restorer import Denoiser, RetinaRegen
 from rr.models.vae import Output
+from rr.restore import assemble, restore_photograph
 from rr.train.loop import Batch
 
 

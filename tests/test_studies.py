@@ -12,6 +12,7 @@ import pytest
 
 from rr import files as io
 from rr import paper, presets, studies
+from rr.data.pairs import PROTOCOLS, REGIONS
 from rr.errors import InputError
 from rr.evaluate import statistics as comparisons
 from rr.evaluate.claims import NOT_SUPPORTED, NOT_TESTABLE, SUPPORTED
@@ -19,7 +20,6 @@ from rr.models.backbones import BACKBONES
 from rr.models.diffusion import OBJECTIVES
 from rr.models.features import EXTRACTORS
 from rr.models.fusion import FUSIONS
-from rr.models.restorer import PROTOCOLS, REGIONS
 from rr.models.vae import LIKELIHOODS
 from rr.workflow import notebook
 

@@ -30,7 +30,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import functional as tv
 
 from rr import files as io
-from rr import studies
+from rr import restore, studies
 from rr.benchmarks.bench import (
     Gate,
     NotMeasured,
@@ -45,7 +45,7 @@ from rr.data import dataset as data
 from rr.data import degrade, packing, photo, sources, synthetic
 from rr.data.photo import read_photograph, to_photograph, to_tensor
 from rr.evaluate import metrics
-from rr.models import backbones, corrector
+from rr.models import backbones
 from rr.models.diffusion import Diffusion
 from rr.models.readability import Readability
 from rr.paper import LABELS
@@ -595,7 +595,7 @@ def absolute(size=224, n=16, side=2000):
 
 
 def _restored(photo):
-    return corrector.restore_photograph(corrector.load_recommended(), read_photograph(photo))
+    return restore.restore_photograph(restore.load_recommended(), read_photograph(photo))
 
 
 ROWS = {

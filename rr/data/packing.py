@@ -27,7 +27,7 @@ from scipy.sparse.csgraph import connected_components
 from rr.data.dataset import FORMAT, SPLITS, Packed, header
 from rr.data.photo import Fov
 from rr.errors import InputError
-from rr.files import alone, code, folder, read_json, sha256, sweep, write_json, write_table, writing
+from rr.files import alone, folder, read_json, sha256, sweep, write_json, write_table, writing
 from rr.paper import LABELS
 
 NEAR_BITS = 15  # of 256: the same photograph resized or compressed again differs in <= 12, two eyes in >= 60
@@ -131,7 +131,6 @@ def pack(source, size, out, seed=0, workers=1):
         "size": size,
         "seed": seed,
         "source": source.recipe,
-        "code": code("packing"),
     }
     if _recorded(out / "manifest.json").get("recipe") == recipe:
         return Packed(out)

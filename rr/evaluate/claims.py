@@ -224,7 +224,7 @@ def _order(claim, says, theirs, scores, pairs, names):
 
 
 def c5(report):
-    """C5 from the rows of readability.report, [{label, roc_auc, roc_auc_low, ...}]."""
+    """C5 from the rows of classification.report, [{label, roc_auc, roc_auc_low, ...}]."""
     rows = pd.DataFrame(report).set_index("label").astype(float)
     here = "; ".join(
         f"{row.Index}: AUC {interval(row.roc_auc, row.roc_auc_low, row.roc_auc_high, sign='')}, accuracy − majority "
@@ -251,7 +251,7 @@ def c5(report):
 
 
 def c6(rechecked, fooled):
-    """C6 from notebook 06, for each seed {judge: {output: readability.share}}, and the rows of notebook 02's table of tricks.
+    """C6 from notebook 06, for each seed {judge: {output: classification.share}}, and the rows of notebook 02's table of tricks.
 
     Of several trainings the one that passes least counts. What restores nothing passes "as often" if with every judge the
     upper end of its interval reaches the lower end of the restored images'.

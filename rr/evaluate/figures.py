@@ -131,7 +131,7 @@ def roc_pr(curves, report):
 
 
 def reliability(points):
-    """Reliability diagrams, a panel per label: {judge: table of readability.reliability}; dotted: calibrated."""
+    """Reliability diagrams, a panel per label: {judge: table of classification.reliability}; dotted: calibrated."""
     labels = list(dict.fromkeys(label for table in points.values() for label in table.label))
     figure, axes = plt.subplots(
         1, len(labels), figsize=(1.9 * len(labels), 2.2), sharey=True, squeeze=False

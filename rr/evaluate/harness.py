@@ -28,7 +28,7 @@ from rr.data.photo import fov_mask, to_tensor
 from rr.errors import InputError, choose
 from rr.evaluate import downstream, metrics, tables
 from rr.evaluate import statistics as comparisons
-from rr.models.readability import readable
+from rr.evaluate.classification import readable
 from rr.models.restorer import RetinaRegen
 
 REFERENCE = "do nothing"  # what every method is compared with

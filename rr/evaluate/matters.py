@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rr import checkpoint, studies
+from rr.data import pairs
 from rr.evaluate import metrics, tables
 from rr.evaluate import statistics as comparisons
 from rr.models import restorer
@@ -49,8 +50,8 @@ class Bench(NamedTuple):
 
 
 def bench(home, packed, device, protocol="paired"):
-    """The Bench of a protocol's test images (restorer.test_pairs) of a packed data set, the same in every run."""
-    rows, y, x, _ = restorer.test_pairs(packed, protocol)
+    """The Bench of a protocol's test images (pairs.test_pairs) of a packed data set, the same in every run."""
+    rows, y, x, _ = pairs.test_pairs(packed, protocol)
     return Bench(
         home,
         device,

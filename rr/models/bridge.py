@@ -14,7 +14,7 @@ from torch import nn
 
 from rr.models import backbones
 from rr.models.diffusion import noise
-from rr.models.restorer import Restorer, paired
+from rr.models.restorer import Restorer
 from rr.models.vae import kl
 
 
@@ -75,10 +75,9 @@ class Bridge(Restorer):
             return output
         return output._replace(prediction=x_t + t[:, None, None, None] * output.prediction.float())
 
-    def loss(self, batch, generator):
+    def loss(self, y, x, generator):
         """{"loss": mean |x_hat - x|} at a random t, which is 1 in half of the images (one_step: in all), where restoration
-        begins; of a VAE + KL over the number of values. y: the paired protocol."""
-        y, x = paired(batch, generator)
+        begins; of a VAE + KL over the number of values."""
         t = torch.rand(len(x), generator=generator)
         t = torch.where(
             torch.rand(len(x), generator=generator) < (1.0 if self.one_step else 0.5),

@@ -15,23 +15,16 @@ the image width. The bridge's equations are those of rr.bridge; the default, one
 """
 
 import math
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rr import checkpoint
-from rr.data import dataset as data
-from rr.data import degrade, packing, sources
-from rr.data.photo import crop_fov, fov_mask, put_back, to_photograph, to_tensor
+from rr.data import degrade
 from rr.evaluate.baselines import continued, sharpened, surround, unmixed
-from rr.files import RECOMMENDED, read_json
 from rr.models.bridge import between, walk
 from rr.models.diffusion import noise
-from rr.train import loop as train
 
 SIZE, GRID, FINE = (
     128,
@@ -143,7 +136,6 @@ class Block(nn.Module):
 class Corrector(nn.Module):
     """Square images x (N, 3, H, H) in [0, 1] with fields of view (N, 1, H, H) => corrected images of the same size."""
 
-    wide = False  # whether training draws other cameras than those at hand, see `randomised`
     hot = ()  # modules that a GPU compiles, see train: none, for its U-Net is a method
 
     def __init__(self, width=40):
@@ -259,17 +251,13 @@ class Corrector(nn.Module):
         error = sum(_back(error, k) for (_, _, error), k in zip(every, turns)) / len(every)
         return Decision(affines.mean(0), sigma, level, detail, gate, quality, error)
 
-    def loss(self, batch, generator):
+    def loss(self, y, x, fov, generator):
         """{"loss", "rmse", "quality", "error"} on pairs that `randomised` makes of clean images of FINE px, at SIZE px.
 
         "rmse", of x_hat from x_t, t = 1 for most images and any step for the others: mean over images of the root of the mean
         squared error; squares would let images that need nothing be changed a little for the sake of those that need much.
         "quality" (dB) and "error" (natural logarithm): how far off these estimates are. Blur has its own training, see `make`.
         """
-        small = batch._replace(
-            x=F.avg_pool2d(batch.x, 2), fov=F.avg_pool2d(batch.fov.float(), 2) == 1
-        )
-        y, x, fov, _ = randomised(small, generator, self.wide)
         t = torch.rand(len(x), generator=generator).to(x.device)
         t = torch.where(t < 0.3, t / 0.3, 1.0)
         x_t = between(x, y, t[:, None, None, None])
@@ -328,47 +316,6 @@ def _interpolation(n, m, device):
     )[0, 0]
 
 
-def load_recommended(device="cpu", folder=RECOMMENDED):
-    """The Corrector whose weights are in the repository, or another one. Raises InputError if missing or damaged."""
-    return checkpoint.load(folder, Corrector, device)
-
-
-def restore_photograph(model, image):
-    """Restore one photograph, uint8 (H, W, 3) of any size, at its own resolution: (photograph of the same size, report).
-
-    What lies outside of the field of view is returned as it came, and so is a photograph that needs nothing. The report
-    holds "status" ("restored" | "left alone"); "quality", the estimated PSNR of the photograph's light and colour in dB;
-    "correction", how much of what the network proposed was done (0 to 1); "blur", the estimated sigma in 1/512 of the width;
-    "uncertainty", the estimated absolute error of the result, mean over the field of view (in 1/255). Raises InputError if
-    there is no field of view.
-    """
-    crop, circle, box = crop_fov(image)
-    device = next(model.parameters()).device
-    y, fov = to_tensor(crop).to(device), fov_mask([circle], box.side).to(device)
-    height, width = image.shape[:2]
-    fov[..., : max(0, -box.top), :] = fov[..., max(0, height - box.top) :, :] = (
-        False  # beyond the frame there is no eye
-    )
-    fov[..., :, : max(0, -box.left)] = fov[..., :, max(0, width - box.left) :] = False
-    done = model.run(y, fov)
-    changed = bool(done.amount[0] > 0 or done.sigma[0] > 0)
-    report = {
-        "status": "restored" if changed else "left alone",
-        "quality": round(done.quality[0].item(), 2),
-        "correction": round(done.amount[0].item(), 3),
-        "blur": round(512 * done.sigma[0].item(), 2),
-        "uncertainty": round(255 * done.uncertainty[fov].mean().item(), 2),
-    }
-    if not changed:
-        return image, report
-    restored = to_photograph(done.image)
-    if (image == image[..., :1]).all():  # a grey photograph stays one
-        restored = np.repeat(
-            np.round(restored @ np.float32(degrade.LUMA)).astype(np.uint8)[..., None], 3, axis=2
-        )
-    return put_back(image, restored, box, fov[0, 0].cpu().numpy()), report
-
-
 def _turned(x, k):
     """x (N, C, H, H) in one of eight orientations: turned by k quarters, from k = 4 on mirrored first."""
     return torch.rot90(x.flip(-1) if k > 3 else x, k % 4, (-2, -1))
@@ -380,165 +327,3 @@ def _back(x, k):
 
 
 # --------------------------------------------------------------------------------------------------------- training
-
-
-def randomised(batch, generator, wide=False):
-    """A training pair from clean images: (y, x, fov, sigma of the blur in y (N,)); another framing, camera and pigment, then a
-    degradation, or none.
-
-    What changes x before it is degraded is what cannot be known from one image, the camera's brightness, tint and sharpness:
-    x keeps it, so that the network does not learn to undo it. wide: up to 2.2 times as far, and with shading of its own.
-    """
-
-    def u(*shape, low=0.0, high=1.0):
-        return (low + (high - low) * torch.rand(len(batch.x), *shape, generator=generator)).to(
-            batch.x.device
-        )
-
-    def n(*shape):
-        return torch.randn(len(batch.x), *shape, generator=generator).to(batch.x.device)
-
-    def smooth(side):
-        return F.interpolate(
-            0.4 * n(3, 3, 3) + n(1, 3, 3), side, mode="bilinear", align_corners=True
-        )
-
-    x, fov = _framed(batch.x, batch.fov, u, n)
-    k = u(1, 1, 1, low=0.3, high=2.2) if wide else 1.0
-    x = (
-        x.clamp_min(1e-4) ** (0.12 * k * n(1, 1, 1)).exp()
-        * (0.1 * k * n(1, 1, 1) + 0.06 * k * n(3, 1, 1)).exp()
-    )
-    if wide:
-        x = x * (0.06 * k * smooth(x.shape[-2:])).exp()
-    grey = x.mean(1, keepdim=True)
-    x = (grey + (1 + 0.15 * k * n(1, 1, 1)) * (x - grey)).clamp(0, 1)
-    x = degrade.blur(x, torch.where(u() < 0.3, u(high=1 / 256), 0)) * fov
-
-    families = (u(3) < 0.6).float() * (u(1) > 0.12)
-    params = degrade.sample(len(x), generator, families.cpu(), severity=u().cpu().sqrt())
-    params = {name: value.to(x.device) for name, value in params.items()}
-    mild = u() < 0.5
-    params["blur_sigma"] = torch.where(
-        mild, degrade.mild_blur(params, generator)["blur_sigma"], params["blur_sigma"]
-    )
-    y = degrade.apply(x, params, fov)
-    # uneven light of other shapes than the family's rings and discs, for one image in seven, and noise
-    light = (0.25 * u(1, 1, 1) * (u(1, 1, 1) < 0.15) * smooth(x.shape[-2:])).exp()
-    y = (
-        y * light + torch.where(u(1, 1, 1) < 0.3, u(1, 1, 1, high=0.012), 0) * noise(x, generator)
-    ).clamp(0, 1) * fov
-    return (y * 255).round() / 255, x, fov, degrade.blur_width(params)
-
-
-def _framed(x, fov, u, n):
-    """Mirrored, turned by quarters; every second one also turned, enlarged and shifted a little, some cut far inside the rim."""
-    layers = torch.cat([x, fov.to(x)], 1)
-    layers = torch.where(u(1, 1, 1) < 0.5, layers, layers.transpose(-1, -2))
-    layers = torch.where(u(1, 1, 1) < 0.5, layers, layers.flip(-1))
-    layers = torch.where(u(1, 1, 1) < 0.5, layers, layers.flip(-2))
-    angle, scale, shift = 0.2 * n(), (0.05 * n()).exp(), 0.03 * n(2)
-    inside = u() < 0.25
-    scale = torch.where(inside, u(low=0.5, high=0.85), scale)
-    shift = torch.where(inside[:, None], 0.3 * (2 * u(2) - 1), shift)
-    cos, sin = scale * angle.cos(), scale * angle.sin()
-    matrix = torch.stack(
-        [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1
-    )
-    warped = F.grid_sample(
-        layers, F.affine_grid(matrix, layers.shape, align_corners=False), align_corners=False
-    )
-    layers = torch.where(u(1, 1, 1) < 0.5, layers, warped)
-    fov = layers[:, 3:] > 0.999
-    return layers[:, :3] * fov, fov
-
-
-SEED = 2026  # of the embedded eyes it is trained on: other eyes than those of any preset
-STAGES = ("near", "wide")
-REAL = 1 / 3  # share of a training's images that are real photographs, where there are any
-
-
-def make(
-    out,
-    photos=None,
-    eyes=3000,
-    epochs=(35, 20),
-    batch=16,
-    lr=(1e-3, 4e-4),
-    ema=0.998,
-    blurred=6000,
-    seed=0,
-    workers=1,
-    fabric=None,
-):
-    """Train a Corrector on clean embedded eyes and the good photographs of a folder; returns the folder of its checkpoint.
-
-    Three stages, of which the first two resume where they were interrupted: the U-Net with the cameras at hand, the U-Net with
-    other cameras (`wide`), both for `epochs` passes with rates `lr`; then the estimate of blur, on as many degraded images as
-    `blurred` says. eyes: embedded images drawn, of which those are used that nothing was done to. Raises InputError for a folder
-    without photographs.
-    """
-    out = Path(out)
-    source = sources.embedded(eyes, SEED)
-    source = sources.joined(source, sources.good(photos)) if photos else source
-    with fabric.rank_zero_first():  # the other processes find it packed
-        packed = packing.pack(source, FINE, out / "data", workers=workers)
-    rows, held, facts = training_rows(packed)
-    torch.manual_seed(seed)
-    model = Corrector()
-    model.blur.requires_grad_(False)  # has its own training, in `finish`
-    for stage in range(2):
-        model.wide = stage == 1
-        train.run(STAGES[stage], model, packed, rows, held, folder=out / STAGES[stage], epochs=epochs[stage], batch=batch,
-                  lr=lr[stage], ema=ema, seed=seed, fabric=fabric, facts=facts)  # fmt: skip
-        facts = facts | {"after": read_json(out / STAGES[stage] / "config.json")["sha256"]}
-    if fabric.is_global_zero:
-        finish(out, packed, rows, blurred, seed)
-    fabric.barrier()
-    return out / "restorer"
-
-
-def training_rows(packed):
-    """(rows to train on, rows to validate on, facts): embedded eyes, and photographs repeated until they make up REAL."""
-    rows = {split: packed.references(split) for split in data.SPLITS}
-    drawn = packed.table["name"].str.startswith("embedded-").to_numpy()
-    fit = np.concatenate(
-        [rows["train"], rows["test"]]
-    )  # presets test on other eyes, and 12_evaluation on other photographs
-    eyes, real = fit[drawn[fit]], fit[~drawn[fit]]
-    repeated = (
-        np.tile(real, round(REAL / (1 - REAL) * len(eyes) / len(real))) if len(real) else real
-    )
-    val = rows["val"]
-    held = np.concatenate([val[~drawn[val]], val[drawn[val]][:50]])
-    facts = {"eyes": len(eyes), "photographs": len(real), "held_out": len(held)}
-    return np.concatenate([eyes, repeated]), held, facts
-
-
-def finish(out, packed, rows, blurred, seed):
-    """Train the blur's estimate of the U-Net of the last stage and save the whole as out/restorer, with that stage's provenance.
-
-    Of the last epoch, not of the best: on eyes like those at hand the loss is flat by then, on other cameras it still falls.
-    """
-    last = Path(out) / STAGES[-1] / "last"
-    model = checkpoint.load(last, Corrector)
-    generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    features, sigmas = [], []
-    while sum(map(len, sigmas)) < blurred:
-        chosen = rng.choice(rows, 16)
-        y, _, fov, sigma = randomised(
-            data.Batch(packed.batch(chosen), None, packed.fov(chosen)), generator
-        )
-        features.append(model.blur.features(y, fov))
-        sigmas.append(sigma)
-    torch.manual_seed(seed)
-    left = model.blur.fit(torch.cat(features), torch.cat(sigmas), generator)
-    config = read_json(last / "config.json")
-    stages = {
-        name: read_json(Path(out) / name / "last" / "config.json")["provenance"] for name in STAGES
-    }
-    known = ("commit", "dirty", "code", "epochs", "epoch", "lr", "seconds")
-    facts = {"stages": {name: {key: made[key] for key in known} for name, made in stages.items()}}
-    facts["blur"] = {"images": blurred, "mean deviation of log(512 sigma + 1/2) in training": left}
-    checkpoint.save(Path(out) / "restorer", model.eval(), config["provenance"], **facts)
-    return Path(out) / "restorer"

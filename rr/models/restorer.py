@@ -12,18 +12,13 @@ paper's text does, for no clean reference exists; "paired" degrades a readable i
 that image back.
 """
 
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rr import checkpoint
-from rr.data import degrade
-from rr.data.photo import crop_fov, fov_mask, put_back, to_photograph, to_tensor
 from rr.errors import InputError, choose
 from rr.models import backbones
 from rr.models.diffusion import OBJECTIVES, Diffusion, noise
@@ -32,62 +27,6 @@ from rr.models.fusion import FUSIONS, Fusion
 from rr.models.readability import Readability
 from rr.models.vae import kl
 from rr.paper import LABELS
-
-
-def literal(batch, generator):
-    """The paper read literally: the pair is (x, x)."""
-    return batch.x, batch.x
-
-
-def paired(batch, generator):
-    """The pair is (A(x), x), A drawn anew for every image: families and severity from 0 (identity) to 1."""
-    x = batch.x * batch.fov
-    families = (torch.rand(len(batch.x), len(degrade.FAMILIES), generator=generator) < 0.7).float()
-    parameters = degrade.sample(len(batch.x), generator, families=families)
-    parameters = {
-        name: value.to(batch.x.device, non_blocking=True) for name, value in parameters.items()
-    }
-    return degrade.apply(x, parameters, batch.fov), x
-
-
-PROTOCOLS = {"paired": paired, "literal": literal}
-REGIONS = LABELS[1:]  # macula, disc, retina: what may be unreadable in a fundus image
-
-
-def training_rows(data, split, protocol, region="disc"):
-    """The images a protocol trains on: references (paired), or fundus images with an unreadable `region` (literal).
-
-    region: "disc", as in the paper, or another label. Raises InputError for an unknown one.
-    """
-    choose("protocol", protocol, PROTOCOLS)
-    choose("region", region, REGIONS)
-    return (
-        data.references(split)
-        if protocol == "paired"
-        else data.rows(split, fundus=1, **{region: 0})
-    )
-
-
-def test_pairs(data, protocol, region="disc"):
-    """The test images of a protocol, the same in every run: (rows, y, x, parameters of A as a table; literal: an empty one).
-
-    paired: reference images of the test split under all three families at severity .5 to 1, from which A can be replayed
-    (`degrade.from_table`). literal: fundus images with an unreadable `region`, x = y. Raises InputError if there are none.
-    """
-    rows = training_rows(data, "test", protocol, region)
-    if len(rows) == 0:
-        raise InputError(f"{data.path}: no test image for the {protocol} protocol; use more images")
-    x = data.batch(rows) * data.fov(rows)
-    if protocol == "literal":
-        return rows, x, x, pd.DataFrame({"name": data.table["name"][rows]})
-    generator = torch.Generator().manual_seed(
-        0
-    )  # whatever the seed of a run: scores are compared image by image
-    severity = 0.5 + 0.5 * torch.rand(len(rows), generator=generator)
-    parameters = degrade.sample(len(rows), generator, severity=severity)
-    table = degrade.to_table(parameters)
-    table.insert(0, "name", data.table["name"].to_numpy()[rows])
-    return rows, degrade.apply(x, parameters, data.fov(rows)), x, table
 
 
 class Restorer(nn.Module):
@@ -115,7 +54,6 @@ class Denoiser(Restorer):
         backbone="vae",  # a key of backbones.BACKBONES
         fusion="bilinear-static",  # a key of fusion.FUSIONS
         objective="",  # what the backbone predicts: "noise" | "image" | "v"; "": noise (2.4), the VAE image (2.5)
-        protocol="paired",  # "paired" | "literal"
         width=32,  # channels of the backbone's first convolution
         latent=128,  # length of the VAE's z
         T=1000,  # diffusion steps
@@ -128,12 +66,11 @@ class Denoiser(Restorer):
         super().__init__()
         objective = objective or ("image" if backbone == "vae" else "noise")
         self.arguments = {
-            "size": size, "backbone": backbone, "fusion": fusion, "objective": objective, "protocol": protocol,
+            "size": size, "backbone": backbone, "fusion": fusion, "objective": objective,
             "width": width, "latent": latent, "T": T, "schedule": schedule, "start": start,
             "condition": list(condition), "likelihood": likelihood, "extractor": extractor,
         }  # fmt: skip
         self.objective = choose("objective", objective, OBJECTIVES)
-        self.pair = choose("protocol", protocol, PROTOCOLS)
         self.diffusion = Diffusion(T, schedule)
         self.t_0 = max(1, round(start * T))
         channels = 3 + 3 * choose("fusion", fusion, FUSIONS).get("beside", False)
@@ -167,14 +104,13 @@ class Denoiser(Restorer):
         c = self.condition(y) if c is None else c
         return self.backbone(self.fusion(x_t, c, t, y), t, generator)
 
-    def loss(self, batch, generator):
+    def loss(self, y, x, generator):
         """Noise y to a random t of the steps that restoration visits, 1..t_0; predict towards x: {"loss", parts}, means.
 
         U-Nets: mean squared error of the prediction (2.4), weighted only where y is not x, see Diffusion.weight. Then
         "noise" is the epsilon that leads from x to x_t: the drawn one would lead back to y. VAE: -log p(x | z) + KL (2.5) if it
         predicts the image, else the same squared error + KL over the number of values.
         """
-        y, x = self.pair(batch, generator)
         t = torch.randint(1, self.t_0 + 1, (len(x),), generator=generator).to(
             x.device, non_blocking=True
         )
@@ -282,73 +218,3 @@ class RetinaRegen:
             checkpoint.load(folder / "classifier", Readability, device),
             checkpoint.load(folder / "denoiser", Denoiser, device),
         )
-
-
-def restore_photograph(regen, image, seed=0):
-    """Restore one photograph, uint8 (H, W, 3) of any size; returns a photograph of the same size and a report.
-
-    The field of view is cropped, restored at the size of the model, enlarged and put back; what lies outside of it is
-    left as it was. Detail finer than the model's pixels is therefore not that of the photograph. A photograph that is
-    readable already, or no fundus photograph to the classifier, is returned as it came. The report holds "status"
-    ("restored" | "readable already" | "no fundus photograph"), "passed", and under "before" and "after" the probability of
-    every label. Raises InputError if there is no field of view.
-    """
-    device = next(regen.denoiser.parameters()).device
-    crop, circle, box = crop_fov(image, regen.size)
-    y = to_tensor(crop).to(device)
-    done = regen(y, fov_mask([circle], regen.size).to(device), seed)
-    status = (
-        "readable already"
-        if done.readable[0]
-        else "no fundus photograph"
-        if done.no_fundus[0]
-        else "restored"
-    )
-    report = {"status": status, "passed": bool(done.passed[0])}
-    for name, probabilities in (("before", done.before), ("after", done.after)):
-        report[name] = dict(zip(LABELS, probabilities[0].tolist()))
-    if status != "restored":
-        return image, report
-    # enlarged with its mask and divided by it, so that the black surround does not bleed into the rim
-    mask = fov_mask([circle], regen.size).float()
-    layers = torch.cat([done.image.cpu() * mask, mask], 1)  # 1, 4, size, size
-    layers = F.interpolate(layers, (box.side, box.side), mode="bicubic", align_corners=False)
-    patch = to_photograph((layers[:, :3] / layers[:, 3:].clamp(min=0.1)).clamp(0, 1))
-    return put_back(image, patch, box, fov_mask([circle], box.side)[0, 0].numpy()), report
-
-
-def assemble(folder, classifier):
-    """Put the checkpoint folder `classifier` beside `folder`/denoiser, which makes `folder` a restorer of its own.
-
-    Files are linked where the file system can, copied elsewhere.
-    """
-    target = Path(folder) / "classifier"
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(classifier, target, ignore=shutil.ignore_patterns("last"), copy_function=_link)
-
-
-def _link(source, target):
-    try:
-        Path(target).hardlink_to(source)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-def noise_recipe(P, data, home):
-    """What `train.run` needs to train the noise model alone with preset P on the clean images of `data`: pairs (x, x), any t."""
-    torch.manual_seed(P.seed)
-    model = Denoiser(
-        P.size,
-        "unet",
-        objective="noise",
-        protocol="literal",
-        width=P.width,
-        T=P.T,
-        schedule=P.schedule,
-        start=1.0,
-    )
-    return {
-        "model": model, "rows": data.references("train"), "val_rows": data.references("val"),
-        "folder": home / "checkpoints" / "diffusion", "epochs": P.diffusion_epochs, "lr": P.lr, "seed": P.seed,
-        "facts": {"preset": P.name},
-    }  # fmt: skip

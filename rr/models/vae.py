@@ -138,9 +138,9 @@ class VAE(nn.Module):
             "kl": divergence,
         }
 
-    def loss(self, batch, generator):
+    def loss(self, x, generator=None):
         """The VAE alone (notebook 05): {"loss", "bce", "kl"} of reconstructing x, see `elbo`."""
-        return self.elbo(self(batch.x, generator=generator), batch.x)
+        return self.elbo(self(x, generator=generator), x)
 
 
 def reparameterize(mu, logvar, generator=None):
@@ -204,13 +204,3 @@ LIKELIHOODS = {
         lambda logits: logits, lambda output, x: squared(output.prediction, x)
     ),  # noise, v: not in [0, 1]
 }
-
-
-def recipe(P, data, home):
-    """What `train.run` needs to train the VAE alone with preset P on the clean images of `data`."""
-    torch.manual_seed(P.seed)
-    return {
-        "model": VAE(P.size, P.latent, P.width, timed=False),
-        "rows": data.references("train"), "val_rows": data.references("val"),
-        "folder": home / "checkpoints" / "vae", "epochs": P.vae_epochs, "lr": P.lr, "seed": P.seed, "facts": {"preset": P.name},
-    }  # fmt: skip

@@ -17,7 +17,6 @@ import copy
 import math
 import os
 import pickle
-import sys
 import time
 import warnings
 from contextlib import ExitStack, contextmanager
@@ -44,7 +43,7 @@ from rr import checkpoint
 from rr import files as io
 from rr.data.dataset import Batch, batches
 from rr.errors import InputError, choose
-from rr.files import code, provenance, read_json, sweep, write_table, writing
+from rr.files import provenance, read_json, sweep, write_table, writing
 
 OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,  # the classifier (2.2)
@@ -121,6 +120,7 @@ def train(
     rows,  # rows of `data` to train on
     val_rows,  # rows to validate on
     *,
+    prepare,  # a function of rr.data.pairs: (batch, generator, training) => what `loss` takes
     folder,  # becomes the best checkpoint; folder/last holds the last one and the state to resume
     epochs,
     batch,  # images per step at most, over all processes
@@ -167,7 +167,6 @@ def train(
         )
     micro = min(micro, most)
     config = {
-        "code": _code(component),
         "component": component.__name__,
         "arguments": model.arguments,
         "epochs": epochs,
@@ -222,10 +221,10 @@ def train(
             step += 1
             if trials:
                 micro, trials = (
-                    _fitting(probe, share, len(part), (seed, step), micro, most, fabric),
+                    _fitting(probe, prepare, share, len(part), (seed, step), micro, most, fabric),
                     trials - 1,
                 )
-            losses = _gradients(module, share, len(part), (seed, step), micro, fabric)
+            losses = _gradients(module, prepare, share, len(part), (seed, step), micro, fabric)
             opt.step()
             opt.zero_grad()
             average(first=step == 1)
@@ -253,7 +252,7 @@ def train(
         _share_statistics([*model.buffers(), *averaged.buffers()], fabric)
         if whole is not averaged:
             whole.load_state_dict(get_model_state_dict(averaged, options=WHOLE))
-        row["val_loss"], at_once = validate(whole, data, val_rows, at_once, fabric)
+        row["val_loss"], at_once = validate(whole, prepare, data, val_rows, at_once, fabric)
         state = {"model": get_model_state_dict(model, options=WHOLE), "averaged": whole.state_dict(),
                  "optimizer": get_optimizer_state_dict(model, opt.optimizer, options=WHOLE)}  # fmt: skip
         if rank == 0:
@@ -309,7 +308,7 @@ def _slots(share, numbers, micro, fabric):
         yield n, Batch(*part) if n else Batch(*(values[:1] for values in share)), generator
 
 
-def _gradients(module, share, n, numbers, micro, fabric):
+def _gradients(module, prepare, share, n, numbers, micro, fabric):
     """Add up the gradients of the mean loss of a step of n images, of which `share` are this process's.
 
     Returns {name: loss}, which averaged over the processes are the step's losses.
@@ -317,9 +316,10 @@ def _gradients(module, share, n, numbers, micro, fabric):
     world, losses = fabric.world_size, {}
     for k, (size, part, generator) in enumerate(_slots(share, numbers, micro, fabric)):
         weight = size * world / n  # processes are averaged, wanted is the mean over images
+        inputs = prepare(part, generator, True)
         with fabric.no_backward_sync(module, enabled=world > 1 and k < micro - 1):
             with fabric.autocast():  # Fabric's wrapper does so for `forward` alone
-                values = module.loss(part, generator)
+                values = module.loss(*inputs, generator=generator)
             fabric.backward(weight * values["loss"])
         losses = {
             name: losses.get(name, 0) + weight * value.detach() for name, value in values.items()
@@ -327,7 +327,7 @@ def _gradients(module, share, n, numbers, micro, fabric):
     return losses
 
 
-def _fitting(probe, share, n, numbers, micro, most, fabric):
+def _fitting(probe, prepare, share, n, numbers, micro, most, fabric):
     """How many micro-batches, from `micro` to `most`, a step of n images needs to fit into every process's memory.
 
     Tried on `probe`, a module that waits for no other process, which may have run out of memory; it is left as it was.
@@ -336,8 +336,9 @@ def _fitting(probe, share, n, numbers, micro, most, fabric):
 
     def attempt():
         for _, part, generator in _slots(share, numbers, micro, fabric):
+            inputs = prepare(part, generator, True)
             with fabric.autocast():
-                loss = probe.loss(part, generator)["loss"]
+                loss = probe.loss(*inputs, generator=generator)["loss"]
             torch.autograd.grad(loss, parameters, allow_unused=True)
 
     probe.train()
@@ -370,7 +371,7 @@ def _fits(call, fabric):
     )
 
 
-def run(title, model, data, rows, val_rows, *, folder, epochs, batch, **options):
+def run(title, model, data, rows, val_rows, *, prepare, folder, epochs, batch, **options):
     """`train` to its end, behind a progress bar with loss and images/s; returns the log, see `history`.
 
     log.attrs["seconds"]: what the training took in all; log.attrs["before"]: how much of it in earlier, interrupted runs.
@@ -379,7 +380,17 @@ def run(title, model, data, rows, val_rows, *, folder, epochs, batch, **options)
     from tqdm import tqdm
 
     started, fabric = time.time(), options["fabric"]
-    steps = train(model, data, rows, val_rows, folder=folder, epochs=epochs, batch=batch, **options)
+    steps = train(
+        model,
+        data,
+        rows,
+        val_rows,
+        prepare=prepare,
+        folder=folder,
+        epochs=epochs,
+        batch=batch,
+        **options,
+    )
     silent, total = not fabric.is_global_zero, epochs * math.ceil(len(rows) / batch)
     bar = tqdm(total=total, desc=title, unit="step", mininterval=1, disable=silent)
     with _alone(folder, fabric), bar:
@@ -421,7 +432,7 @@ def _alone(folder, fabric):
 
 
 @torch.no_grad()
-def validate(model, data, rows, batch, fabric):
+def validate(model, prepare, data, rows, batch, fabric):
     """(mean loss over `rows`, batch): in evaluation mode, shared by the processes; the same noise at every call.
 
     The batch, images that a process takes at once, is halved until it fits into memory.
@@ -435,10 +446,10 @@ def validate(model, data, rows, batch, fabric):
         for start, share in zip(
             starts, batches(data, [rows[start : start + batch] for start in starts], fabric.device)
         ):
+            generator = _generator(0, start // batch, 0)
+            inputs = prepare(share, generator, False)
             with fabric.autocast():
-                total.add_(
-                    len(share.x) * model.loss(share, _generator(0, start // batch, 0))["loss"]
-                )
+                total.add_(len(share.x) * model.loss(*inputs, generator=generator)["loss"])
 
     while not _fits(add_up, fabric):
         if batch == 1:
@@ -454,12 +465,6 @@ def validate(model, data, rows, batch, fabric):
 def history(folder):
     """The log of a training: one row per step; val_loss is NaN but at the end of an epoch."""
     return pd.read_csv(Path(folder) / "history.csv")
-
-
-def _code(component):
-    """Hash of the code that a training of `component` runs, see io.code; a class typed into a notebook has no file."""
-    file = getattr(sys.modules[component.__module__], "__file__", None)
-    return code("train", *([file] if file else []))
 
 
 def compiled(model):
@@ -521,7 +526,7 @@ def _resume(folder, config, component):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["config"] != repr(config):
-            print(f"{folder}: made with another configuration or code; training afresh")
+            print(f"{folder}: made with another configuration; training afresh")
             return None, None
         checkpoint.load(folder, component)
         return state, history(folder)

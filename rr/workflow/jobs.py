@@ -5,7 +5,6 @@ the marks and failures by which the parts of the workflow speak to each other, a
 here needs torch. What runs the jobs is Snakemake, called by rr.reproduce.
 """
 
-import ast
 import hashlib
 import os
 import re
@@ -138,40 +137,11 @@ def result(home, job):
 
 
 def tracked(stem, row):
-    """What decides about a notebook's numbers: its code and the values of the Preset `row` that it uses.
-
-    They are read off: `P.name` in the notebook, and in the functions of the modules it imports that it calls with P.
-    """
-    path = notebook.NOTEBOOKS / f"{stem}.py"
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = list(ast.walk(tree))
-    called = {
-        getattr(node.func, "attr", getattr(node.func, "id", None))
-        for node in nodes
-        if isinstance(node, ast.Call)
-        and any(isinstance(given, ast.Name) and given.id == "P" for given in node.args)
-    }
-    for module in io.imports(tree):
-        for node in ast.parse(module.read_text(encoding="utf-8")).body:
-            if (
-                isinstance(node, ast.FunctionDef)
-                and node.name in called
-                and node.args.args[0].arg == "P"
-            ):
-                nodes += ast.walk(node)
-    names = {
-        node.attr
-        for node in nodes
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and node.value.id == "P"
-    }
-    values = {
-        name: value for name, value in asdict(row).items() if name in names - {"name", "seed"}
-    }
+    """What decides about a notebook's numbers: the whole preset, and the recommended weights where they are used."""
+    values = {name: value for name, value in asdict(row).items() if name not in ("name", "seed")}
     if stem in RECOMMENDED:
         values["recommended"] = io.read_json(io.RECOMMENDED / "config.json")["sha256"]
-    return {"code": io.code(path, *(["paper"] if stem == SUMMARY else [])), **values}
+    return values
 
 
 # ------------------------------------------------------------------------------------------------- marks and failures
