@@ -1,16 +1,25 @@
 # make reproduce   every figure and table of preset smoke, on the embedded data
 # make test        lint and tests
-# Both make their own environment in .venv first; they need Python >= 3.11, make and a package index.
+# make reference   the finished run of PRESET (smoke) becomes the reference that `rr check` compares with
+# The first two make their own environment in .venv first; they need Python >= 3.11, make and a package index.
 
 PYTHON ?= python3
 VENV := .venv
+PRESET := smoke
 BIN := $(VENV)/bin
 
-.PHONY: reproduce test lint lock clean
+.PHONY: reproduce reference test lint lock clean
 .DELETE_ON_ERROR:
 
 reproduce: $(VENV)/.installed
 	@$(BIN)/python -m rr reproduce
+
+# git ignores data and models in the reference, so `git clean -X` leaves only the numbers, tables and figures there
+reference:
+	@rm -rf results/reference/$(PRESET)/runs results/reference/$(PRESET)/extractors
+	@cp -r results/$(PRESET) results/reference/
+	@cp -r figures/$(PRESET) figures/reference/
+	@git clean -fdXq results/reference figures/reference
 
 test: lint
 	@echo "tests ..."

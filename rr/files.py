@@ -25,6 +25,9 @@ RECOMMENDED = (
     Path(__file__).parent / "recommended"
 )  # weights of the recommended restorer, with their model card
 ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = (
+    "results/reference"  # the results that come with the project; `out` of `results` and `figures`
+)
 PART = ".part-"  # in the names of files that are being written
 PACKAGES = (
     "torch",
@@ -197,9 +200,11 @@ def results(preset, out="results"):
 
 
 def figures(preset, out="results"):
-    """Folder of a preset's figures: figures/<preset> beside the default `results`, else <out>/<preset>/figures."""
-    home = results(preset, out)
-    return ROOT / "figures" / preset if home == results(preset) else home / "figures"
+    """Folder of a preset's figures: figures/ mirrors results/; for any other `out` it is <out>/<preset>/figures."""
+    parent = results(preset, out).parent
+    if parent.is_relative_to(ROOT / "results"):
+        return ROOT / "figures" / parent.relative_to(ROOT / "results") / preset
+    return parent / preset / "figures"
 
 
 def extractor_folder(home, extractor, seed):
