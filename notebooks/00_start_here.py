@@ -67,6 +67,7 @@ from rr.data import degrade
 from rr.data.photo import crop_fov, fov_mask, read_photograph, to_photograph, to_tensor
 from rr.evaluate import figures, metrics
 from rr.presets import preset as choose_preset
+from rr.provenance import write_result
 from rr.train import loop as train
 
 started = time.time()
@@ -159,7 +160,7 @@ scores = {
     stage: metrics.score(x, image, fov).iloc[0].dropna().to_dict()
     for stage, image in (("input", y), ("restored", z))
 }
-io.write_result(
+write_result(
     home / "00_start_here.json",
     {
         "photograph": name,

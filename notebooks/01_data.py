@@ -48,6 +48,7 @@ from rr.data.photo import to_tensor
 from rr.data.sources import LABELS
 from rr.evaluate import figures, metrics, tables
 from rr.presets import preset as choose_preset
+from rr.provenance import write_result
 
 started = time.time()
 P = choose_preset(preset, seed=seed)
@@ -191,7 +192,7 @@ numbers = {
     "skipped": packed.manifest["skipped"],
     "missing": packed.manifest["missing"],
 }
-io.write_result(
+write_result(
     home / "01_data.json",
     numbers,
     started=started,

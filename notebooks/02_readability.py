@@ -58,6 +58,7 @@ from rr.evaluate.classification import (
 from rr.models.readability import Readability
 from rr.paper import LABELS
 from rr.presets import preset as choose_preset
+from rr.provenance import write_result
 from rr.train import loop as train
 from rr.train.configs import readability_recipe as recipe
 
@@ -302,7 +303,7 @@ if len(eyes):
 
 # %%
 auc = scores.set_index("label")["roc_auc"]
-io.write_result(
+write_result(
     home / "02_readability.json",
     {
         "classifier": scores.to_dict("records"),

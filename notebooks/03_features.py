@@ -42,6 +42,7 @@ from rr.data.dataset import Packed
 from rr.evaluate import figures
 from rr.models.features import Extractor
 from rr.presets import preset as choose_preset
+from rr.provenance import write_result
 from rr.train import loop as train
 from rr.train.conditions import save_condition, static_condition
 from rr.train.configs import extractor_recipe as recipe
@@ -145,7 +146,7 @@ numbers = {
     "energy_explained_by_c": explained,
     "strongest_attention": A.mean(1).max().item() * A.shape[-1],
 }
-io.write_result(
+write_result(
     folder / "result.json",
     numbers,
     files=("condition.safetensors",),

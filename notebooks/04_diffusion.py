@@ -42,6 +42,7 @@ from rr.evaluate import figures
 from rr.evaluate.metrics import psnr
 from rr.models.diffusion import SCHEDULES, Diffusion
 from rr.presets import preset as choose_preset
+from rr.provenance import write_result
 from rr.train import loop as train
 from rr.train.configs import noise_recipe as noise_recipe
 
@@ -200,7 +201,7 @@ numbers = {
     "back": back.to_dict("records"),
     "mean_image": mean_image,
 }
-io.write_result(
+write_result(
     home / "04_diffusion.json",
     numbers,
     started=started - log.attrs["before"],

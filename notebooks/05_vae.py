@@ -42,6 +42,7 @@ from rr.evaluate import figures
 from rr.evaluate.metrics import psnr, ssim
 from rr.models import vae
 from rr.presets import preset as choose_preset
+from rr.provenance import write_result
 from rr.train import configs as recipes
 from rr.train import loop as train
 
@@ -149,7 +150,7 @@ numbers = {
     "mean_sigma": (output.logvar / 2).exp().mean().item(),
     "spread_of_mu": output.mu.std(0).mean().item(),
 }
-io.write_result(
+write_result(
     home / "05_vae.json",
     numbers,
     started=started - log.attrs["before"],

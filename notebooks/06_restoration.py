@@ -63,6 +63,7 @@ from rr.models import restorer
 from rr.models.readability import Readability
 from rr.paper import LABELS
 from rr.presets import preset as choose_preset
+from rr.provenance import write_result
 from rr.train import configs as recipes
 from rr.train import loop as train
 
@@ -269,7 +270,7 @@ numbers = {
     "rechecked": rechecked,
     "lpips": lpips.note if lpips else "n/a",
 }
-io.write_result(
+write_result(
     folder / "result.json",
     numbers,
     files=("per_image.csv", "eyes.png"),

@@ -41,6 +41,7 @@ from rr import studies
 from rr.evaluate import figures, tables
 from rr.evaluate import statistics as comparisons
 from rr.presets import preset as choose_preset
+from rr.provenance import write_result
 
 started = time.time()
 home, pictures = io.results(preset, out), io.figures(preset, out)
@@ -119,7 +120,7 @@ known = {
     "data": runs[reference][0].provenance["data"],
     "runs": tables.sources(runs),
 }
-io.write_result(home / "08_extractors.json", numbers, started=started, **known)
+write_result(home / "08_extractors.json", numbers, started=started, **known)
 Markdown(
     comparisons.conclusion(scores, study, reference)
     + " **The paper leaves open** how the added convolution and attention are trained, and the variance."

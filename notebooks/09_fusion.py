@@ -40,6 +40,7 @@ from rr import studies
 from rr.evaluate import figures, tables
 from rr.evaluate import statistics as comparisons
 from rr.presets import preset as choose_preset
+from rr.provenance import write_result
 
 started = time.time()
 home, pictures = io.results(preset, out), io.figures(preset, out)
@@ -118,7 +119,7 @@ known = {
     "data": runs[reference][0].provenance["data"],
     "runs": tables.sources(runs),
 }
-io.write_result(home / "09_fusion.json", numbers, started=started, **known)
+write_result(home / "09_fusion.json", numbers, started=started, **known)
 Markdown(
     comparisons.conclusion(scores, study, reference)
     + " **The paper leaves open** how 256 channels become 3, what the learned weights belong to, and the variance."

@@ -52,6 +52,7 @@ from rr.models import features, vae
 from rr.models.bridge import samples
 from rr.models.diffusion import Diffusion
 from rr.presets import preset as choose_preset
+from rr.provenance import write_result
 from rr.train import conditions
 from rr.train import loop as train
 
@@ -641,7 +642,7 @@ numbers = {
     "uncertainty": agree,
 }
 sources = tables.sources({str(each): runs for each, runs in every.items()})
-io.write_result(
+write_result(
     home / "10_what_matters.json",
     numbers,
     files=("10_what_matters_per_image.csv",),

@@ -41,6 +41,7 @@ from rr import paper, studies
 from rr.evaluate import claims, figures, tables
 from rr.evaluate import statistics as comparisons
 from rr.presets import preset as choose_preset
+from rr.provenance import read_result, write_result
 
 started = time.time()
 home, pictures = io.results(preset, out), io.figures(preset, out)
@@ -78,9 +79,9 @@ others = [name for name in names["backbones"].values() if name != ours]
 # What no verdict here can decide: whether these orders hold on the paper's photographs, and whether a reader sees more.
 
 # %%
-io.read_result(home / "10_what_matters.json")  # it vouches for its cells
+read_result(home / "10_what_matters.json")  # it vouches for its cells
 cells = pd.read_csv(home / "10_what_matters_per_image.csv")
-judged = io.read_result(home / "02_readability.json")["numbers"]
+judged = read_result(home / "02_readability.json")["numbers"]
 verdicts = [
     claims.c1(scores, ours),
     claims.c2(scores, ours, others, claims.alike(cells, scores[ours])),
@@ -202,7 +203,7 @@ known = {
     "data": runs[ours][0].provenance["data"],
     "runs": tables.sources(runs),
 }
-io.write_result(home / "11_summary.json", numbers, started=started, **known)
+write_result(home / "11_summary.json", numbers, started=started, **known)
 eight = study[study.method.isin(names["extractors"].values())]
 Markdown(
     "\n".join(

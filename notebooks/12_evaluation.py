@@ -58,6 +58,7 @@ from rr.models import bridge
 from rr.models.readability import Readability
 from rr.models.restorer import Denoiser
 from rr.presets import preset as choose_preset
+from rr.provenance import write_result
 from rr.train.loop import fabric
 
 started = time.time()
@@ -457,7 +458,7 @@ numbers = {
     "steps": curve.to_dict("records"), "uncertainty": correlation,
     "failures": {name: rows[["image", "family", "severity", "difference"]].to_dict("records") for name, rows in failures.items()},
 }  # fmt: skip
-io.write_result(
+write_result(
     home / f"{stem}.json",
     numbers,
     started=started,

@@ -18,6 +18,7 @@ from rr import files as io
 from rr.errors import InputError, choose
 from rr.files import read_json, write_json, writing
 from rr.presets import PRESETS
+from rr.provenance import PACKAGES
 from rr.train import corrector as corrector_training
 from rr.workflow import forked, notebook
 from rr.workflow import jobs as workflow
@@ -438,7 +439,7 @@ def doctor():
 
     print("versions")
     row("python", f"{platform.python_version()} ({sys.executable})")
-    for package in (*io.PACKAGES, "papermill", "snakemake"):
+    for package in (*PACKAGES, "papermill", "snakemake"):
         try:
             row(package, version(package))
         except ModuleNotFoundError:

@@ -18,7 +18,8 @@ from PIL import Image
 
 from rr import paper
 from rr.errors import InputError
-from rr.files import read_result, results
+from rr.files import results
+from rr.provenance import read_result
 
 EYES = 4  # test images in eyes.png
 METHODS = (

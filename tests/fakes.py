@@ -11,6 +11,7 @@ from rr import files as io
 from rr import studies
 from rr.evaluate.classification import share
 from rr.paper import LABELS
+from rr.provenance import write_result
 
 TOGETHER = 0.5  # dB: standard deviation of what all configurations of a seed have in common
 JUDGES = ("classifier", "second judge")
@@ -118,11 +119,11 @@ def write(
                 "data": "0123456789ab",
                 "started": time.time() - 54,
             }
-            io.write_result(
+            write_result(
                 folder / "result.json", numbers, files=("per_image.csv", "eyes.png"), **facts
             )
     judged = {"classifier": report(), "fooled": fooled(another=40)}
-    io.write_result(
+    write_result(
         home / "02_readability.json", judged, preset={"name": "smoke"}, seed=0, data="0123456789ab"
     )
     cells = []
@@ -136,6 +137,6 @@ def write(
             cells.append(table.assign(**dict(zip(studies.FACTORS, (backbone, objective, start)))))
     io.write_table(home / "10_what_matters_per_image.csv", pd.concat(cells))
     facts = {"preset": {"name": "smoke"}, "data": "0123456789ab"}
-    io.write_result(
+    write_result(
         home / "10_what_matters.json", {}, files=("10_what_matters_per_image.csv",), **facts
     )

@@ -22,6 +22,7 @@ from rr import files as io
 from rr.data import packing, sources
 from rr.errors import InputError
 from rr.evaluate import figures
+from rr.provenance import write_result
 from rr.train import conditions
 from rr.train import loop as train
 from rr.workflow import forked, notebook, report
@@ -90,7 +91,7 @@ def strip(folder, big):
 
 KINDS = {
     "text": lambda folder, big: io.write_text(folder / "a.md", "x" * (BIG if big else 1)),
-    "json": lambda folder, big: io.write_result(folder / "a.json", ["x" * (BIG if big else 1)]),
+    "json": lambda folder, big: write_result(folder / "a.json", ["x" * (BIG if big else 1)]),
     "table": lambda folder, big: io.write_table(
         folder / "a.csv", pd.DataFrame({"x": np.arange(BIG // 6 if big else 1)})
     ),

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from rr import cli, studies
-from rr import files as io
 from rr.benchmarks import bench, bench_cpu
 from rr.benchmarks.bench import Gate, NotMeasured, Task
 from rr.errors import InputError
 from rr.evaluate import metrics
 from rr.models import pretrained as weights
+from rr.provenance import read_result, write_result
 
 GOOD = Gate("error", 0.0, 1.0)
 
@@ -130,15 +130,15 @@ def test_a_missed_target_says_why_and_a_gate_is_its_own_matter(clock):
 
 def test_only_measures_one_row_and_keeps_the_others(rows, tmp_path):
     assert bench.run("cpu", folder=tmp_path) == {}
-    before = io.read_result(tmp_path / "cpu.json")["numbers"]
+    before = read_result(tmp_path / "cpu.json")["numbers"]
     assert [line["task"] for line in before] == ["a", "b", "c"] and [
         line["met"] for line in before
     ] == [True, True, False]
     kept = [{**line, "commit": "earlier", "written": "earlier"} for line in before]
-    io.write_result(tmp_path / "cpu.json", kept, files=["cpu.csv"])
+    write_result(tmp_path / "cpu.json", kept, files=["cpu.csv"])
     rows.value = 0.5
     bench.run("cpu", "A", tmp_path)
-    after = io.read_result(tmp_path / "cpu.json")["numbers"]
+    after = read_result(tmp_path / "cpu.json")["numbers"]
     assert after[1:] == kept[1:]
     assert after[0]["value"] == 0.5 and after[0]["written"] != "earlier"
     table = pd.read_csv(tmp_path / "cpu.csv")

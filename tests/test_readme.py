@@ -16,6 +16,7 @@ from rr import files as io
 from rr.errors import InputError
 from rr.files import ROOT
 from rr.presets import PRESETS
+from rr.provenance import read_result, write_result
 from rr.workflow import jobs as workflow
 from rr.workflow import notebook, readme
 from rr.workflow.notebook import NOTEBOOKS
@@ -206,7 +207,7 @@ def test_plain_papermill_runs_a_committed_notebook(tmp_path):
         tmp_path / "out",
     )
     assert done.returncode == 0, done.stderr
-    assert io.read_result(tmp_path / "out" / "mini" / "01_data.json")["numbers"]["images"] == 72
+    assert read_result(tmp_path / "out" / "mini" / "01_data.json")["numbers"]["images"] == 72
 
 
 def test_the_benchmark_and_the_cost_of_a_million_quote_their_files(tmp_path, monkeypatch):
@@ -246,9 +247,7 @@ def test_the_benchmark_and_the_cost_of_a_million_quote_their_files(tmp_path, mon
     rows = [{"images": n, "prepare_seconds": n / 100, "prepare_images_per_s": 100.0, "peak_mib": 1000.0, "bytes": 49152 * n,
              "epoch_images_per_s": 5000.0} for n in (1000, 10000)]  # fmt: skip
     exponents = {"prepare_seconds": 1.0, "epoch_seconds": 1.5}
-    io.write_result(
-        folder / "scale.json", {"rows": rows, "exponents": exponents}, size=128, workers=2
-    )
+    write_result(folder / "scale.json", {"rows": rows, "exponents": exponents}, size=128, workers=2)
     text = readme.million()
     assert "| 10,000 | 100 | 100 | 1,000 | 0.49 | 5,000 |" in text
     assert (

@@ -19,6 +19,7 @@ from rr import files as io
 from rr import studies
 from rr.errors import InputError
 from rr.files import ROOT
+from rr.provenance import read_result
 from rr.workflow import jobs as workflow
 from rr.workflow import notebook, reproduce
 
@@ -61,7 +62,7 @@ def test_every_notebook_runs_on_preset_mini(made, path):
     for job in mine:
         executed = json.loads((out / "mini" / "executed" / f"{job}.ipynb").read_text())
         assert executed["metadata"]["papermill"]["exception"] is None
-        facts = io.read_result(workflow.result(out / "mini", job))["provenance"]
+        facts = read_result(workflow.result(out / "mini", job))["provenance"]
         assert (
             facts["seconds"] > 0
             and facts["peak_memory_mib"] > 50

@@ -19,6 +19,7 @@ import yaml
 from rr import files as io
 from rr.data import packing, sources
 from rr.files import ROOT
+from rr.provenance import read_result
 from rr.workflow import jobs as workflow
 
 
@@ -133,7 +134,7 @@ def test_the_workflow_goes_through_slurm(tmp_path):
         job: workflow.mark(out / "mini", job).is_file() for job in workflow.jobs(study="fusion")
     }
     assert [job for job in made if not made[job]] == ["09_fusion"]
-    facts = io.read_result(workflow.result(out / "mini", "02_readability"))["provenance"]
+    facts = read_result(workflow.result(out / "mini", "02_readability"))["provenance"]
     assert facts["threads"] == 1, "as many as SLURM reserved"
 
 

@@ -23,6 +23,7 @@ import typer
 
 from rr import files as io
 from rr.errors import InputError
+from rr.provenance import provenance
 from rr.train import configs as recipes
 from rr.train import loop as train
 from rr.workflow import notebook
@@ -75,7 +76,7 @@ def main(
     speed = statistics.median(speeds[steps:])
     here = {"component": component, "preset": preset, "device": name, "strategy": strategy, "per_device": per_device,
             "nodes": nodes, "devices": devices, "images_per_s": speed, "per_device_images_per_s": speed / fabric.world_size,
-            "commit": io.provenance()["commit"]}  # fmt: skip
+            "commit": provenance()["commit"]}  # fmt: skip
     rows = pd.DataFrame([here])
     if TABLE.exists():
         rows = (

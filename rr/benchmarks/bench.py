@@ -23,6 +23,7 @@ import torch
 from rr import files as io
 from rr.errors import InputError, choose
 from rr.models import pretrained as weights
+from rr.provenance import provenance, read_result, write_result
 
 DEVICES = {
     "cpu": "rr.bench_cpu",
@@ -198,7 +199,7 @@ def run(device="cpu", only=None, folder=io.ROOT / "results" / "bench"):
         choose("row", only, rows)
     path = io.folder(folder) / f"{device}.json"
     try:
-        lines = io.read_result(path)["numbers"] if path.exists() else []
+        lines = read_result(path)["numbers"] if path.exists() else []
     except InputError as error:
         raise InputError(
             f"{error}; or delete {path.name}: all rows are then measured anew"
@@ -231,7 +232,7 @@ def run(device="cpu", only=None, folder=io.ROOT / "results" / "bench"):
                         "note": f"not measured: {error}",
                     }
                 ]
-            facts = io.provenance(started=started, device=where)
+            facts = provenance(started=started, device=where)
             commit = (facts["commit"] or "")[:9] + (
                 "+" if facts["dirty"] else ""
             )  # +: with changes
@@ -247,7 +248,7 @@ def run(device="cpu", only=None, folder=io.ROOT / "results" / "bench"):
             lines.sort(key=lambda line: list(rows).index(line["row"]))
             table = pd.DataFrame(lines, columns=COLUMNS)
             io.write_table(path.with_suffix(".csv"), table)
-            io.write_result(
+            write_result(
                 path,
                 table.to_dict("records"),
                 files=[f"{device}.csv"],

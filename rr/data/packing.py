@@ -27,7 +27,16 @@ from scipy.sparse.csgraph import connected_components
 from rr.data.dataset import FORMAT, SPLITS, Packed, header
 from rr.data.photo import Fov
 from rr.errors import InputError
-from rr.files import alone, folder, read_json, sha256, sweep, write_json, write_table, writing
+from rr.files import (
+    exclusive_lock,
+    folder,
+    read_json,
+    remove_partial_files,
+    sha256,
+    write_json,
+    write_table,
+    writing,
+)
 from rr.paper import LABELS
 
 NEAR_BITS = 15  # of 256: the same photograph resized or compressed again differs in <= 12, two eyes in >= 60
@@ -134,11 +143,11 @@ def pack(source, size, out, seed=0, workers=1):
     }
     if _recorded(out / "manifest.json").get("recipe") == recipe:
         return Packed(out)
-    with alone(
+    with exclusive_lock(
         out / ".lock", f"another process packs images in {out}"
     ):  # two notebooks may ask for the same pack at once
         if _recorded(out / "manifest.json").get("recipe") != recipe:
-            sweep(out)  # nobody else writes while we hold the lock
+            remove_partial_files(out)  # nobody else writes while we hold the lock
             _finish(source, recipe, out, _shards(source, recipe, out, workers))
     return Packed(out)
 

@@ -22,6 +22,7 @@ from rr.models.features import Extractor
 from rr.models.readability import Readability
 from rr.models.restorer import Denoiser
 from rr.models.vae import VAE
+from rr.provenance import digest
 from rr.train import conditions
 from rr.workflow import notebook
 
@@ -69,7 +70,7 @@ def restorer_recipe(P, data, home, **words):
         epochs = P.factorial_epochs
     return {
         "model": model, "prepare": pairs.PROTOCOLS[chosen.protocol], "rows": rows, "val_rows": val_rows, "folder": studies.folder(home, chosen, P.seed) / "denoiser",
-        "epochs": epochs, "lr": P.lr, "seed": P.seed, "facts": {"preset": P.name, "condition": io.digest(c)},
+        "epochs": epochs, "lr": P.lr, "seed": P.seed, "facts": {"preset": P.name, "condition": digest(c)},
     }  # fmt: skip
 
 

@@ -43,7 +43,8 @@ from rr import checkpoint
 from rr import files as io
 from rr.data.dataset import Batch, batches
 from rr.errors import InputError, choose
-from rr.files import provenance, read_json, sweep, write_table, writing
+from rr.files import read_json, remove_partial_files, write_table, writing
+from rr.provenance import provenance
 
 OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,  # the classifier (2.2)
@@ -418,7 +419,7 @@ def _alone(folder, fabric):
         if fabric.is_global_zero:
             try:
                 stack.enter_context(
-                    io.alone(
+                    io.exclusive_lock(
                         io.folder(folder) / ".lock",
                         f"{folder}: another process trains there",
                         wait=False,
@@ -519,7 +520,7 @@ def _save_state(folder, config, **state):
 def _resume(folder, config, component):
     """(state, log) of a run with the same configuration; (None, None), and a line that says why, if there is none."""
     for place in (folder, folder / "last"):
-        sweep(place)
+        remove_partial_files(place)
     path = folder / "last" / "state.pt"
     if not path.is_file():
         return None, None

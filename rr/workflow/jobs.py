@@ -24,6 +24,7 @@ from rr import files as io
 from rr import paper, studies
 from rr.errors import InputError, choose
 from rr.presets import preset
+from rr.provenance import read_result
 from rr.workflow import notebook
 
 NOTEBOOKS = {
@@ -198,7 +199,7 @@ def trusted(home, name, job, preset):
     """Whether a job's mark vouches for what is there: its result and the files that belong to it, made as they would be now."""
     path, found = mark(home, name), result(home, name)
     try:
-        io.read_result(found)
+        read_result(found)
         written = path.read_text(encoding="utf-8").split()
     except (InputError, FileNotFoundError):
         return False

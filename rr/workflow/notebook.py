@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rr.errors import InputError
-from rr.files import ROOT, alone, folder, sweep, writing
+from rr.files import ROOT, exclusive_lock, folder, remove_partial_files, writing
 
 NOTEBOOKS = ROOT / "notebooks"
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
@@ -285,10 +285,10 @@ def _kernel(kernel=None):
 @contextmanager
 def _alone(executed, say):
     """One writer of `executed` at a time, on this machine; what a killed one left behind is removed."""
-    with alone(
-        executed.with_name(f".{executed.stem}.lock"), f"another run is writing {executed}", say=say
+    with exclusive_lock(
+        executed.with_name(f".{executed.stem}.lock"), f"another run is writing {executed}"
     ):
-        sweep(executed.parent, glob.escape(executed.stem))
+        remove_partial_files(executed.parent, glob.escape(executed.stem))
         yield
 
 

@@ -19,6 +19,7 @@ from rr import studies
 from rr.errors import InputError
 from rr.paper import CHOICES
 from rr.presets import PRESETS, Preset
+from rr.provenance import read_result
 from rr.workflow import jobs as workflow
 from rr.workflow.notebook import NOTEBOOKS
 
@@ -234,7 +235,7 @@ def speed():
     path = io.ROOT / "results" / "speed.json"
     if not path.is_file():
         return "not run"
-    found, facts = (io.read_result(path)[part] for part in ("numbers", "provenance"))
+    found, facts = (read_result(path)[part] for part in ("numbers", "provenance"))
     ours, once, again = (
         found[key] / 60
         for key in ("rr_reproduce", "papermill_each_once", "papermill_everything_recomputed")
@@ -315,7 +316,7 @@ def million():
     folder = io.ROOT / "results" / "bench"
     if not (folder / "scale.json").is_file():
         return "Not run: `workflow/scale` makes results/bench/scale.json."
-    found = io.read_result(folder / "scale.json")
+    found = read_result(folder / "scale.json")
     if len(found["numbers"]["rows"]) < 2:
         return "Only one number of images was measured: `workflow/scale` measures three."
     scale, rows, facts = (

@@ -23,7 +23,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from rr import files as io
 from rr.errors import InputError
-from rr.files import read_json, sweep, write_text
+from rr.files import read_json, remove_partial_files, write_text
 from rr.workflow.notebook import NOTEBOOKS
 
 LONG, HEAD, DIGITS = (
@@ -115,10 +115,10 @@ def write(home, pictures):
             f"{home / 'executed'}: no executed notebook; run `rr reproduce --preset {home.name}{where}` first"
         )
     pages = io.folder(home / "report" / "notebooks")
-    with io.alone(
+    with io.exclusive_lock(
         home / "report" / ".lock", f"another report is being written to {home / 'report'}"
     ):
-        sweep(pages.parent)  # those of the pages go with the old pages
+        remove_partial_files(pages.parent)  # those of the pages go with the old pages
         executed = [_notebook(path, pages) for path in paths]
         kept = {f"{each.name}.html" for each in executed if not each.unreadable}
         for old in pages.glob("*.html"):
