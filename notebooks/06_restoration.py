@@ -57,7 +57,7 @@ from rr import files as io
 from rr.data import pairs
 from rr.data.dataset import Packed
 from rr.data.photo import to_photograph
-from rr.evaluate import figures, metrics, tables
+from rr.evaluate import figures, metrics, statistics, tables
 from rr.evaluate.classification import passed
 from rr.models import restorer
 from rr.models.readability import Readability
@@ -174,7 +174,9 @@ print(
     else "LPIPS n/a: no ImageNet weights of its trunk on this machine (see `rr doctor`)"
 )
 shown = ["psnr", "ssim", "lpips", "psnr_fov", "ssim_fov"]
-figures.save(figures.bars(summary, shown, rungs=tables.RUNGS), pictures, "06_restoration_metrics")
+figures.save(
+    figures.bars(summary, shown, rungs=statistics.BASELINES), pictures, "06_restoration_metrics"
+)
 
 # %%
 order = (

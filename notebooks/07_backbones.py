@@ -38,21 +38,22 @@ from IPython.display import Markdown
 
 from rr import files as io
 from rr import studies
-from rr.evaluate import figures, tables
-from rr.evaluate import statistics as comparisons
+from rr.evaluate import figures, sentences, statistics, tables
+from rr.evaluate.runs import cost, metadata, read_study, sources
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result
 
 started = time.time()
 home, pictures = io.results(preset, out), io.figures(preset, out)
 runs = {
-    each.backbone: group for each, group in studies.read_study(home, "backbones", seeds).items()
+    configuration.backbone: group
+    for configuration, group in read_study(home, "backbones", seeds).items()
 }
 reference = studies.RETINAREGEN.backbone
-scores = comparisons.scores(runs)
-facts = tables.facts(runs, preset)
+scores = statistics.scores(runs)
+data = metadata(runs, preset)
 Markdown(
-    f"{len(runs)} configurations, {facts['n']} test images, {facts['data']} data, {facts['protocol']} protocol."
+    f"{len(runs)} configurations, {data['n']} test images, {data['data']} data, {data['protocol']} protocol."
 )
 
 # %% [markdown]
@@ -62,9 +63,9 @@ Markdown(
 # or has not even learned the average eye.
 
 # %%
-study = comparisons.study(scores, reference)
+study = statistics.study(scores, reference)
 table = tables.shown(study, reference)
-caption = tables.caption("Five backbones.", study, facts, reference)
+caption = tables.caption("Five backbones.", study, data, reference)
 tables.write(home / "tables", "07_backbones", study, table, caption)
 Markdown(tables.markdown(table, caption))
 
@@ -73,8 +74,10 @@ Markdown(tables.markdown(table, caption))
 # hide: the paired difference to the paper's choice.
 
 # %%
-dots = comparisons.per_seed(scores) if seeds > 1 else None
-bars = figures.bars(study, comparisons.METRICS, rungs=tables.RUNGS, seeds=dots, reference=reference)
+dots = statistics.per_seed(scores) if seeds > 1 else None
+bars = figures.bars(
+    study, statistics.METRICS, rungs=statistics.BASELINES, seeds=dots, reference=reference
+)
 figures.save(bars, pictures, "07_backbones_bars")
 
 # %% [markdown]
@@ -99,36 +102,34 @@ figures.save(
 # The table shows what else differs between the rows: the objective, the epochs, the number of trained parameters, the time.
 
 # %%
-Markdown(tables.markdown(tables.cost(runs)))
+Markdown(tables.markdown(cost(runs)))
 
 # %% [markdown]
-# ## What can be told apart
+# ## Which differences are significant
 #
 # Other images, other trainings: a difference must outlive both to be a property of the backbone. A seed is a block: all rows
 # of it share batches and degradations, so rows are compared within a seed.
 
 # %%
-Markdown(comparisons.findings(scores, reference))
+Markdown(sentences.findings(scores, reference))
 
 # %% [markdown]
 # ## Conclusion
 
 # %%
 numbers = (
-    facts
-    | comparisons.numbers(scores, study, reference)
-    | {"cost": tables.cost(runs).to_dict("index")}
+    data | statistics.numbers(scores, study, reference) | {"cost": cost(runs).to_dict("index")}
 )
-known = {
+provenance = {
     "preset": choose_preset(preset),
     "data": runs[reference][0].provenance["data"],
-    "runs": tables.sources(runs),
+    "runs": sources(runs),
 }
-write_result(home / "07_backbones.json", numbers, started=started, **known)
-objectives = tables.cost(runs)["predicts"]
-effort = tables.cost(runs)["epochs"]
+write_result(home / "07_backbones.json", numbers, started=started, **provenance)
+objectives = cost(runs)["predicts"]
+effort = cost(runs)["epochs"]
 Markdown(
-    comparisons.conclusion(scores, study, reference)
+    sentences.conclusion(scores, study, reference)
     + (
         " The backbones differ in what they predict too ("
         + "; ".join(f"{name}: {each}" for name, each in objectives.items())

@@ -38,21 +38,22 @@ from IPython.display import Markdown
 
 from rr import files as io
 from rr import studies
-from rr.evaluate import figures, tables
-from rr.evaluate import statistics as comparisons
+from rr.evaluate import figures, sentences, statistics, tables
+from rr.evaluate.runs import cost, metadata, read_study, sources
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result
 
 started = time.time()
 home, pictures = io.results(preset, out), io.figures(preset, out)
 runs = {
-    each.extractor: group for each, group in studies.read_study(home, "extractors", seeds).items()
+    configuration.extractor: group
+    for configuration, group in read_study(home, "extractors", seeds).items()
 }
 reference = studies.RETINAREGEN.extractor
-scores = comparisons.scores(runs)
-facts = tables.facts(runs, preset)
+scores = statistics.scores(runs)
+data = metadata(runs, preset)
 Markdown(
-    f"{len(runs)} configurations, {facts['n']} test images, {facts['data']} data, {facts['protocol']} protocol."
+    f"{len(runs)} configurations, {data['n']} test images, {data['data']} data, {data['protocol']} protocol."
 )
 
 # %% [markdown]
@@ -61,9 +62,9 @@ Markdown(
 # Look at the last digits that differ, and at ± before believing them.
 
 # %%
-study = comparisons.study(scores, reference)
+study = statistics.study(scores, reference)
 table = tables.shown(study, reference)
-caption = tables.caption("Eight extractors of the condition.", study, facts, reference)
+caption = tables.caption("Eight extractors of the condition.", study, data, reference)
 tables.write(home / "tables", "08_extractors", study, table, caption)
 Markdown(tables.markdown(table, caption))
 
@@ -71,8 +72,10 @@ Markdown(tables.markdown(table, caption))
 # Expect bars of the same length. On the right, the paired differences to ResNet34, and the line at zero.
 
 # %%
-dots = comparisons.per_seed(scores) if seeds > 1 else None
-bars = figures.bars(study, comparisons.METRICS, rungs=tables.RUNGS, seeds=dots, reference=reference)
+dots = statistics.per_seed(scores) if seeds > 1 else None
+bars = figures.bars(
+    study, statistics.METRICS, rungs=statistics.BASELINES, seeds=dots, reference=reference
+)
 figures.save(bars, pictures, "08_extractors_bars")
 
 # %% [markdown]
@@ -95,33 +98,31 @@ figures.save(figures.grid(rows, ["input", *runs, "reference"]), pictures, "08_ex
 # Of the restorer alone: the extractor was trained before (notebook 03) and is frozen.
 
 # %%
-Markdown(tables.markdown(tables.cost(runs)))
+Markdown(tables.markdown(cost(runs)))
 
 # %% [markdown]
-# ## What can be told apart
+# ## Which differences are significant
 #
 # A seed is a block: all rows of it share batches and degradations, so rows are compared within a seed. If the chance that is
 # left in the trainings spreads the rows as far as they are spread, the extractor explains nothing.
 
 # %%
-Markdown(comparisons.findings(scores, reference))
+Markdown(sentences.findings(scores, reference))
 
 # %% [markdown]
 # ## Conclusion
 
 # %%
 numbers = (
-    facts
-    | comparisons.numbers(scores, study, reference)
-    | {"cost": tables.cost(runs).to_dict("index")}
+    data | statistics.numbers(scores, study, reference) | {"cost": cost(runs).to_dict("index")}
 )
-known = {
+provenance = {
     "preset": choose_preset(preset),
     "data": runs[reference][0].provenance["data"],
-    "runs": tables.sources(runs),
+    "runs": sources(runs),
 }
-write_result(home / "08_extractors.json", numbers, started=started, **known)
+write_result(home / "08_extractors.json", numbers, started=started, **provenance)
 Markdown(
-    comparisons.conclusion(scores, study, reference)
+    sentences.conclusion(scores, study, reference)
     + " **The paper leaves open** how the added convolution and attention are trained, and the variance."
 )

@@ -37,19 +37,22 @@ from IPython.display import Markdown
 
 from rr import files as io
 from rr import studies
-from rr.evaluate import figures, tables
-from rr.evaluate import statistics as comparisons
+from rr.evaluate import figures, sentences, statistics, tables
+from rr.evaluate.runs import cost, metadata, read_study, sources
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result
 
 started = time.time()
 home, pictures = io.results(preset, out), io.figures(preset, out)
-runs = {each.fusion: group for each, group in studies.read_study(home, "fusion", seeds).items()}
+runs = {
+    configuration.fusion: group
+    for configuration, group in read_study(home, "fusion", seeds).items()
+}
 reference = studies.RETINAREGEN.fusion
-scores = comparisons.scores(runs)
-facts = tables.facts(runs, preset)
+scores = statistics.scores(runs)
+data = metadata(runs, preset)
 Markdown(
-    f"{len(runs)} configurations, {facts['n']} test images, {facts['data']} data, {facts['protocol']} protocol."
+    f"{len(runs)} configurations, {data['n']} test images, {data['data']} data, {data['protocol']} protocol."
 )
 
 # %% [markdown]
@@ -58,9 +61,9 @@ Markdown(
 # In the order in which the paper names them.
 
 # %%
-study = comparisons.study(scores, reference)
+study = statistics.study(scores, reference)
 table = tables.shown(study, reference)
-caption = tables.caption("Four fusions of condition and state.", study, facts, reference)
+caption = tables.caption("Four fusions of condition and state.", study, data, reference)
 tables.write(home / "tables", "09_fusion", study, table, caption)
 Markdown(tables.markdown(table, caption))
 
@@ -68,8 +71,10 @@ Markdown(tables.markdown(table, caption))
 # Dots are single trainings, if there are several; on the right the paired differences to the paper's choice.
 
 # %%
-dots = comparisons.per_seed(scores) if seeds > 1 else None
-bars = figures.bars(study, comparisons.METRICS, rungs=tables.RUNGS, seeds=dots, reference=reference)
+dots = statistics.per_seed(scores) if seeds > 1 else None
+bars = figures.bars(
+    study, statistics.METRICS, rungs=statistics.BASELINES, seeds=dots, reference=reference
+)
 figures.save(bars, pictures, "09_fusion_bars")
 
 # %% [markdown]
@@ -94,33 +99,31 @@ figures.save(
 # `dynamic` has six weights more.
 
 # %%
-Markdown(tables.markdown(tables.cost(runs)))
+Markdown(tables.markdown(cost(runs)))
 
 # %% [markdown]
-# ## What can be told apart
+# ## Which differences are significant
 #
 # Other images, other trainings: a difference must outlive both to be a property of the fusion. A seed is a block: all rows
 # of it share batches and degradations, so rows are compared within a seed.
 
 # %%
-Markdown(comparisons.findings(scores, reference))
+Markdown(sentences.findings(scores, reference))
 
 # %% [markdown]
 # ## Conclusion
 
 # %%
 numbers = (
-    facts
-    | comparisons.numbers(scores, study, reference)
-    | {"cost": tables.cost(runs).to_dict("index")}
+    data | statistics.numbers(scores, study, reference) | {"cost": cost(runs).to_dict("index")}
 )
-known = {
+provenance = {
     "preset": choose_preset(preset),
     "data": runs[reference][0].provenance["data"],
-    "runs": tables.sources(runs),
+    "runs": sources(runs),
 }
-write_result(home / "09_fusion.json", numbers, started=started, **known)
+write_result(home / "09_fusion.json", numbers, started=started, **provenance)
 Markdown(
-    comparisons.conclusion(scores, study, reference)
+    sentences.conclusion(scores, study, reference)
     + " **The paper leaves open** how 256 channels become 3, what the learned weights belong to, and the variance."
 )

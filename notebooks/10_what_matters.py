@@ -45,9 +45,10 @@ from rr import checkpoint, studies
 from rr import files as io
 from rr.data import pairs
 from rr.data.dataset import Packed
-from rr.evaluate import figures, matters, metrics, tables
+from rr.evaluate import factorial as factors
+from rr.evaluate import figures, matters, metrics, runs, statistics, tables
 from rr.evaluate import harness as evaluation
-from rr.evaluate import statistics as comparisons
+from rr.evaluate import sentences as words
 from rr.models import features, vae
 from rr.models.bridge import samples
 from rr.models.diffusion import Diffusion
@@ -64,15 +65,15 @@ where = train.fabric(device).device
 bench = matters.bench(home, packed, where)
 x, y, fov = bench.x, bench.y, bench.fov
 every = {
-    each: [studies.read(home, each, seed) for seed in range(seeds)]
+    each: [runs.read(home, each, seed) for seed in range(seeds)]
     for each in studies.STUDIES["matters"]
 }
 ours, shown = studies.RETINAREGEN, ("psnr", "ssim")
 answers, sentences = matters.Answers(), []
-scores_of = comparisons.scores(
-    {each: runs for each, runs in every.items() if each.protocol == "paired"}
+scores_of = statistics.scores(
+    {each: group for each, group in every.items() if each.protocol == "paired"}
 )
-nothing, mean_eye = (scores_of[rung] for rung in tables.RUNGS)
+nothing, mean_eye = (scores_of[rung] for rung in statistics.BASELINES)
 print(f"{len(every)} configurations, {seeds} seed(s), {len(x)} test images of {P.size} px")
 
 # %% [markdown]
@@ -100,9 +101,9 @@ cells = {
     (b, o, s): cells[b, o, s]
     for b, o, s in sorted(cells, key=lambda key: (key[0] != "vae", *key[1:]))
 }
-factorial = comparisons.study({"do nothing": nothing, "population mean": mean_eye}
+factorial = statistics.study({"do nothing": nothing, "population mean": mean_eye}
                               | {", ".join(key): each for key, each in cells.items()}, "do nothing")  # fmt: skip
-bars = figures.bars(factorial, shown, rungs=tables.RUNGS, seeds=None)
+bars = figures.bars(factorial, shown, rungs=statistics.BASELINES, seeds=None)
 figures.save(bars, pictures, "10_what_matters_factorial")
 per_image = pd.concat(
     table[list(shown)]
@@ -123,8 +124,8 @@ io.write_table(
 
 # %%
 worst, best = ("unet", "noise", "pure noise"), ("vae", "image", "noised input")
-main = comparisons.effects(cells, studies.FACTORS)
-shares = comparisons.attribution(cells, studies.FACTORS, worst, best)
+main = factors.effects(cells, studies.FACTORS)
+shares = factors.attribution(cells, studies.FACTORS, worst, best)
 panels = {
     "main effects": main.assign(label=main.factor + ": " + main.better + " − " + main.worse),
     f"shares of ({', '.join(best)}) − ({', '.join(worst)})": shares.assign(label=shares.factor),
@@ -136,15 +137,15 @@ for row in main.itertuples():
     answers.note(
         4,
         f"{row.factor}: {row.better} better than {row.worse}",
-        (row.difference, row.low, row.high, row.sign),
+        (row.difference, row.low, row.high, row.verdict),
     )
 for row in shares.itertuples():
-    told = (row.difference, row.low, row.high, row.sign)
+    share = (row.difference, row.low, row.high, row.verdict)
     answers.note(
         4,
         f"share of {row.factor} in the difference of the corners",
-        told,
-        ("not told from 0", "a gain", "a loss"),
+        share,
+        {statistics.BETTER: "a gain", statistics.WORSE: "a loss"},
     )
 largest = shares.iloc[:-1].sort_values("difference").iloc[-1]
 sentences.append(
@@ -181,9 +182,9 @@ for seed in range(seeds):
         moved.setdefault(name, []).append(255 * ((output - as_is) ** 2).mean().sqrt().item())
         outputs.setdefault(name, output)
     outputs.setdefault("c", as_is)
-swapped = comparisons.study(swaps, "c")
+swapped = statistics.study(swaps, "c")
 figures.save(
-    figures.bars(swapped, shown, rungs=tables.RUNGS, reference="c"),
+    figures.bars(swapped, shown, rungs=statistics.BASELINES, reference="c"),
     pictures,
     "10_what_matters_swaps",
 )
@@ -197,9 +198,9 @@ twins = {
     for name, each in studies.CONDITIONS.items()
 }
 anew |= {f"c of {each.extractor}": scores_of[each] for each in twins.values() if each != ours}
-trained = comparisons.study(anew, "c")
+trained = statistics.study(anew, "c")
 figures.save(
-    figures.bars(trained, shown, rungs=tables.RUNGS, reference="c"),
+    figures.bars(trained, shown, rungs=statistics.BASELINES, reference="c"),
     pictures,
     "10_what_matters_conditions",
 )
@@ -308,7 +309,7 @@ for name, (each, most, options) in curve.items():
             )
             for seed in range(seeds)
         ]
-        points.append((name, steps, *tables.bootstrap(sum(values) / seeds)))
+        points.append((name, steps, *statistics.bootstrap(sum(values) / seeds)))
 points = pd.DataFrame(points, columns=["method", "steps", "mean", "low", "high"])
 level = {
     "do nothing": nothing[0]["psnr"][:few].mean(),
@@ -353,7 +354,7 @@ for protocol, each in (("paired", ours), ("literal", studies.LITERAL)):
         )
         table = literally.scored(literally.restored(model, seed))
         judged["literal"].setdefault(f"trained {protocol}", []).append(table)
-protocols = {name: comparisons.study(group, "trained paired") for name, group in judged.items()}
+protocols = {name: statistics.study(group, "trained paired") for name, group in judged.items()}
 both = pd.concat(
     [table.assign(method=table.method + f", judged {name}") for name, table in protocols.items()]
 )
@@ -420,9 +421,9 @@ terms = pd.DataFrame(
 ).drop(columns="seed")
 terms = terms.groupby("likelihood", sort=False).mean()
 entropy = vae.bce(x, x).mean().item() / x[0].numel()
-likelihoods = comparisons.study(fits, "bce")
+likelihoods = statistics.study(fits, "bce")
 figures.save(
-    figures.bars(likelihoods, shown, rungs=tables.RUNGS, reference="bce"),
+    figures.bars(likelihoods, shown, rungs=statistics.BASELINES, reference="bce"),
     pictures,
     "10_what_matters_likelihoods",
 )
@@ -457,10 +458,10 @@ controls = {
     "none": scores_of[studies.CONDITIONS["none"]],
 }
 fusions = {each.fusion: scores_of[each] for each in studies.STUDIES["fusion"] if each != ours}
-constant = comparisons.study({"do nothing": nothing} | table1 | controls | fusions, "resnet34")
-dots = comparisons.per_seed(table1 | controls | fusions) if seeds > 1 else None
+constant = statistics.study({"do nothing": nothing} | table1 | controls | fusions, "resnet34")
+dots = statistics.per_seed(table1 | controls | fusions) if seeds > 1 else None
 figures.save(
-    figures.bars(constant, shown, rungs=tables.RUNGS, seeds=dots, reference="resnet34"),
+    figures.bars(constant, shown, rungs=statistics.BASELINES, seeds=dots, reference="resnet34"),
     pictures,
     "10_what_matters_constants",
 )
@@ -473,8 +474,8 @@ sentences.append(
         )
         for name in controls
     )
-    + f" Extractors: {comparisons.spread_in_words(table1, 'psnr')}"
-    + f" Fusions: {comparisons.spread_in_words(fusions | {ours.fusion: scores_of[ours]}, 'psnr')}"
+    + f" Extractors: {words.spread_sentence(table1, 'psnr')}"
+    + f" Fusions: {words.spread_sentence(fusions | {ours.fusion: scores_of[ours]}, 'psnr')}"
     + (" With one seed chance cannot be told." if seeds == 1 else "")
 )
 Markdown(sentences[-1])
@@ -503,7 +504,7 @@ size = pooled[0].norm(dim=1).mean().item()
 panel = pd.DataFrame(
     {
         "label": name,
-        **dict(zip(("difference", "low", "high"), tables.bootstrap(value.cpu() / size))),
+        **dict(zip(("difference", "low", "high"), statistics.bootstrap(value.cpu() / size))),
     }
     for name, value in distance.items()
 )
@@ -540,9 +541,9 @@ beyond |= {"one-step U-Net": scores_of[studies.ONE_STEP], "bridge": scores_of[st
 drawn = [samples(bench.weights(studies.BRIDGE, seed), y.to(where), fov.to(where), torch.Generator().manual_seed(seed), 8)
          for seed in range(seeds)]  # fmt: skip
 beyond["bridge, mean of 8"] = [bench.scored(mean) for mean, _ in drawn]
-extended = comparisons.study(beyond, "one-step U-Net")
+extended = statistics.study(beyond, "one-step U-Net")
 figures.save(
-    figures.bars(extended, shown, rungs=tables.RUNGS, reference="one-step U-Net"),
+    figures.bars(extended, shown, rungs=statistics.BASELINES, reference="one-step U-Net"),
     pictures,
     "10_what_matters_beyond",
 )
@@ -579,7 +580,7 @@ figures.save(
 )
 
 # %%
-agree = tables.bootstrap(evaluation.certain_of(spread, drawn[0][0].cpu(), x, fov))
+agree = statistics.bootstrap(evaluation.certain_of(spread, drawn[0][0].cpu(), x, fov))
 questions = {
     "y concatenated better than without": ("y concatenated", "U-Net, v, pure noise"),
     "one-step U-Net better than doing nothing": ("one-step U-Net", "do nothing"),
@@ -641,7 +642,7 @@ numbers = {
     "loss": terms.to_dict("index") | {"entropy": entropy},
     "uncertainty": agree,
 }
-sources = tables.sources({str(each): runs for each, runs in every.items()})
+sources = runs.sources({str(each): group for each, group in every.items()})
 write_result(
     home / "10_what_matters.json",
     numbers,
@@ -655,5 +656,5 @@ write_result(
 Markdown(
     "\n".join(f"* **{head}**: {sentence}" for head, sentence in zip(heads, sentences, strict=True))
     + f"\n\n{len(x)} test images of embedded data, preset {preset}, {P.factorial_epochs} epochs per cell of the factorial. "
-    + comparisons.certainty(seeds, len(questions))
+    + words.certainty(seeds, len(questions))
 )

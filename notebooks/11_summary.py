@@ -38,25 +38,27 @@ from IPython.display import Markdown
 
 from rr import files as io
 from rr import paper, studies
-from rr.evaluate import claims, figures, tables
-from rr.evaluate import statistics as comparisons
+from rr.evaluate import claims, figures, sentences, statistics, tables
+from rr.evaluate.factorial import trained_alike
+from rr.evaluate.runs import cost as cost_of
+from rr.evaluate.runs import metadata, read_study, sources
 from rr.presets import preset as choose_preset
 from rr.provenance import read_result, write_result
 
 started = time.time()
 home, pictures = io.results(preset, out), io.figures(preset, out)
 ours = studies.METHODS[-1]
-METRICS = comparisons.METRICS
+METRICS = statistics.METRICS
 # {word of a configuration: its name here}; what the paper recommends is in all three studies and has one name
 names = {study: {getattr(each, word): ours if each == studies.RETINAREGEN else f"{word} {getattr(each, word)}"
                  for each in studies.STUDIES[study]} for study, word in studies.VARIES.items()}  # fmt: skip
 runs = {ours: []} | {
     names[study][getattr(each, word)]: group
     for study, word in studies.VARIES.items()
-    for each, group in studies.read_study(home, study, seeds).items()
+    for each, group in read_study(home, study, seeds).items()
 }
-scores, facts = comparisons.scores(runs), tables.facts(runs, preset)
-study = comparisons.study(scores, ours)
+scores, data = statistics.scores(runs), metadata(runs, preset)
+study = statistics.study(scores, ours)
 others = [name for name in names["backbones"].values() if name != ours]
 
 # %% [markdown]
@@ -84,7 +86,7 @@ cells = pd.read_csv(home / "10_what_matters_per_image.csv")
 judged = read_result(home / "02_readability.json")["numbers"]
 verdicts = [
     claims.c1(scores, ours),
-    claims.c2(scores, ours, others, claims.alike(cells, scores[ours])),
+    claims.c2(scores, ours, others, trained_alike(cells, scores[ours])),
     claims.c3(scores, names["extractors"]),
     claims.c4(scores, names["fusion"]),
     claims.c5(judged["classifier"]),
@@ -92,8 +94,8 @@ verdicts = [
 ]
 shown = claims.table(verdicts)
 caption = (
-    f"The paper's claims on {facts['data']} data, {facts['protocol']} protocol, preset {preset}, {facts['size']} px, n = "
-    f"{facts['n']} test images, seeds: {seeds}. Differences: more is better; with their 95 % intervals over images. The paper's "
+    f"The paper's claims on {data['data']} data, {data['protocol']} protocol, preset {preset}, {data['size']} px, n = "
+    f"{data['n']} test images, seeds: {seeds}. Differences: more is better; with their 95 % intervals over images. The paper's "
     "numbers (PSNR, SSIM, LPIPS) are of other photographs and not to be compared in size."
 )
 tables.write(home / "tables", "11_summary_verdicts", pd.DataFrame(verdicts), shown, caption)
@@ -110,23 +112,25 @@ means, sds = (
 )
 lowest, highest = (f"{end} of the other four backbones" for end in paper.OTHER_BACKBONES)
 means.loc[lowest], means.loc[highest] = means.loc[others].min(), means.loc[others].max()
-beside = [("C1", rung, None) for rung in tables.RUNGS] + [("C1", ours, paper.RETINAREGEN)]
-beside += zip(
+lines = [("C1", baseline, None) for baseline in statistics.BASELINES] + [
+    ("C1", ours, paper.RETINAREGEN)
+]
+lines += zip(
     ["C2"] * 3, (lowest, highest, ours), (*paper.OTHER_BACKBONES.values(), paper.RETINAREGEN)
 )
-beside += [("C3", names["extractors"][word], score) for word, score in paper.EXTRACTORS.items()]
-beside += [("C4", names["fusion"][word], score) for word, score in paper.FUSIONS.items()]
+lines += [("C3", names["extractors"][word], score) for word, score in paper.EXTRACTORS.items()]
+lines += [("C4", names["fusion"][word], score) for word, score in paper.FUSIONS.items()]
 rows = pd.DataFrame(
     {"claim": claim, "row": row}
     | {f"paper_{metric}": getattr(score, metric, float("nan")) for metric in METRICS}
     | {f"ours_{metric}": means[metric][row] for metric in METRICS}
     | {f"ours_{metric}_sd": sds[metric].get(row, float("nan")) for metric in METRICS}
-    for claim, row, score in beside
+    for claim, row, score in lines
 )
-table = tables.beside(rows)
+table = tables.paper_and_ours(rows)
 caption = (
     "The paper's numbers and ours, not to be compared in size: paper: SynFundus-1M, protocol, reference and number of images not "
-    f"stated; ours: {facts['data']} data, {facts['protocol']} protocol, preset {preset}, {facts['size']} px, n = {facts['n']} "
+    f"stated; ours: {data['data']} data, {data['protocol']} protocol, preset {preset}, {data['size']} px, n = {data['n']} "
     f"test images, seeds: {seeds}"
     + (", mean ± standard deviation over seeds." if seeds > 1 else ".")
 )
@@ -134,52 +138,20 @@ tables.write(home / "tables", "11_summary", rows, table, caption)
 Markdown(tables.markdown(table, caption))
 
 # %% [markdown]
-# ## Is the same order seen?
-#
-# Every claim is a list of pairs *better, worse*, taken from the paper's numbers: C1 (our addition) RetinaRegen and the two
-# rungs; C2 RetinaRegen and each other backbone; C3 the paper's best extractor in a metric and each of the rest; C4 neighbours
-# in the paper's order. *The same order* is said if every pair is told apart that way, *another order* if one is told apart the
-# other way, and otherwise that they *cannot be told apart*. Beside it stands the pair that decides, and by how much its first
-# is better (in LPIPS: lower), with an interval over images that holds for all pairs of the claim together. With several seeds
-# a second interval, over the differences within seeds, must agree.
-
-# %%
-lines = []
-for metric in METRICS:
-    pairs = {
-        "C1": [(ours, rung) for rung in tables.RUNGS],
-        "C2": [(ours, other) for other in others],
-        "C3": claims.best_and_rest(names["extractors"])[metric],
-        "C4": claims.neighbours(names["fusion"])[metric],
-    }
-    for claim in pairs:
-        word, pair, (difference, low, high) = comparisons.verdict(scores, pairs[claim], metric)
-        lines.append((claim, metric, word, *pair, difference, low, high))
-seen = pd.DataFrame(
-    lines, columns=["claim", "metric", "verdict", "better", "worse", "difference", "low", "high"]
-)
-seen = seen.sort_values("claim", kind="stable", ignore_index=True)
-shown = tables.orders(seen)
-certainty = comparisons.certainty(seeds, max(map(len, pairs.values())))
-note = f"Orders of the paper, looked for in ours. {certainty}"
-tables.write(home / "tables", "11_summary_orders", seen, shown, note)
-Markdown(tables.markdown(shown, note))
-
-# %% [markdown]
 # ## The ladder
 #
 # Our configurations alone, each once, below the rungs that cost nothing. Small dots are single trainings.
 
 # %%
-dots = comparisons.per_seed(scores) if seeds > 1 else None
-bars = figures.bars(study, METRICS, rungs=tables.RUNGS, seeds=dots, reference=ours)
+dots = statistics.per_seed(scores) if seeds > 1 else None
+bars = figures.bars(study, METRICS, rungs=statistics.BASELINES, seeds=dots, reference=ours)
 figures.save(bars, pictures, "11_summary_ladder")
 
 # %% [markdown]
 # ## What it cost
 
 # %%
-cost = tables.cost(runs)
+cost = cost_of(runs)
 tables.write(
     home / "tables",
     "11_summary_cost",
@@ -193,17 +165,17 @@ Markdown(tables.markdown(cost))
 # ## Conclusion
 
 # %%
-numbers = facts | {
+numbers = data | {
     "verdicts": [each._asdict() for each in verdicts],
     "claims": rows.to_dict("records"),
 }
-numbers |= {"orders": seen.to_dict("records"), "cost": cost.to_dict("index")}
-known = {
+numbers |= {"cost": cost.to_dict("index")}
+provenance = {
     "preset": choose_preset(preset),
     "data": runs[ours][0].provenance["data"],
-    "runs": tables.sources(runs),
+    "runs": sources(runs),
 }
-write_result(home / "11_summary.json", numbers, started=started, **known)
+write_result(home / "11_summary.json", numbers, started=started, **provenance)
 eight = study[study.method.isin(names["extractors"].values())]
 Markdown(
     "\n".join(
@@ -212,17 +184,17 @@ Markdown(
     )
     + "\n\nAmong our extractors the best is: "
     + "; ".join(
-        f"{tables.SHOWN[metric][0]}: {' and '.join(tables.best(eight, metric))} (all: {values.min():.3f} to {values.max():.3f})"
+        f"{tables.HEADS[metric]}: {' and '.join(tables.best(eight, metric))} (all: {values.min():.3f} to {values.max():.3f})"
         for metric in METRICS
         if (values := eight[eight.metric == metric]["mean"]).notna().all()
     )
-    + f".\n\nOn {facts['n']} test images of {facts['data']} data, {facts['protocol']} protocol, preset {preset}; "
+    + f".\n\nOn {data['n']} test images of {data['data']} data, {data['protocol']} protocol, preset {preset}; "
     + (
         "the backbones differ in objective too, see 07_backbones. "
         if cost["predicts"].nunique() > 1
         else ""
     )
-    + certainty
+    + sentences.certainty(seeds, max(len(others), len(paper.EXTRACTORS) - 1))
     + " An order that is not seen here may still hold on the paper's data, and one that is seen may not. "
     "**The paper leaves open** the reference image, the number of test images, the seeds and the variance."
 )

@@ -51,7 +51,7 @@ from IPython.display import Markdown
 from rr import checkpoint, restore, studies
 from rr import files as io
 from rr.data.dataset import Packed
-from rr.evaluate import baselines, downstream, figures, metrics, tables
+from rr.evaluate import baselines, downstream, figures, metrics, statistics, tables
 from rr.evaluate import harness as evaluation
 from rr.evaluate.harness import FULL, REFERENCE, UNDEGRADED
 from rr.models import bridge
@@ -258,7 +258,7 @@ figures.save(
 # %%
 instruments = downstream.reliability(size, 12)
 trust = {
-    name: dict(zip(("mean", "low", "high"), tables.bootstrap(values)))
+    name: dict(zip(("mean", "low", "high"), statistics.bootstrap(values)))
     for name, values in instruments.items()
 }
 Markdown(
@@ -367,7 +367,7 @@ for name, side in own_size.items():
             evaluation.trained(models[name][0], None if name == "recommended" else 0, steps), side
         )
         rows.append(
-            (name, steps, *tables.bootstrap(metrics.psnr(images.x, again(y, images.fov, None))))
+            (name, steps, *statistics.bootstrap(metrics.psnr(images.x, again(y, images.fov, None))))
         )
 curve = pd.DataFrame(rows, columns=["method", "steps", "mean", "low", "high"])
 shown_curve = pd.DataFrame(
@@ -405,7 +405,7 @@ certain["recommended"] = evaluation.certain_of(
     own.uncertainty.cpu(), own.image.cpu(), images.x, images.fov
 )
 correlation = {
-    name: dict(zip(("mean", "low", "high"), tables.bootstrap(values)))
+    name: dict(zip(("mean", "low", "high"), statistics.bootstrap(values)))
     for name, values in certain.items()
 }
 Markdown(

@@ -26,8 +26,7 @@ from rr.data import degrade, sources
 from rr.data.packing import dhash, near_duplicates
 from rr.data.photo import fov_mask, to_tensor
 from rr.errors import InputError, choose
-from rr.evaluate import downstream, metrics, tables
-from rr.evaluate import statistics as comparisons
+from rr.evaluate import downstream, metrics, statistics, tables
 from rr.evaluate.classification import readable
 from rr.models.restorer import RetinaRegen
 
@@ -344,7 +343,7 @@ def passed(x, judge, size):
 
 
 def summarize(table, by=("family",), only=None, reference=REFERENCE):
-    """Of `evaluate`'s table: comparisons.study (mean, interval, paired difference to `reference`, sd over seeds) per group.
+    """Of `evaluate`'s table: statistics.study (mean, interval, paired difference to `reference`, sd over seeds) per group.
 
     by: columns that make the groups; over the others (the severities) every image is averaged first, so that the
     intervals stay intervals over images. PSNR counts up to ROUNDING: beyond it is nothing that a stored image shows, and an
@@ -363,7 +362,7 @@ def summarize(table, by=("family",), only=None, reference=REFERENCE):
             ]
             for method, rows in group.groupby("method", sort=False)
         }
-        parts.append(comparisons.study(scores, reference).assign(**dict(zip(by, key))))
+        parts.append(statistics.study(scores, reference).assign(**dict(zip(by, key))))
     found = pd.concat(parts, ignore_index=True)
     return found[[*by, *found.columns.drop(list(by))]]
 
@@ -373,7 +372,7 @@ def gains(summary, metric):
 
     With several seeds ± is their standard deviation.
     """
-    head, digits = tables.SHOWN[metric]
+    head, digits = tables.HEADS[metric], statistics.DIGITS[metric]
     rows = summary[summary.metric == metric].set_index(["method", "family"])
     table = pd.DataFrame(index=list(dict.fromkeys(summary.method)))
     for family in dict.fromkeys(rows.index.get_level_values("family")):
@@ -413,7 +412,7 @@ def over_enhancement(table):
     rows = {}
     for method, group in table[table.family == UNDEGRADED.family].groupby("method", sort=False):
         changed = (group.psnr < UNCHANGED).groupby(group.image).mean()
-        rows[method] = dict(zip(("changed", "low", "high"), tables.bootstrap(changed)))
+        rows[method] = dict(zip(("changed", "low", "high"), statistics.bootstrap(changed)))
         rows[method]["psnr"] = group.psnr.clip(upper=ROUNDING).median()
     return pd.DataFrame.from_dict(rows, orient="index")[["psnr", "changed", "low", "high"]]
 

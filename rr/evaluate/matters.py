@@ -13,8 +13,7 @@ from torch import Tensor
 
 from rr import checkpoint, studies
 from rr.data import pairs
-from rr.evaluate import metrics, tables
-from rr.evaluate import statistics as comparisons
+from rr.evaluate import metrics, statistics, tables
 from rr.models import restorer
 from rr.models.bridge import Bridge
 
@@ -63,17 +62,22 @@ def bench(home, packed, device, protocol="paired"):
     )
 
 
+ANSWERS = {statistics.BETTER: "yes", statistics.WORSE: "the other way round"}
+
+
 class Answers(list):
     """Rows {"point", "claim", "answer", "difference", "low", "high"} in dB, in the order in which they were noted."""
 
-    def note(self, point, claim, row, answers=("not told apart", "yes", "the other way round")):
-        """Add a row; row: (difference, low, high, sign), answers: the words for sign 0, 1 and -1."""
-        difference, low, high, sign = row
-        found = {"answer": answers[sign], "difference": difference, "low": low, "high": high}
-        self.append({"point": point, "claim": claim, **found})
+    def note(self, point, claim, comparison, answers=ANSWERS):
+        """Add a row. answers: {verdict: the word for it}; other verdicts are their own word."""
+        difference, low, high, verdict = comparison
+        answer = answers.get(verdict, verdict)
+        row = {"answer": answer, "difference": difference, "low": low, "high": high}
+        self.append({"point": point, "claim": claim, **row})
         return self[-1]
 
     def better(self, point, claim, a, b, pairs=1):
-        """Note whether `a` has more PSNR than `b`, scores per image of each seed, see comparisons.compare; as a sentence."""
-        row = self.note(point, claim, comparisons.compare(a, b, "psnr", pairs))
-        return f"{claim}: {row['answer']}, by {tables.interval(row['difference'], row['low'], row['high'])} dB."
+        """Note whether `a` has more PSNR than `b`, scores per image of each seed; as a sentence."""
+        row = self.note(point, claim, statistics.compare(a, b, "psnr", pairs))
+        ends = row["difference"], row["low"], row["high"]
+        return f"{claim}: {row['answer']}, {tables.interval(*ends)} dB."

@@ -1,85 +1,92 @@
-"""Tables for a reader: means over images with their uncertainty, as strings, Markdown, LaTeX and CSV.
+"""Tables for a reader: means with their uncertainty as strings, in CSV, Markdown and LaTeX, and
+sentences about a study.
 
-Defines `bootstrap`, `summarize` and `text` for any table of metrics.score; for a study (see rr/comparisons.py) `shown`, the
-table for a reader, its `caption` and `write`; for its runs `facts`, `sources` and `cost`. Nothing here needs torch.
+A study is the table of `rr.evaluate.statistics.study`. Nothing here needs torch.
 """
 
 import re
-from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
+from rr.evaluate.statistics import BASELINES, DIGITS, METRICS, SEEDS, bootstrap
 from rr.files import write_table, write_text
-from rr.studies import METHODS
 
-RUNGS = METHODS[:-1]  # what needs no training, and any configuration must beat
-SHOWN = {"psnr": ("PSNR / dB", 2), "ssim": ("SSIM", 3), "lpips": ("LPIPS", 3), "psnr_fov": ("PSNR in FOV", 2),
-         "psnr_disc": ("PSNR at disc", 2)}  # metric: head of its column, digits  # fmt: skip
-LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "±": r"$\pm$",
-         "−": "$-$", "∞": r"$\infty$", "<": "$<$", ">": "$>$"} | {each: f"\\{each}" for each in "&%$#_{}"}  # fmt: skip
+HEADS = {  # metric: the head of its column
+    "psnr": "PSNR / dB",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "psnr_fov": "PSNR in FOV",
+    "psnr_disc": "PSNR at disc",
+}
+SYMBOLS = {
+    "−": "$-$",
+    "±": r"$\pm$",
+    "∞": r"$\infty$",
+    "–": "--",
+    "<": "$<$",
+    ">": "$>$",
+}  # in LaTeX
 
 
 def text(table):
-    """The same table as strings for a reader: dB with two digits, the others with four, NaN as "n/a"."""
-    return pd.DataFrame(
-        {
-            name: [_number(v, 2 if name.startswith("psnr") else 4) for v in column]
-            for name, column in table.items()
-        },
-        index=table.index,
-    )
-
-
-def bootstrap(values, level=0.95, n=2000, seed=0):
-    """Mean over images and its percentile-bootstrap interval: (mean, low, high).
-
-    values: one number per image; NaN (unknown) are left out, and without any value all three are NaN.
-    """
-    values = np.asarray(values, dtype=float)
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return (float("nan"),) * 3
-    means = values[_picks(len(values), n, seed)].mean(axis=1)
-    # percentiles that are values of the sample, so that an infinite PSNR gives inf and not inf - inf
-    low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)], method="nearest")
-    return float(values.mean()), float(low), float(high)
+    """The same table as strings: dB with two digits, other numbers with four, NaN as "n/a"."""
+    columns = {
+        name: [number(value, 2 if name.startswith("psnr") else 4) for value in column]
+        for name, column in table.items()
+    }
+    return pd.DataFrame(columns, index=table.index)
 
 
 def summarize(scores):
-    """{method: table of metrics.score} as a long table: method, metric, n images, mean, bootstrap interval low, high."""
-    rows = [(method, metric, int(values.notna().sum()), *bootstrap(values))
-            for method, table in scores.items() for metric, values in table.items()]  # fmt: skip
+    """{method: table of metrics.score} as rows: method, metric, n images, mean, bootstrap interval
+    low, high.
+    """
+    rows = [
+        (method, metric, int(values.notna().sum()), *bootstrap(values))
+        for method, table in scores.items()
+        for metric, values in table.items()
+    ]
     return pd.DataFrame(rows, columns=["method", "metric", "n", "mean", "low", "high"])
 
 
+# ---------------------------------------------------------------------------------- a study
+
+
 def best(study, metric):
-    """Configurations with the best mean: several if they are equal in the digits that are shown, none if it is n/a."""
+    """The configurations with the best mean in the digits that are shown. The list is empty if the
+    metric is n/a.
+    """
     means = _displayed(study[study.seeds > 0], metric)
     return list(means.index[means == means.max()])
 
 
 def above(study, metric):
-    """Rungs that score better than every configuration, in the digits that are shown."""
-    rungs, means = (
-        _displayed(study[study.seeds == 0], metric),
-        _displayed(study[study.seeds > 0], metric),
-    )
-    return list(rungs.index[rungs > means.max()])
+    """The baselines that score better than every configuration, in the digits that are shown."""
+    baselines = _displayed(study[study.seeds == 0], metric)
+    return list(baselines.index[baselines > _displayed(study[study.seeds > 0], metric).max()])
+
+
+def _displayed(rows, metric):
+    """Means with the digits that are shown, by method; the sign is such that more is better."""
+    means = rows[rows.metric == metric].set_index("method")["mean"].dropna()
+    return means.round(DIGITS[metric]) * (-1 if metric.startswith("lpips") else 1)
 
 
 def shown(study, reference):
-    """`study` for a reader, in Markdown: mean ± sd, best configuration bold, difference to `reference` in dB."""
+    """A study as strings: mean ± sd over seeds, and the difference to `reference` in PSNR.
+
+    The best configuration is bold if there are at least SEEDS trainings of each.
+    """
     methods = list(dict.fromkeys(study.method))
+    bold = study.seeds.max() >= SEEDS
     table = pd.DataFrame(index=methods)
-    for metric, (head, digits) in SHOWN.items():
-        rows = study[study.metric == metric].set_index("method")
-        cells = [
-            _mean_sd(mean, sd, digits) for mean, sd in rows.loc[methods, ["mean", "sd"]].to_numpy()
-        ]
+    for metric, head in HEADS.items():
+        rows = study[study.metric == metric].set_index("method").loc[methods]
+        winners = best(study, metric) if bold else []
+        cells = [mean_sd(row["mean"], row.sd, DIGITS[metric]) for _, row in rows.iterrows()]
         table[head] = [
-            f"**{cell}**" if method in best(study, metric) else cell
-            for method, cell in zip(methods, cells)
+            f"**{cell}**" if method in winners else cell for method, cell in zip(methods, cells)
         ]
     rows = study[study.metric == "psnr"].set_index("method").loc[methods]
     table[f"PSNR − {reference}"] = [
@@ -88,166 +95,111 @@ def shown(study, reference):
         else interval(row.difference, row.difference_low, row.difference_high)
         for method, row in rows.iterrows()
     ]
-    return table.assign(
-        n=[str(n) for n in rows.n], seeds=[str(n) if n else "–" for n in rows.seeds]
-    )
+    seeds = [str(n) if n else "–" for n in rows.seeds]
+    return table.assign(n=[str(n) for n in rows.n], seeds=seeds)
 
 
-def caption(title, study, facts, reference):
-    """What must stand with a table: whose numbers these are, what ± and bold say, and where a rung beats every row."""
-    heads = {rung: [head.removesuffix(" / dB") for metric, (head, _) in SHOWN.items() if rung in above(study, metric)]
-             for rung in RUNGS}  # fmt: skip
-    beaten = "; ".join(f"{rung} in {', '.join(found)}" for rung, found in heads.items() if found)
-    fewer = (
-        ""
-        if (known := study[study.metric == "psnr_disc"].n.min()) == facts["n"]
-        else f" ({known} of them at the disc)"
+def caption(title, study, metadata, reference):
+    """The sentences under a table of `shown`: which data, what the numbers and the intervals mean,
+    which baselines lead.
+    """
+    at_disc = study[study.metric == "psnr_disc"].n.min()
+    discs = "" if at_disc == metadata["n"] else f" ({at_disc} of them with a known disc)"
+    leaders = {method: [m for m in HEADS if method in above(study, m)] for method in BASELINES}
+    leading = "; ".join(
+        f"{method} in {', '.join(map(short, metrics))}"
+        for method, metrics in leaders.items()
+        if metrics
     )
+    seeds = metadata["seeds"]
+    parts = [
+        title,
+        f"Data: {metadata['data']}; protocol: {metadata['protocol']}; preset {metadata['preset']}, "
+        f"{metadata['size']} px; {metadata['n']} test images{discs}.",
+        f"Values are means over images{f' and {seeds} seeds' if seeds > 1 else ''}"
+        f"{'; ± is the standard deviation over seeds' if seeds > 1 else ''}. Less is better in LPIPS.",
+        "The last difference is paired; its 95 % bootstrap interval is over images.",
+        "The best trained row is bold." if seeds >= SEEDS else untested(seeds),
+    ]
+    if leading:
+        parts.append(f"These baselines are better than every trained row: {leading}.")
+    return " ".join(parts)
+
+
+def paper_and_ours(claims):
+    """The paper's numbers and ours as strings.
+
+    claims: claim, row, and of each metric paper_*, ours_*, ours_*_sd; NaN where the paper has none.
+    """
+    paper, ours = {}, {}
+    for metric in METRICS:
+        head, digits = HEADS[metric], DIGITS[metric]
+        values = claims[f"paper_{metric}"]
+        paper[f"paper: {head}"] = ["–" if np.isnan(v) else number(v, digits) for v in values]
+        pairs = zip(claims[f"ours_{metric}"], claims[f"ours_{metric}_sd"])
+        ours[f"ours: {head}"] = [mean_sd(mean, sd, digits) for mean, sd in pairs]
+    return pd.DataFrame(paper | ours, index=claims.claim + ": " + claims.row)
+
+
+def untested(seeds):
+    """The sentence that stands under every table of so few trainings."""
+    trainings = "one training" if seeds == 1 else f"{seeds} trainings"
     return (
-        f"{title} Data: {facts['data']}; protocol: {facts['protocol']}; preset {facts['preset']}, {facts['size']} px, "
-        f"n = {facts['n']} test images{fewer}. "
-        + (
-            f"Mean ± standard deviation over {facts['seeds']} seeds, for which data, split, classifier and test degradations are "
-            "the same"
-            if facts["seeds"] > 1
-            else "Mean; one training each, seed 0"
-        )
-        + f"; bold: best trained row; less is better in LPIPS. Difference of the PSNR and that of {reference}, paired over "
-        "images, with its 95 % bootstrap interval over images: a plain one, for a single difference. What is called told apart "
-        "must hold for all pairs together."
-        + (f" Better than every trained row: {beaten}." if beaten else "")
+        f"There is {trainings} per configuration: not tested. With fewer than {SEEDS}, another "
+        "training may reverse any order of rows."
     )
+
+
+# --------------------------------------------------------------------------------- strings
+
+
+def number(value, digits, sign=""):
+    """A number as a string, with a real minus sign; NaN is "n/a"."""
+    if np.isnan(value):
+        return "n/a"
+    return f"{value:{sign}.{digits}f}".replace("inf", "∞").replace("-", "−")
+
+
+def mean_sd(mean, sd, digits):
+    """ "mean ± sd", or the mean alone where the sd is NaN."""
+    return number(mean, digits) + ("" if np.isnan(sd) else f" ± {number(sd, digits)}")
+
+
+def interval(mean, low, high, digits=2, sign="+"):
+    """ "mean [low, high]". A difference is signed; pass sign="" for other numbers."""
+    mean, low, high = (number(value, digits, sign) for value in (mean, low, high))
+    return mean if mean == "n/a" else f"{mean} [{low}, {high}]"
+
+
+def short(metric):
+    """The name of a metric without its unit."""
+    return HEADS[metric].removesuffix(" / dB")
 
 
 def markdown(table, caption=""):
-    """A table of strings as Markdown; the index is the first column."""
-    lines = [
-        ["", *table.columns],
-        ["---"] * (table.shape[1] + 1),
-        *table.reset_index().to_numpy().tolist(),
-    ]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """A table of strings as Markdown. The index is the first column."""
+    body = table.to_markdown(disable_numparse=True)
     return f"{body}\n\n{caption}\n" if caption else f"{body}\n"
 
 
 def latex(table, caption, label):
-    """The same as a LaTeX table (package booktabs); `**bold**` becomes \\textbf{bold}."""
-    lines = [["", *table.columns], *table.reset_index().to_numpy()]
-    lines = [" & ".join(_latex(cell) for cell in line) + r" \\" for line in lines]
-    return "\n".join([
-        r"\begin{table*}", r"\centering\scriptsize", rf"\caption{{{_latex(caption)}}}", rf"\label{{tab:{label}}}",
-        rf"\begin{{tabular}}{{l{'r' * table.shape[1]}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
-        r"\end{tabular}", r"\end{table*}", "",
-    ])  # fmt: skip
+    """The same as a LaTeX table (package booktabs). `**bold**` becomes \\textbf{bold}."""
+    styler = table.style.format(escape="latex").format_index(escape="latex")
+    styler = styler.format_index(escape="latex", axis=1)
+    body = styler.to_latex(
+        environment="table*",
+        position_float="centering",
+        hrules=True,
+        column_format="l" + "r" * table.shape[1],
+        caption=re.sub(r"([&%$#_{}])", r"\\\1", caption),
+        label=f"tab:{label}",
+    )
+    body = re.sub(r"\*\*(.*?)\*\*", r"\\textbf{\1}", body)
+    return body.translate(str.maketrans(SYMBOLS))
 
 
 def write(folder, stem, numbers, table, caption):
-    """folder/stem.csv (`numbers`, full precision), .md and .tex (`table`, a reader's strings)."""
+    """folder/stem.csv (`numbers`, full precision), .md and .tex (`table`, strings for a reader)."""
     write_table(folder / f"{stem}.csv", numbers)
     write_text(folder / f"{stem}.md", markdown(table, caption))
     write_text(folder / f"{stem}.tex", latex(table, caption, stem))
-
-
-def facts(runs, preset):
-    """What all runs of {name: [Run, ...]} have in common, for captions and result files."""
-    first, *others = next(iter(runs.values()))
-    common = {key: first.numbers[key] for key in ("data", "size", "n", "lpips")} | {
-        "protocol": first.configuration.protocol
-    }
-    names = {name: str(group[0].configuration) for name, group in runs.items()}
-    return common | {"preset": preset, "seeds": 1 + len(others), "configurations": names}
-
-
-def sources(runs):
-    """Which runs were read, for the provenance: name, commit, data, seconds."""
-    return [{"run": f"{run.configuration}_{run.seed}"} | {key: run.provenance[key] for key in ("commit", "data", "seconds")}
-            for group in runs.values() for run in group]  # fmt: skip
-
-
-def cost(runs):
-    """What each configuration is and took; times are means over its seeds. One row per name."""
-    rows = {}
-    for name, group in runs.items():
-        numbers, facts = group[0].numbers, group[0].provenance
-        memory = max(
-            run.provenance["peak_gpu_memory_mib"] or run.provenance["peak_memory_mib"]
-            for run in group
-        )
-        rows[name] = {
-            "predicts": numbers["objective"], "epochs": str(numbers["epochs"]), "parameters": f"{numbers['parameters']:,}",
-            "training / s": f"{np.mean([run.numbers['training_seconds'] for run in group]):.0f}",
-            "whole run / s": f"{np.mean([run.provenance['seconds'] for run in group]):.0f}",
-            "device": facts["device"], "its peak memory / MiB": str(memory),
-        }  # fmt: skip
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def beside(claims):
-    """The paper's numbers and ours for a reader; claims: claim, row, and of each metric paper_*, ours_*, ours_*_sd."""
-    paper, ours = {}, {}
-    for metric in ("psnr", "ssim", "lpips"):
-        head, digits = SHOWN[metric]
-        paper[f"paper: {head}"] = [
-            "–" if np.isnan(value) else _number(value, digits)
-            for value in claims[f"paper_{metric}"]
-        ]
-        values = zip(claims[f"ours_{metric}"], claims[f"ours_{metric}_sd"])
-        ours[f"ours: {head}"] = [_mean_sd(mean, sd, digits) for mean, sd in values]
-    return pd.DataFrame(paper | ours, index=claims.claim + ": " + claims.row)
-
-
-def orders(found):
-    """Verdicts for a reader; found: claim, metric, verdict, the pair better and worse, difference, low, high."""
-    digits = [SHOWN[metric][1] for metric in found.metric]
-    return pd.DataFrame(
-        {
-            "verdict": found.verdict,
-            "pair that decides": found.better + " over " + found.worse,
-            "better by": [
-                interval(*each) for each in zip(found.difference, found.low, found.high, digits)
-            ],
-        }
-    ).set_axis(
-        [
-            f"{claim} in {SHOWN[metric][0].removesuffix(' / dB')}"
-            for claim, metric in zip(found.claim, found.metric)
-        ]
-    )
-
-
-def interval(mean, low, high, digits=2, sign="+"):
-    """A number with its interval, for a reader; a difference is signed, sign="" for what is none."""
-    mean, low, high = (_number(value, digits, sign) for value in (mean, low, high))
-    return mean if mean == "n/a" else f"{mean} [{low}, {high}]"
-
-
-@lru_cache(maxsize=2)
-def _picks(images, n, seed):
-    """n samples of as many images, drawn with replacement: (n, images)."""
-    return np.random.default_rng(seed).integers(images, size=(n, images))
-
-
-def _number(value, digits, sign=""):
-    return (
-        "n/a"
-        if np.isnan(value)
-        else f"{value:{sign}.{digits}f}".replace("inf", "∞").replace("-", "−")
-    )
-
-
-def _mean_sd(mean, sd, digits):
-    return _number(mean, digits) + ("" if np.isnan(sd) else f" ± {_number(sd, digits)}")
-
-
-def _latex(cell):
-    return re.sub(r"\*\*(.*?)\*\*", r"\\textbf{\1}", cell.translate(str.maketrans(LATEX)))
-
-
-def _displayed(rows, metric):
-    """Means as the reader sees them, signed so that more is better, by method; without n/a."""
-    means = rows[rows.metric == metric].set_index("method")["mean"].dropna()
-    return means.map(
-        lambda value: (
-            float(f"{value:.{SHOWN[metric][1]}f}") * (-1 if metric.startswith("lpips") else 1)
-        )
-    )
