@@ -1,4 +1,6 @@
-"""Sentences about a study: who is better, and what so many trainings can say. Nothing here needs torch."""
+"""Sentences about a study: who is better, and what so many trainings can say. Nothing here needs
+torch.
+"""
 
 import numpy as np
 

@@ -144,9 +144,9 @@ def compare(a, b, metric, pairs=1):
     least, most = _student(way * _by_seed(a, b, metric), level)
     verdict = UNCLEAR
     if round(difference, DIGITS.get(metric, 3)) != 0:
-        if min(low, least) > 0:
+        if low > 0 and least > 0:  # false for NaN
             verdict = BETTER
-        elif max(high, most) < 0:
+        elif high < 0 and most < 0:
             verdict = WORSE
     return Comparison(difference, low, high, verdict)
 
