@@ -82,3 +82,11 @@ def photos(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     return tmp_path / "photos"
+
+
+@pytest.fixture(scope="session")
+def eyes80(tmp_path_factory):
+    """72 embedded eyes of 80 px, packed once per session. Tests must not write to their folder."""
+    from rr.data import packing, sources
+
+    return packing.pack(sources.embedded(72, 0), 80, tmp_path_factory.mktemp("eyes80") / "data")
