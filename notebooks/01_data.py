@@ -42,7 +42,7 @@ import torch
 from IPython.display import Code, Markdown
 
 from rr import files as io
-from rr.data import degrade, sources, synthetic
+from rr.data import degrade, readable, sources, synthetic
 from rr.data.packing import pack
 from rr.data.photo import to_tensor
 from rr.data.sources import LABELS
@@ -141,10 +141,10 @@ tables.text(quality.set_index(["family", "severity"]))
 # and a region is readable if enough contrast is left ($g$) and if what is seen is that detail ($\rho$).
 
 # %%
-Code(getsource(degrade.readable), language="python")
+Code(getsource(readable.readable), language="python")
 
 # %%
-print(f"readable if g >= {degrade.G_MIN} and rho >= {degrade.RHO_MIN}")
+print(f"readable if g >= {readable.G_MIN} and rho >= {readable.RHO_MIN}")
 
 # %% [markdown]
 # ## Packing

@@ -194,7 +194,7 @@ CHOICES = (
            "other windows; other trunks"),
     Choice("labels of the embedded data",
            "SynFundus-1M's labels",
-           "a declared rule on what the degradation left of a region (`degrade.readable`)",
+           "a declared rule on what the degradation left of a region (`readable`)",
            "human graders"),
 )
 # fmt: on

@@ -11,8 +11,10 @@ import torch
 from scipy.ndimage import gaussian_filter
 from skimage.transform import downscale_local_mean
 
-from rr.data import degrade, synthetic
+from rr.data import degrade, haze, synthetic
 from rr.data.photo import to_tensor
+from rr.data.readable import RHO_MIN, readable
+from rr.data.shapes import blur, blurred_disc
 from rr.errors import InputError
 from rr.evaluate.metrics import psnr
 
@@ -27,7 +29,9 @@ def circle(size, u, v, radius):
 
 
 def eyes(n=4, size=96, seed=0):
-    """Round images with a gradient, a bright disc at (0.75, 0.5) and dark lines everywhere; black outside."""
+    """Round images with a gradient, a bright disc at (0.75, 0.5) and dark lines everywhere; black
+    outside.
+    """
     axis = (np.arange(size) + 0.5) / size
     rng = np.random.default_rng(seed)
     images = []
@@ -121,13 +125,13 @@ def test_a_mild_blur_changes_the_blur_alone_and_within_its_range():
 
 def test_haze_is_seeded_per_image_and_absent_at_severity_0():
     x, fov = eyes(5)
-    params = degrade.sample_haze(5, generator(7))
-    more = degrade.sample_haze(40, generator(7))
+    params = haze.sample(5, generator(7))
+    more = haze.sample(40, generator(7))
     assert all(torch.equal(params[name], more[name][:5]) for name in params)
-    for name, (_, low, high) in degrade.HAZE.items():
+    for name, (_, low, high) in haze.RANGES.items():
         assert low <= params[name].min() < params[name].max() <= high
-    mixed = degrade.sample_haze(5, generator(7), torch.tensor([0.0, 1.0, 0.0, 0.5, 0.0]))
-    y = degrade.haze(x, mixed, fov)
+    mixed = haze.sample(5, generator(7), torch.tensor([0.0, 1.0, 0.0, 0.5, 0.0]))
+    y = haze.apply(x, mixed, fov)
     assert [torch.equal(a, b) for a, b in zip(x, y, strict=True)] == [
         True,
         False,
@@ -138,15 +142,17 @@ def test_haze_is_seeded_per_image_and_absent_at_severity_0():
     assert (
         (y * ~fov).abs().max() == 0 and 0 <= y.min() and y.max() <= 1 and y.dtype == torch.float32
     )
-    alone = degrade.haze(x[3:4], {name: v[3:4] for name, v in mixed.items()}, fov[3:4])
+    alone = haze.apply(x[3:4], {name: v[3:4] for name, v in mixed.items()}, fov[3:4])
     assert (alone[0] - y[3]).abs().max() < 1e-6
 
 
 def test_haze_equals_the_scattering_equation():
-    """One image in float64 with numpy and scipy, far enough from the border for scipy's own treatment of it."""
+    """One image in float64 with numpy and scipy, far enough from the border for scipy's own
+    treatment of it.
+    """
     x, _ = eyes(1, size=128)
-    p = degrade.sample_haze(1, generator(2), 0.7)
-    y = degrade.haze(x, p)[0].double().numpy()
+    p = haze.sample(1, generator(2), 0.7)
+    y = haze.apply(x, p)[0].double().numpy()
     p = {name: value[0].numpy().astype(float) for name, value in p.items()}
     s, image = 0.7, x[0].double().numpy()
     axis = (np.arange(128) + 0.5) / 128
@@ -163,31 +169,25 @@ def test_haze_equals_the_scattering_equation():
 
 def test_haze_takes_contrast_away_more_and_more_and_no_training_draws_it():
     x, fov = eyes(12)
-    params = degrade.sample_haze(12, generator())
+    params = haze.sample(12, generator())
     inside, left = circle(96, 0.5, 0.5, 0.4).expand(12, 1, 96, 96), []
     for severity in (0.0, 0.25, 0.5, 0.75, 1.0):
-        y = degrade.haze(x, params | {"severity": torch.full((12,), severity)}, fov)
-        left.append(degrade.readable(x, y, inside)[1]["gain"].mean().item())
+        y = haze.apply(x, params | {"severity": torch.full((12,), severity)}, fov)
+        left.append(readable(x, y, inside)[1]["gain"].mean().item())
     assert left[0] == pytest.approx(1) and all(
         before > 1.2 * after for before, after in pairwise(left)
     ), left
     assert not any("haze" in name for name in (*degrade.FAMILIES, *degrade.sample(1, generator())))
 
 
-def test_haze_replays_through_a_csv_and_is_the_same_at_every_size():
+def test_haze_is_the_same_at_every_size():
     x, fov = eyes(3, size=384)
-    params = degrade.sample_haze(3, generator(5), 1.0)
-    again = degrade.from_table(
-        pd.read_csv(io.StringIO(degrade.to_table(params).to_csv(index=False)))
-    )
-    assert again.keys() == params.keys() and all(
-        torch.equal(again[name], params[name]) for name in params
-    )
+    params = haze.sample(3, generator(5), 1.0)
     small, small_y = (
         torch.from_numpy(downscale_local_mean(a.numpy(), (1, 1, 4, 4)))
-        for a in (x, degrade.haze(x, params))
+        for a in (x, haze.apply(x, params))
     )
-    assert psnr(small_y, degrade.haze(small, params)).min() > 40
+    assert psnr(small_y, haze.apply(small, params)).min() > 40
 
 
 def test_replay_through_a_csv_is_exact():
@@ -266,7 +266,9 @@ def test_an_aimed_degradation_is_complete_inside_and_absent_far_away():
     "families", [("illumination",), ("spots",), ("blur",), degrade.FAMILIES], ids="+".join
 )
 def test_fields_equal_the_published_formulation(families, size):
-    """Shapes in closed form against discs drawn and blurred at full resolution; an edge within half a pixel is .005."""
+    """Shapes in closed form against discs drawn and blurred at full resolution; an edge within half
+    a pixel is .005.
+    """
     eye = synthetic.fundus(0, 1, size)
     x, fov = to_tensor(eye.image), torch.from_numpy(eye.fov)[None, None]
     params = degrade.sample(1, generator(3), families, 1.0)
@@ -284,7 +286,7 @@ def test_a_compiler_sees_one_graph():
 def test_blur_equals_a_naive_gaussian():
     x = torch.rand(2, 3, 30, 40, generator=generator())
     sigma = torch.tensor([0.03, 0.1])
-    y = degrade.blur(x, sigma).numpy()
+    y = blur(x, sigma).numpy()
     for n in range(2):
         s = sigma[n].item() * 40  # in widths, also along the height
         for i, j in [(0, 0), (12, 20), (29, 3), (7, 39)]:
@@ -292,17 +294,17 @@ def test_blur_equals_a_naive_gaussian():
             weight = np.exp(-((rows - i) ** 2 + (columns - j) ** 2) / (2 * s * s))
             expected = (weight * x[n].double().numpy()).sum(axis=(1, 2)) / weight.sum()
             np.testing.assert_allclose(y[n, :, i, j], expected, atol=2e-6)
-    assert torch.equal(degrade.blur(x, torch.zeros(2)), x)
+    assert torch.equal(blur(x, torch.zeros(2)), x)
 
 
 def test_blur_keeps_a_constant_image_up_to_the_border():
-    assert (
-        degrade.blur(torch.full((1, 3, 50, 50), 0.7), torch.tensor([0.03])) - 0.7
-    ).abs().max() < 1e-6
+    assert (blur(torch.full((1, 3, 50, 50), 0.7), torch.tensor([0.03])) - 0.7).abs().max() < 1e-6
 
 
 def test_spots_equal_blurred_discs():
-    """Each spot drawn as a disc and blurred, in float64; the closed form stays within 6 % of the brightest spot."""
+    """Each spot drawn as a disc and blurred, in float64; the closed form stays within 6 % of the
+    brightest spot.
+    """
     size = 256
     axis = (np.arange(size) + 0.5) / size
     params = degrade.sample(4, generator(9), ("spots",), severity=1.0)
@@ -333,7 +335,7 @@ def test_halo_and_hole_are_blurred_discs(radius, sigma):
     axis = (np.arange(size) + 0.5) / size * 2 - 1  # two widths, the disc in the middle
     r2 = axis**2 + axis[:, None] ** 2
     expected = gaussian_filter((r2 <= radius**2).astype(float), sigma * size / 2)
-    found = degrade._blurred_disc(
+    found = blurred_disc(
         torch.from_numpy(r2)[None, None], torch.tensor([radius]), torch.tensor([sigma])
     )
     assert np.abs(found[0, 0].numpy() - expected).max() < 0.005
@@ -376,37 +378,32 @@ def test_the_degradation_is_differentiable():
 def test_readable_follows_what_happened_to_the_region():
     x, fov = eyes(3)
     disc, macula = (circle(96, u, 0.5, 0.1).expand(3, 1, 96, 96) for u in (0.75, 0.35))
-    ok, numbers = degrade.readable(x, x, disc)
+    ok, numbers = readable(x, x, disc)
     assert ok.all() and torch.allclose(numbers["gain"], torch.ones(3).double())
     params = degrade.sample(3, generator(), ("blur",), severity=1.0) | {
         "blur_sigma": torch.full((3,), 10 / 512)
     }
     blurred = degrade.apply(x, params, fov)
     for region in (disc, macula, fov):
-        assert not degrade.readable(x, blurred, region)[0].any()
+        assert not readable(x, blurred, region)[0].any()
     aim = {"centre": torch.tensor([[0.75, 0.5]]).expand(3, 2), "radius": torch.full((3,), 0.14)}
     params = degrade.sample(3, generator(), severity=1.0, **aim) | {
         "blur_sigma": torch.full((3,), 10 / 512)
     }
     aimed = degrade.apply(x, params, fov)
-    assert (
-        not degrade.readable(x, aimed, disc)[0].any()
-        and degrade.readable(x, aimed, macula)[0].all()
-    )
+    assert not readable(x, aimed, disc)[0].any() and readable(x, aimed, macula)[0].all()
 
 
 def test_readable_measures_contrast_and_agreement():
     x, fov = eyes(1)
-    _, faint = degrade.readable(x, 0.1 + 0.6 * x, fov)  # less contrast, same detail
+    _, faint = readable(x, 0.1 + 0.6 * x, fov)  # less contrast, same detail
     assert faint["gain"].item() == pytest.approx(0.6, abs=1e-4) and faint[
         "fidelity"
     ].item() == pytest.approx(1, abs=1e-5)
     other, _ = eyes(1, seed=5)
-    ok, numbers = degrade.readable(
-        x, other, circle(96, 0.35, 0.5, 0.15)
-    )  # sharp, but another eye's detail
-    assert not ok.any() and numbers["fidelity"].item() < degrade.RHO_MIN
-    ok, numbers = degrade.readable(x, x, torch.zeros_like(fov))
+    ok, numbers = readable(x, other, circle(96, 0.35, 0.5, 0.15))  # sharp, but another eye's detail
+    assert not ok.any() and numbers["fidelity"].item() < RHO_MIN
+    ok, numbers = readable(x, x, torch.zeros_like(fov))
     assert not ok.any() and numbers["gain"].isnan().all()
 
 
@@ -417,9 +414,9 @@ def test_readable_measures_contrast_and_agreement():
         (lambda: degrade.sample(1, generator(), severity=1.5), "severity"),
         (lambda: degrade.sample(1, generator(), severity=float("nan")), "severity"),
         (lambda: degrade.sample(1, generator(), centre=torch.zeros(1, 2)), "radius"),
-        (lambda: degrade.sample_haze(1, generator(), severity=1.5), "severity"),
+        (lambda: haze.sample(1, generator(), severity=1.5), "severity"),
         (
-            lambda: degrade.haze(torch.zeros(2, 3, 8, 8), degrade.sample_haze(1, generator())),
+            lambda: haze.apply(torch.zeros(2, 3, 8, 8), haze.sample(1, generator())),
             "2 images",
         ),
         (

@@ -19,6 +19,7 @@ import torch
 
 from rr.data import degrade, synthetic
 from rr.data.photo import Fov, fov_mask, read_crop, to_tensor
+from rr.data.readable import readable
 from rr.errors import InputError
 from rr.files import sha256
 from rr.paper import LABELS
@@ -69,7 +70,7 @@ def source(data, csv, n, seed):
 def embedded(n, seed=0):
     """n procedural images (rr.synthetic), 6 % no fundus, of the others 45 % clean and 55 % degraded (rr.degrade).
 
-    Half of the degraded ones only round the disc or round the macula. Labels follow from degrade.readable in each
+    Half of the degraded ones only round the disc or round the macula. Labels follow from readable in each
     region. Image i depends on (seed, i) alone.
     """
     if n < 1:
@@ -122,7 +123,7 @@ def _embedded_image(seed, index, size):
         stored = y[0].permute(1, 2, 0).to(torch.uint8).numpy()
         for label, circle in regions.items():
             region = fov if circle is None else fov & fov_mask(circle, size)
-            row[label] = int(degrade.readable(x, y / 255, region)[0])
+            row[label] = int(readable(x, y / 255, region)[0])
     row |= {f"fov_{key}": v / size for key, v in zip(Fov._fields, eye.view)}
     row |= {
         "disc_x": disc_x,

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from rr.data import degrade, sources
+from rr.data import degrade, haze, sources
 from rr.data.packing import dhash, near_duplicates
 from rr.data.photo import fov_mask, to_tensor
 from rr.errors import InputError, choose
@@ -132,8 +132,8 @@ def _mild_blur(x, fov, severity, generator):
 
 
 def _haze(x, fov, severity, generator):
-    params = degrade.sample_haze(len(x), generator, severity)
-    return params, partial(degrade.haze, params=params, fov=fov)
+    params = haze.sample(len(x), generator, severity)
+    return params, partial(haze.apply, params=params, fov=fov)
 
 
 OPERATORS = {  # family: function (x, fov, severity, generator) -> (params, A)
