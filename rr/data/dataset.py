@@ -163,11 +163,8 @@ class Packed:
 
     def fov(self, rows, device="cpu", out=None):
         """Field-of-view masks of `rows`, bool (B, 1, S, S); the whole frame where there is none. out: as in `batch`."""
-        return fov_mask(
-            self.circles[rows].to(device, non_blocking=True),
-            self.size,
-            out if out is None else out[: len(rows)],
-        )
+        masks = fov_mask(self.circles[rows].to(device, non_blocking=True), self.size)
+        return masks if out is None else out[: len(rows)].copy_(masks)
 
     def disc(self, rows):
         """Optic discs of `rows` as (B, 3): x, y, r in fractions of the width, NaN where unknown."""
