@@ -82,7 +82,7 @@ CHOICES = (
            "restored like the others"),
     Choice("who verifies",
            "the classifier that chose the images evaluates them again (2.1)",
-           "this classifier, and a ResNet18 that is trained separately and used for evaluation only",
+           "this classifier, and a ResNet18 that is trained separately for evaluation only",
            "human readers; a reading task"),
     Choice("when an image passes",
            "meets clinical readability standards (2.1)",

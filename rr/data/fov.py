@@ -18,7 +18,7 @@ TOLERANCE = 1.5  # px of the thumbnail: how far from the circle its outline may 
 
 
 class Fov(NamedTuple):
-    """Field of view: the disc (x, y, r) between the lines `top` and `bottom`, where cameras cut it."""
+    """The disc (x, y, r) between the lines `top` and `bottom`, where cameras cut it."""
 
     x: float
     y: float

@@ -19,7 +19,7 @@ MAX_RATIO = 20  # of the sides: a square around a longer strip would take too mu
 
 
 class Box(NamedTuple):
-    """The square of the photograph, in its pixels, that became the crop. It may exceed the frame."""
+    """The square of the photograph, that became the crop; it may exceed the frame."""
 
     left: int
     top: int
@@ -136,7 +136,7 @@ def crop_fov(image, size=None, required=True, frame=None):
 
 
 def put_back(image, patch, box, inside):
-    """The photograph (H, W, 3) with a patch (side, side, 3) in its Box where `inside` (side, side)."""
+    """The photograph (H, W, 3) with a patch (side, side, 3) in its Box, where `inside` is True."""
     result, mask = Image.fromarray(image), Image.fromarray(inside.astype(np.uint8) * 255)
     result.paste(Image.fromarray(patch), (box.left, box.top), mask)
     return np.array(result)

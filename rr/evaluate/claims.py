@@ -83,7 +83,8 @@ def c2(scores, ours, others, alike):
         for objective, pair in alike.items()
     }
     nearest = min(others, key=lambda name: trained["psnr", name].difference)
-    here = f"as trained, PSNR − {nearest} (the nearest): {_difference('psnr', trained['psnr', nearest])}"
+    lead = _difference("psnr", trained["psnr", nearest])
+    here = f"as trained, PSNR − {nearest} (the nearest): {lead}"
     here += f"; VAE − U-Net, same epochs, both from the {START}: " + ", ".join(
         f"predicting {name} {_difference('psnr', same_objective['psnr', name])}" for name in alike
     )
@@ -155,7 +156,8 @@ def c5(report):
     """C5 from the rows of classification.report."""
     rows = pd.DataFrame(report).set_index("label").astype(float)
     here = "; ".join(
-        f"{row.Index}: AUC {interval(row.roc_auc, row.roc_auc_low, row.roc_auc_high, sign='')}, accuracy − majority "
+        f"{row.Index}: AUC {interval(row.roc_auc, row.roc_auc_low, row.roc_auc_high, sign='')}, "
+        "accuracy − majority "
         f"{interval(row.above_majority, row.above_majority_low, row.above_majority_high)}"
         for row in rows.itertuples()
     )
@@ -193,7 +195,8 @@ def c6(rechecked, shams):
         return Verdict(*start, NOT_TESTABLE, "–", "the classifier called no input unreadable")
     rows = pd.DataFrame(shams).set_index(["method", "judge"]).astype(float)
     here = "; ".join(
-        f"{name}: {_share(share)} of {share['n']}, before {_share(rechecked[0][name]['do nothing'])}, "
+        f"{name}: {_share(share)} of {share['n']}, "
+        f"before {_share(rechecked[0][name]['do nothing'])}, "
         f"another eye {_share(_passed(rows.loc[('another eye', name)]))}"
         for name, share in ours.items()
     )

@@ -18,7 +18,7 @@ from rr.evaluate.tables import best, number, short, untested
 
 
 def findings(scores, reference):
-    """Which configurations are better or worse than `reference`, as Markdown: one line per metric."""
+    """Which configurations are better or worse than `reference`: one line per metric."""
     seeds = len(scores[reference])
     if seeds < SEEDS:
         return untested(seeds)
@@ -70,8 +70,9 @@ def certainty(seeds, pairs):
         return untested(seeds)
     more = [n for n in (5, 10) if n > seeds]
     return (
-        f"There are {seeds} seeds per configuration. A difference is called better or worse if two intervals exclude "
-        f"zero: one over images and one over seeds. With {pairs} pairs, the mean difference must exceed "
+        f"There are {seeds} seeds per configuration. A difference is called better or worse if two "
+        "intervals exclude zero: one over images and one over seeds. With "
+        f"{pairs} pairs, the mean difference must exceed "
         f"{needed(seeds, pairs):.1f} standard deviations over seeds"
         + "".join(f" ({needed(n, pairs):.1f} with {n} seeds)" for n in more)
         + ". Rows that are not distinguishable may still differ."

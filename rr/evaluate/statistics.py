@@ -46,7 +46,7 @@ def bootstrap(values, level=0.95, n=2000, seed=0):
     if not len(values):
         return (float("nan"),) * 3
     means = values[_draws(len(values), n, seed)].mean(axis=1)
-    # The method "nearest" returns values of the sample, so that an infinite PSNR gives inf and not inf - inf.
+    # "nearest" returns values of the sample, so that an infinite PSNR gives inf, not inf - inf.
     low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)], method="nearest")
     return float(values.mean()), float(low), float(high)
 
@@ -169,7 +169,7 @@ def compare_order(scores, pairs, metric):
 
 
 def compare_all(scores, reference, metric):
-    """{method: its Comparison with `reference`} for all other methods, corrected for their number."""
+    """{method: its Comparison with `reference`}, corrected for the number of methods."""
     names = [name for name in scores if name != reference]
     return {name: compare(scores[name], scores[reference], metric, len(names)) for name in names}
 
@@ -206,7 +206,7 @@ def needed(seeds, pairs):
 
 
 def numbers(scores, study, reference):
-    """What a result file keeps of a study: the rows, the comparisons with `reference`, the spread."""
+    """What a result file keeps of a study: rows, comparisons with `reference`, spread."""
     return {
         "rows": study[study.metric.isin(DIGITS)].to_dict("records"),
         "compared": {

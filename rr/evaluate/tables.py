@@ -117,7 +117,8 @@ def caption(title, study, metadata, reference):
         f"Data: {metadata['data']}; protocol: {metadata['protocol']}; preset {metadata['preset']}, "
         f"{metadata['size']} px; {metadata['n']} test images{discs}.",
         f"Values are means over images{f' and {seeds} seeds' if seeds > 1 else ''}"
-        f"{'; ± is the standard deviation over seeds' if seeds > 1 else ''}. Less is better in LPIPS.",
+        f"{'; ± is the standard deviation over seeds' if seeds > 1 else ''}. "
+        "Less is better in LPIPS.",
         "The last difference is paired; its 95 % bootstrap interval is over images.",
         "The best trained row is bold." if seeds >= SEEDS else untested(seeds),
     ]
