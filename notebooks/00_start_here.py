@@ -9,38 +9,40 @@
 # %% [markdown]
 # # 00 · Start here: one photograph, restored
 #
-# A fundus photograph may be unreadable: dim, hazy, out of focus. This page restores one, with the weights that come with the
-# project: nothing is downloaded, nothing needs to be trained first.
+# A fundus photograph shows the back of the eye. It may be unreadable because it is too dark, hazy
+# or out of focus. This page restores one photograph with weights that come with the project. It
+# downloads nothing and trains nothing.
 #
-# RetinaRegen (arXiv 2502.19153), the method this project reproduces, restores such photographs with four networks: a
-# **classifier** that judges which regions can be read, an **extractor** of what readable eyes look like, a **diffusion
-# model** that adds noise and takes it away, and a **variational autoencoder** that does the taking away. The chapters build
-# them one by one, and then ask what they are worth:
+# The project reproduces the method RetinaRegen (arXiv 2502.19153), which has four networks. A
+# **classifier** decides which regions of an image can be read. An **extractor** computes features
+# of readable images. A **diffusion model** adds noise and removes it. A **variational
+# autoencoder** does the removing. The chapters build these networks one by one and then measure
+# them:
 #
 # | chapter | question | paper |
 # | --- | --- | --- |
-# | 01_data | what are the images, and what does unreadable mean? | 2.2, 3.1 |
-# | 02_readability | can a network tell? can it be fooled? | 2.2, Fig. 2 |
-# | 03_features | what do readable eyes have in common? | 2.3, Fig. 3 |
-# | 04_diffusion | how does an image become noise, and come back? | 2.4 |
-# | 05_vae | what survives a bottleneck? | 2.5, Fig. 4 |
-# | 06_restoration | does it all help? | 2.1, Fig. 1 |
-# | 07_backbones | which base network? | 3.2, Fig. 5 |
-# | 08_extractors | which extractor of features? | 3.2, Table 1 |
-# | 09_fusion | how to join features and image? | 3.2 |
-# | 10_what_matters | what of all this decides the result? | gaps of the paper |
-# | 11_summary | what of the paper's claims is seen here? | 3.2 |
-# | 12_evaluation | how good are the paper's method, classical ones and this page's? | 3.1, 4 |
+# | 01_data | What are the images, and what does unreadable mean? | 2.2, 3.1 |
+# | 02_readability | Can a network tell what is readable? Can it be fooled? | 2.2, Fig. 2 |
+# | 03_features | What do readable eyes have in common? | 2.3, Fig. 3 |
+# | 04_diffusion | How does an image become noise, and how does it come back? | 2.4 |
+# | 05_vae | What survives a bottleneck? | 2.5, Fig. 4 |
+# | 06_restoration | Does the whole method help? | 2.1, Fig. 1 |
+# | 07_backbones | Which base network is best? | 3.2, Fig. 5 |
+# | 08_extractors | Which feature extractor is best? | 3.2, Table 1 |
+# | 09_fusion | How should features and image be joined? | 3.2 |
+# | 10_what_matters | Which choices decide the result? | gaps of the paper |
+# | 11_summary | Which claims of the paper are supported here? | 3.2 |
+# | 12_evaluation | How good are all restorers, on all degradations? | 3.1, 4 |
 #
-# The restorer on this page is not the paper's but the one that chapter 12 recommends: a bridge from the degraded to the clean
-# image (`rr/corrector.py`). Its network looks at the photograph at 128 pixels and says, for every place, how to change
-# brightness and colour; the change is made to the photograph's own pixels, so that nothing is drawn that the camera did not see.
+# This page does not use the paper's restorer. It uses the one that chapter 12 recommends, a bridge
+# from the degraded to the clean image (`rr/models/corrector.py`). Its network sees the photograph
+# at 128 pixels and predicts how brightness and colour must change at every place. The change is
+# applied to the pixels of the photograph, so nothing new is drawn.
 #
 # | | |
 # | --- | --- |
 # | needs | nothing |
 # | writes | `restored/`, figures `00_start_here_*`, `00_start_here.json` |
-# | time | smoke: 13 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
@@ -79,8 +81,8 @@ model = restore.load_recommended(fabric.device)
 # %% [markdown]
 # ## The photograph
 #
-# To see what restoration is worth we need to know the truth: the photograph is a good one, and we degrade it ourselves
-# with the operator of chapter 01. (With `severity` 0 it is left as it is.)
+# To measure a restoration, we must know the truth. Therefore we take a good photograph and degrade
+# it with the operator of chapter 01. With `severity` 0 the photograph is restored as it is.
 
 # %%
 original = read_photograph(photo) if photo else skimage.data.retina()
@@ -107,9 +109,10 @@ figures.save(
 )
 
 # %% [markdown]
-# ## At its own resolution
+# ## At full resolution
 #
-# A piece of it, pixel by pixel. Much of the detail that blur has taken stays away; what is left is not painted over.
+# This is a part of the photograph at its own resolution. Most of the detail that the blur removed
+# does not come back, and nothing is painted in its place.
 
 # %%
 side = min(256, box.side)
@@ -124,10 +127,11 @@ figures.save(
 # %% [markdown]
 # ## What was decided
 #
-# The networks propose $\hat x = d + g\,(A d + b)$: $d$ is the photograph, deconvolved if it is blurred; $A$ and $b$ mix and
-# shift the colours of every place; $g$ follows from how bad light and colour are estimated to be: 0 for a good photograph. The
-# decision is taken eight times, for the photograph turned and mirrored, and averaged. The network also says how large it
-# expects the error of its result to be, place by place.
+# The network computes $\hat x = d + g\,(A d + b)$. Here $d$ is the photograph, deconvolved if it
+# is blurred. $A$ and $b$ mix and shift the colours at every place. The gate $g$ follows from the
+# estimated quality of light and colour, and it is 0 for a good photograph. The decision is
+# averaged over eight rotations and mirror images. The network also predicts the error of its
+# result at every place.
 
 # %%
 done = model.run(to_tensor(degraded).to(fabric.device), fov.to(fabric.device))
@@ -153,7 +157,7 @@ alike = (
 )
 
 # %% [markdown]
-# ## What to make of it
+# ## Conclusion
 
 # %%
 scores = {

@@ -11,15 +11,15 @@
 #
 # **Question.** What does the method see, and what does "unreadable" mean?
 #
-# Follows sections 2.2 (labels, 64/16/20 split) and 3.1 (data) of the paper. The paper uses SynFundus-1M, which is handed
-# out on application only; by default this notebook therefore *draws* its photographs: procedural eyes with exact
-# anatomy, degraded by a known operator. Any folder of photographs can take their place (parameter `data`).
+# This chapter follows sections 2.2 (labels, 64/16/20 split) and 3.1 (data) of the paper. The paper
+# uses SynFundus-1M, which is available by application only. Therefore this notebook *draws* its
+# photographs by default: artificial eyes with known anatomy, degraded by a known operator. A
+# folder of photographs can replace them (parameter `data`).
 #
 # | | |
 # | --- | --- |
 # | needs | nothing |
 # | writes | the packed data set `data/`, `tables/01_data_*.csv`, figures `01_data_*`, `01_data.json` |
-# | time | smoke: 16 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
@@ -59,9 +59,11 @@ P
 # %% [markdown]
 # ## One eye
 #
-# Every embedded eye is drawn from its number alone: field of view, optic disc with cup, the vessel tree (calibres follow
-# Murray's law $r_0^3 = r_1^3 + r_2^3$ at every branching), the fovea about 2.5 disc diameters from the disc, pigment,
-# lesions in some. Because it is drawn, its anatomy is known exactly; a label or a metric can be checked against it.
+# A number determines everything about a drawn eye: the field of view, the optic disc with its cup,
+# the vessel tree, the fovea about 2.5 disc diameters from the disc, the pigment, and lesions in
+# some eyes. The calibres of the vessels follow Murray's law $r_0^3 = r_1^3 + r_2^3$ at every
+# branching. Because the eye is drawn, its anatomy is known exactly, and labels and metrics can be
+# checked against it.
 
 # %%
 eye = synthetic.fundus(seed, 3, 384)
@@ -82,8 +84,9 @@ figures.save(
 # %% [markdown]
 # ## Many eyes
 #
-# Look for both sides, light and dark fundi, round and cut fields of view, lesions. What you will not find: the variety of
-# real cameras and patients. Numbers on these images are numbers on these images.
+# Look for left and right eyes, light and dark fundi, round and cut fields of view, and lesions.
+# The variety of real cameras and patients is missing. Therefore numbers on these images say
+# nothing about other images.
 
 # %%
 eyes = [to_tensor(synthetic.fundus(seed, i, 192).image) for i in range(40)]
@@ -94,8 +97,9 @@ figures.save(
 # %% [markdown]
 # ## The degradation $y = A(x)$
 #
-# Three families, in this order: uneven **illumination**, bright **spots**, **blur**. Lengths are relative to the image's
-# width, so a 96-pixel and a 512-pixel image suffer alike; severity 0 is the identity, exactly.
+# There are three families, applied in this order: uneven **illumination**, bright **spots**, and
+# **blur**. All lengths are fractions of the image width, so that images of 96 and 512 pixels are
+# degraded in the same way. Severity 0 changes nothing.
 
 # %%
 fov = torch.from_numpy(eye.fov)[None, None]
@@ -121,7 +125,8 @@ figures.save(
 )
 
 # %% [markdown]
-# What doing nothing scores on this one eye: the first rung of every ladder in the chapters to come.
+# The table shows the scores of the degraded image itself, for this eye. This is the baseline *do
+# nothing* of the later chapters.
 
 # %%
 quality = pd.concat(quality)[["family", "severity", "psnr", "ssim", "psnr_fov", "ssim_fov"]]
@@ -131,14 +136,16 @@ tables.text(quality.set_index(["family", "severity"]))
 # %% [markdown]
 # ## When is a region readable?
 #
-# The paper's four labels ask whether an image is a fundus photograph and whether macula, optic disc and retinal region
-# are readable. Our images know what was done to them, so the labels follow from a rule and not from an opinion: in each
-# region the *detail* $h$ that is left after the degradation is compared with the detail that was there,
+# The paper's four labels say whether an image is a fundus photograph, and whether macula, optic
+# disc and retinal region are readable. We know what was done to our images, so a rule gives the
+# labels. In each region, the *detail* $h$ after the degradation is compared with the detail before
+# it:
 #
 # $$ g = \frac{\langle h_x, h_y \rangle}{\langle h_x, h_x \rangle}, \qquad
-#    \rho = \frac{\langle h_x, h_y \rangle}{\lVert h_x \rVert \, \lVert h_y \rVert}, $$
+#    \rho = \frac{\langle h_x, h_y \rangle}{\lVert h_x \rVert \, \lVert h_y \rVert}. $$
 #
-# and a region is readable if enough contrast is left ($g$) and if what is seen is that detail ($\rho$).
+# A region is readable if enough contrast is left ($g$) and if the visible detail is the original
+# detail ($\rho$).
 
 # %%
 Code(getsource(readable.readable), language="python")
@@ -149,9 +156,10 @@ print(f"readable if g >= {readable.G_MIN} and rho >= {readable.RHO_MIN}")
 # %% [markdown]
 # ## Packing
 #
-# One pass over the source: find the field of view, crop, pad to a square, resize, hash; into shards, so that a run that was
-# stopped goes on. Near-duplicates go to one side of
-# the split. The pack is memory-mapped: opening it reads no image.
+# The images are prepared once: the field of view is found, cropped, padded to a square and
+# resized. Near-duplicates stay on one side of the split. If the preparation is interrupted, it
+# continues where it stopped. The packed images are memory-mapped, so that opening the data set
+# reads no image.
 
 # %%
 packed = pack(source, P.size, home / "data", seed, workers)
@@ -163,8 +171,8 @@ io.write_table(home / "tables" / "01_data_splits.csv", splits.reset_index())
 splits.round(3)
 
 # %% [markdown]
-# An image may have an unreadable disc and a readable macula. These are the label patterns that occur
-# (fundus, macula, disc, retina), up to six images of each:
+# An image can have an unreadable disc and a readable macula. These are the label patterns that
+# occur (fundus, macula, disc, retina), with at most six images of each:
 
 # %%
 patterns = table[list(LABELS)].value_counts().head(6).index

@@ -9,22 +9,23 @@
 # %% [markdown]
 # # 02 · Can it be read? The classifier
 #
-# **Question.** Can a network tell whether an image is a fundus photograph and which of its regions are readable? And can it
-# be fooled?
+# **Question.** Can a network tell whether an image is a fundus photograph and which of its regions
+# are readable? Can the network be fooled?
 #
-# Follows section 2.2 and remakes Fig. 2: InceptionV3, four sigmoid outputs, binary cross-entropy with class weights,
-# RMSprop at $10^{-4}$, flips and changes of brightness and contrast, split 64/16/20. Beside it a second judge, a ResNet18 that
-# is trained apart. The classifier chooses what is restored and then judges the result; the second one only judges.
+# This chapter follows section 2.2 and remakes Fig. 2: InceptionV3 with four sigmoid outputs,
+# binary cross-entropy with class weights, RMSprop at $10^{-4}$, random flips and changes of
+# brightness and contrast, and a 64/16/20 split. The classifier selects the images to restore.
+# Therefore a second classifier, a ResNet18 that is trained separately, also evaluates the results.
 #
-# **What would be misleading.** An accuracy without that of the majority class; an area under a curve without its interval, with
-# seven images of a class; near-duplicates of one eye on both sides of the split. And to take a classifier's approval for a
-# proof that something was restored: the last part shows what else it approves of.
+# **What would be misleading.** An accuracy needs the accuracy of the majority class beside it. An
+# area under a curve needs its interval if a class has seven images. Near-duplicates of one eye
+# must not be on both sides of the split. And the approval of a classifier does not prove a
+# restoration: the last part shows what else the classifiers approve.
 #
 # | | |
 # | --- | --- |
 # | needs | 01_data |
-# | writes | `checkpoints/readability/`, `checkpoints/judge/`, tables and figures `02_readability_*`, `02_readability.json` |
-# | time | smoke: 159 s on 1 thread(s) of a CPU |
+# | writes | two checkpoints, tables and figures `02_readability_*`, `02_readability.json` |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
@@ -71,17 +72,19 @@ fabric = train.fabric(device)
 # %% [markdown]
 # ## The loss
 #
-# With $p_k = \sigma(z_k)$ for label $k$ and the class weight $w_k$ = negatives / positives of the training images,
+# With $p_k = \sigma(z_k)$ for label $k$ and the class weight $w_k$ = negatives / positives of the
+# training images,
 #
 # $$ \mathcal{L} = -\frac{1}{4}\sum_{k=1}^{4} \bigl[ w_k \, y_k \log p_k + (1 - y_k) \log (1 - p_k) \bigr]. $$
 #
-# Four labels that exclude nothing: four separate decisions, not one choice among four.
+# The four labels do not exclude each other. They are four separate decisions and not one choice
+# among four.
 
 # %%
 Code(getsource(Readability.weigh_classes) + "\n" + getsource(Readability.loss), language="python")
 
 # %% [markdown]
-# What the network sees in training: the same image five times, augmented.
+# In training the network sees augmented images. This is the same image five times:
 
 # %%
 rows = packed.labelled("train")
@@ -93,9 +96,8 @@ figures.save(
 )
 
 # %% [markdown]
-# The weights of these training images. A label that is mostly positive has $w < 1$, which makes its few negatives count.
-#
-# None of these images is in the test set a second time: near-duplicates (perceptual hash) stay on one side of the split.
+# These are the class weights. A label that is mostly positive has $w < 1$, which gives its few
+# negatives more weight.
 
 # %%
 groups = packed.table.groupby("group")["split"]
@@ -126,10 +128,11 @@ log = train.run("readability", data=packed, batch=P.batch, ema=P.ema, fabric=fab
 figures.save(figures.learning(log), pictures, "02_readability_training")
 
 # %% [markdown]
-# ## A second judge
+# ## A second classifier
 #
-# Another architecture, other initial weights, another order of the images, the same recipe; half of the epochs, for it learns
-# in fewer. It sees the same training labels: what is wrong with these is wrong with both.
+# The second classifier has another architecture, other initial weights and another order of the
+# images. It has half of the epochs, because it learns in fewer. It sees the same labels, so errors
+# of the labels affect both classifiers.
 
 # %%
 plan = recipe(P, packed, home, "resnet18")
@@ -139,9 +142,10 @@ judge_log = train.run("second judge", data=packed, batch=P.batch, ema=P.ema, fab
 # %% [markdown]
 # ## On the test images
 #
-# Expect four 2x2 matrices: one decision per label. Beside each accuracy stands what the majority class would score, and
-# in the PR plot, dotted, the prevalence: the precision of a coin. Intervals are 95 % bootstrap intervals over the test images:
-# for these trained networks, other eyes.
+# There are four 2x2 matrices, one per label. The accuracy of the majority class stands beside each
+# accuracy. The dotted line of the PR plot is the prevalence, which is the precision of random
+# guessing. Decisions use probabilities that are corrected for the class weights, with a threshold
+# of 0.5. Intervals are 95 % bootstrap intervals over the test images.
 
 # %%
 test = packed.labelled("test")
@@ -173,15 +177,17 @@ io.write_table(home / "tables" / "02_readability_curves.csv", points)
 figures.save(figures.roc_pr(points, scores), pictures, "02_readability_roc_pr")
 
 # %% [markdown]
-# ## Is 0.8 what it says?
+# ## Calibration
 #
-# A probability is calibrated if of the images that get 0.8, 80 % are readable. The class weights of the loss forbid it: with
-# them the best answer has odds of $w$ times the true ones. So they are taken out again,
+# A probability is calibrated if 80 % of the images with a probability of 0.8 are readable. Class
+# weights destroy calibration: the weighted loss is smallest at odds that are $w$ times the true
+# odds. The correction divides the odds by $w$:
 #
-# $$ p' = \frac{p}{p + w\,(1 - p)}, $$
+# $$ p' = \frac{p}{p + w\,(1 - p)}. $$
 #
-# and the expected calibration error (ECE, ten bins) is given before and after. With so few images even a perfect classifier
-# has an ECE above zero; *calibrated* is what 95 % of perfect ones would stay below.
+# The expected calibration error (ECE, ten bins) is given before and after the correction. With few
+# images even a perfect classifier has an ECE above zero. The column *calibrated* is the value that
+# 95 % of perfect classifiers would not exceed.
 
 # %%
 true_odds = {name: unweighted(found[name], each.pos_weight.cpu()) for name, each in judges.items()}
@@ -211,7 +217,7 @@ figures.save(figures.reliability(points), pictures, "02_readability_calibration"
 # %% [markdown]
 # ## One eye
 #
-# Of the test images that are eyes, the one whose disc is judged best and the one whose disc is judged worst:
+# The test images with the highest and the lowest probability of a readable disc:
 
 # %%
 eyes = (packed.labels[test, LABELS.index("fundus")] == 1).nonzero()[:, 0]
@@ -231,13 +237,14 @@ figures.save(
 )
 
 # %% [markdown]
-# ## What else they approve of
+# ## What else is approved?
 #
-# Take the test images of eyes that are unreadable by their label and to both judges, and do things to them that restore nothing:
-# equalise the contrast (CLAHE), sharpen, sharpen three times, answer with the mean of the readable training images, or with
-# a readable photograph of *another eye*. A judge that looks at a picture alone has to pass the last one, and is right: it is
-# readable. It is not the patient's. So a share that passes says nothing about what was restored unless these lines are low, and
-# the last one never is.
+# We take test images that are unreadable by their label and for both classifiers, and we change
+# them in ways that restore nothing. We equalise the contrast (CLAHE), sharpen once, sharpen three
+# times, replace the image by the mean of the readable training images, or replace it by a readable
+# photograph of *another eye*. A classifier that sees only the picture must accept the last one,
+# because it is readable. But it does not show the patient. So the share of accepted restorations
+# says little unless the other lines are low.
 
 # %%
 eyes = packed.rows("test", readable=False)
@@ -282,8 +289,8 @@ io.write_table(home / "tables" / "02_readability_fooled.csv", fooled)
 fooled.round(3)
 
 # %% [markdown]
-# *Passed*: all four labels readable; *raised*: the mean of the four probabilities is higher than before. With 95 % Wilson
-# intervals over images.
+# *Passed* means that all four labels are readable. *Raised* means that the mean of the four
+# probabilities is higher than before. The intervals are 95 % Wilson intervals over images.
 
 # %%
 figures.save(figures.shares(fooled, ("passed", "raised")), pictures, "02_readability_fooled")

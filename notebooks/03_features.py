@@ -9,16 +9,17 @@
 # %% [markdown]
 # # 03 · What a readable eye looks like: conditional features
 #
-# **Question.** What do the features say that guide the restoration, and how much of it is about *this* eye?
+# **Question.** What information do the features contain that guide the restoration, and how much
+# of it is about *this* eye?
 #
-# Follows section 2.3 and remakes Fig. 3: ResNet34, a 1x1 convolution to 256 channels with normalisation and ReLU,
-# multi-head self-attention (256 wide, 8 heads); the static condition $c$ is the mean over all readable images.
+# This chapter follows section 2.3 (Fig. 3): ResNet34, a 1x1 convolution to 256 channels with
+# normalisation and ReLU, and multi-head self-attention (width 256, 8 heads). The static condition
+# $c$ is the mean over all readable images.
 #
 # | | |
 # | --- | --- |
 # | needs | 01_data |
-# | writes | `extractors/<extractor>_<seed>/`: the checkpoint, `condition.safetensors`, `result.json`; figures `03_features_*` |
-# | time | smoke: 27 s on 1 thread(s) of a CPU |
+# | writes | `extractors/<extractor>_<seed>/`: checkpoint, `condition.safetensors`, `result.json`; figures `03_features_*` |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
@@ -59,8 +60,9 @@ fabric = train.fabric(device)
 # %% [markdown]
 # ## From image to tokens to features
 #
-# The trunk turns $x$ (3, H, W) into a map of H/32 x W/32 places. Each place becomes a token $f_i$ of 256 numbers, and in
-# each of the 8 heads every token asks all the others (with $Q_k, K_k, V_k$ linear in $f$, and $W_O$ mixing the heads):
+# The trunk maps $x$ (3, H, W) to a grid of H/32 x W/32 positions. Each position becomes a token
+# $f_i$ of 256 numbers. In each of the 8 heads every token attends to all tokens, where $Q_k, K_k,
+# V_k$ are linear in $f$, and $W_O$ mixes the heads:
 #
 # $$ A_k = \mathrm{softmax}\!\left( \frac{Q_k K_k^\top}{\sqrt{256 / 8}} \right), \qquad
 #    f \leftarrow f + W_O \, [A_1 V_1, \dots, A_8 V_8] . $$
@@ -71,8 +73,9 @@ Code(getsource(Extractor.attend), language="python")
 # %% [markdown]
 # ## Training
 #
-# The paper does not say how the new convolution and the attention learn anything. Ours are trained on the four
-# readability labels, the one supervision that every image of SynFundus-1M has, and then frozen.
+# The paper does not say how the new convolution and the attention are trained. We train them on
+# the four readability labels and then freeze them. These labels are the only supervision that
+# every image of SynFundus-1M has.
 
 # %%
 plan = recipe(P, packed, home, extractor)
@@ -83,8 +86,9 @@ figures.save(figures.learning(log), pictures, "03_features_training")
 # %% [markdown]
 # ## Attention over one eye
 #
-# Where do the places of the map look? The circle marks the place that asks; 1 is what every place would get if attention
-# did not choose. Mind the resolution: on a small image the map has few places, and one of them holds disc and vessels.
+# Which positions do the tokens attend to? The circle marks the token that asks. The value 1 is
+# what every position would get from uniform attention. A small image has few positions, and one of
+# them contains both the disc and vessels.
 
 # %%
 test = packed.rows("test", readable=True)[:64]
@@ -103,8 +107,8 @@ figures.save(
 #
 # $$ c = \frac{1}{N} \sum_{n=1}^{N} f(x_n), \qquad x_n \text{ readable.} $$
 #
-# It is one constant for all patients. How much does the mean say about one eye? Compare the features of each readable
-# test image with $c$, and with those of another eye.
+# This is one constant for all patients. How much does the mean say about one eye? We compare the
+# features of each readable test image with $c$, and with the features of another eye.
 
 # %%
 Code(getsource(static_condition), language="python")

@@ -7,18 +7,17 @@
 # ---
 
 # %% [markdown]
-# # 04 · Adding noise and taking it away
+# # 04 · Adding noise and removing it
 #
-# **Question.** How does an image become noise, and how can a network walk back?
+# **Question.** How does an image become noise, and how can a network reverse this?
 #
-# Follows section 2.4: forward process, noise prediction, reverse step; here with a plain U-Net and no condition, on
-# readable images.
+# This chapter follows section 2.4: forward process, noise prediction and reverse step. It uses a
+# plain U-Net without a condition, on readable images.
 #
 # | | |
 # | --- | --- |
 # | needs | 01_data |
 # | writes | `checkpoints/diffusion/`, `tables/04_diffusion_*.csv`, figures `04_diffusion_*`, `04_diffusion.json` |
-# | time | smoke: 22 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
@@ -62,8 +61,9 @@ fabric = train.fabric(device)
 Code(getsource(Diffusion.add_noise), language="python")
 
 # %% [markdown]
-# The schedule says how fast. Both end near $\bar\alpha_T = 0$; with linear betas that are not rescaled to a small $T$ they
-# would not (the paper gives neither $T$ nor betas).
+# The schedule says how fast the image disappears. Both schedules end near $\bar\alpha_T = 0$.
+# Linear betas that are not rescaled to a small $T$ would not end there. The paper gives neither
+# $T$ nor the betas.
 
 # %%
 values = [
@@ -102,11 +102,13 @@ figures.save(
 # ## The reverse step, with an oracle
 #
 # $$ x_{t-1} = \frac{1}{\sqrt{\alpha_t}} \left( x_t - \frac{1 - \alpha_t}{\sqrt{1 - \bar\alpha_t}}\,
-#    \epsilon_\theta(x_t, t) \right) + \sqrt{\beta_t}\, z, \qquad z = 0 \text{ at the last step.} $$
+#    \epsilon_\theta(x_t, t) \right) + \sqrt{\beta_t}\, z, \qquad z = 0 \text{ at the last step,} \qquad \alpha_t = 1 - \beta_t. $$
 #
-# Before any network: with the true $\epsilon$, DDIM (which adds no noise) must pass through exactly the $x_t$ of the forward
-# process and end at $x_0$, in as many steps as one likes. The paper's step adds fresh noise $z$, so there the oracle is asked
-# anew at every step; what is left to check is the end. A sampler that fails here restores nothing.
+# We test the sampler before we train a network. With the true $\epsilon$, DDIM (which adds no
+# noise) must pass exactly through the $x_t$ of the forward process and end at $x_0$, for any
+# number of steps. The paper's step adds fresh noise $z$. There the oracle gives the new true noise
+# at every step, and only the end can be checked. A sampler that fails this test cannot restore an
+# image.
 
 # %%
 Code(getsource(Diffusion.ddpm_step), language="python")
@@ -135,8 +137,8 @@ oracle
 # %% [markdown]
 # ## Learning the noise
 #
-# The network sees $x_t$ and $t$ and guesses $\epsilon$; the loss is the mean squared error. (The pair of this chapter is
-# $(x, x)$ with $x$ a clean image; that is what `protocol="literal"` means for the loss.)
+# The network sees $x_t$ and $t$ and predicts $\epsilon$. The loss is the mean squared error. In
+# this chapter the training pair is $(x, x)$ with a clean image $x$.
 
 # %%
 plan = noise_recipe(P, packed, home)
@@ -147,8 +149,9 @@ figures.save(figures.learning(log), pictures, "04_diffusion_training")
 # %% [markdown]
 # ## From which step can it come back?
 #
-# Noise test images to step $t$, walk back, compare with the image: near $t = 0$ little was lost; from pure noise another
-# eye comes back, if an eye at all. This is what the start step $t_0$ of the restoration decides.
+# We add noise to test images up to step $t$, run the reverse process and compare the result with
+# the image. Near $t = 0$ little is lost. From pure noise another eye comes back, if it is an eye
+# at all. This is why the start step $t_0$ of the restoration matters.
 
 # %%
 model.to(fabric.device)

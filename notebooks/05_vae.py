@@ -11,15 +11,15 @@
 #
 # **Question.** What survives the bottleneck, and what do the two terms of its loss measure?
 #
-# Follows section 2.5 and remakes Fig. 4: three convolutions, $\mu$ and $\log\sigma^2$, a fully connected layer, three
-# transposed convolutions, a sigmoid; binary cross-entropy and Kullback-Leibler divergence. Here the VAE stands alone, on
-# readable images; in notebook 06 it is the backbone of the diffusion.
+# This chapter follows section 2.5 (Fig. 4): three convolutions, $\mu$ and $\log\sigma^2$, a fully
+# connected layer, three transposed convolutions and a sigmoid. The loss is the binary
+# cross-entropy plus the Kullback-Leibler divergence. Here the VAE is trained alone on readable
+# images. In notebook 06 it is the backbone of the diffusion.
 #
 # | | |
 # | --- | --- |
 # | needs | 01_data |
 # | writes | `checkpoints/vae/`, figures `05_vae_*`, `05_vae.json` |
-# | time | smoke: 11 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
@@ -83,9 +83,9 @@ print(
 # $$ \mathcal{L}_{BCE} = -\sum_i \bigl[ x_i \log \hat x_i + (1 - x_i) \log (1 - \hat x_i) \bigr], \qquad
 #    \mathcal{L}_{KL} = \tfrac{1}{2} \sum_j \bigl( \sigma_j^2 + \mu_j^2 - 1 - \log \sigma_j^2 \bigr) . $$
 #
-# (The paper prints the first sum without its minus; it is the negative that is minimized.) Pixels lie between 0 and 1, not
-# at 0 or 1. So the BCE does not end at 0 but at the entropy of the image itself: even a
-# perfect reconstruction pays it. We measure this floor and compare it with the KL term.
+# The paper prints the first sum without its minus, but the negative sum is minimized. Pixels have
+# values between 0 and 1. Therefore the smallest possible BCE is the entropy of the image itself,
+# even for a perfect reconstruction. We measure this floor and compare it with the KL term.
 
 # %%
 clean = [packed.references(split) for split in ("train", "val", "test")]
@@ -105,8 +105,8 @@ figures.save(figures.learning(log, ("loss", "bce", "kl")), pictures, "05_vae_tra
 # %% [markdown]
 # ## What survives
 #
-# Expect colours, the field of view and the disc's side; do not expect vessels. A code of a few hundred numbers cannot hold
-# them, and a sum over pixels hardly misses them. (The colours of the frame, on the other hand, cost many pixels.)
+# A code of a few hundred numbers cannot hold vessels, and a sum over pixels hardly penalises
+# missing vessels. The colours and the field of view cover many pixels, so they are learned first.
 
 # %%
 model.to(fabric.device).eval()
@@ -118,8 +118,9 @@ figures.save(figures.grid({"x": x[:7], r"$\hat x$": x_hat[:7]}), pictures, "05_v
 # %% [markdown]
 # ## What the latent space holds
 #
-# First row: images decoded from $z \sim \mathcal{N}(0, 1)$; if they are no eyes, the codes of real images lie elsewhere than
-# the prior says. Below: one eye, moved along the four directions of $z$ that vary most over the test images.
+# The first row shows images decoded from $z \sim \mathcal{N}(0, 1)$. If they are not eyes, the
+# codes of real images do not follow the prior. The rows below show one eye, moved along the four
+# directions of $z$ that vary most over the test images.
 
 # %%
 with torch.no_grad():

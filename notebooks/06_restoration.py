@@ -9,18 +9,19 @@
 # %% [markdown]
 # # 06 · RetinaRegen: the whole method
 #
-# **Question.** Does an unreadable photograph come back readable, and closer to the eye that was photographed?
+# **Question.** Does an unreadable photograph become readable, and does it come closer to the true
+# image?
 #
-# Follows section 2.1 and remakes Fig. 1: the classifier screens, the condition $c$ is fused with the noised image, the
-# reverse process with the chosen backbone restores, the classifier verifies. One execution trains and evaluates one
-# configuration, (protocol, backbone, extractor, fusion) with a seed; the chapters 07 to 09 compare many. What the paper does not
-# vary are the last six parameters; chapter 10 compares those.
+# This chapter follows section 2.1 (Fig. 1): the classifier screens the images, the condition $c$
+# is fused with the noised image, the reverse process restores it with the chosen backbone, and the
+# classifier verifies the result. One execution trains and evaluates one configuration (protocol,
+# backbone, extractor, fusion) with one seed. Chapters 07 to 09 compare configurations. The other
+# parameters are not varied in the paper, and chapter 10 compares them.
 #
 # | | |
 # | --- | --- |
 # | needs | 01_data, 02_readability, 03_features with the same extractor and seed (not for random, off) |
 # | writes | `runs/<configuration>_<seed>/`: `result.json`, `per_image.csv`, `eyes.png`, restorer; figures `06_restoration_*` |
-# | time | smoke: 29 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
@@ -82,11 +83,14 @@ fabric = train.fabric(device)
 # %% [markdown]
 # ## The pair $(y, x)$
 #
-# An unreadable photograph has no clean twin, and the paper does not say what its restorations are compared with. So there
-# are two protocols, and their numbers must never share a table:
+# An unreadable photograph has no clean counterpart, and the paper does not say what its
+# restorations are compared with. So there are two protocols, and their numbers must not share a
+# table:
 #
-# * **paired**: a readable image $x$ is degraded by a known operator, $y = A(x)$; the reference is $x$;
-# * **literal**: $y$ is an unreadable image and its own reference, as the text reads. Under it "do nothing" is perfect.
+# * **paired**: a readable image $x$ is degraded by a known operator, $y = A(x)$, and the reference
+#   is $x$;
+# * **literal**: $y$ is an unreadable image and its own reference, as the text of the paper reads.
+#   Then "do nothing" is perfect.
 
 # %%
 classifier = checkpoint.load(home / "checkpoints" / "readability", Readability, fabric.device)
@@ -102,8 +106,8 @@ figures.save(
 #
 # $$ x_t^{\text{conditioned}} = c + x_t . $$
 #
-# The sum is what the network *sees*. The state $x_t$ of the diffusion stays $x_t$: added to the state, $c$ would pile up
-# with every step.
+# Only the network sees this sum. The state $x_t$ of the diffusion is not changed. If $c$ were
+# added to the state, it would accumulate with every step.
 
 # %%
 plan = recipes.restorer_recipe(P, packed, home, **configuration._asdict())
@@ -122,10 +126,11 @@ restore.assemble(folder, home / "checkpoints" / "readability")
 figures.save(figures.learning(log), pictures, "06_restoration_training")
 
 # %% [markdown]
-# ## One eye, all the way
+# ## One eye from input to output
 #
-# The test image whose disc is the least readable to the classifier: noised to $t_0$, walked back, judged again. Expect light
-# and colour to come back. Do not expect vessels: between input and output stands a code of a few hundred numbers.
+# This is the test image with the lowest probability of a readable disc. It is noised to $t_0$,
+# restored step by step, and classified again. A code of a few hundred numbers lies between input
+# and output, so vessels cannot come back.
 
 # %%
 regen = restorer.RetinaRegen(classifier, model.to(fabric.device))
@@ -147,8 +152,9 @@ figures.save(
 # %% [markdown]
 # ## All test images
 #
-# Beside the method stand the two rungs of the ladder that cost nothing: to *do nothing*, and to answer every image with
-# the *mean* of the clean training images. A restorer has to beat both.
+# Two baselines stand beside the method. They need no training: *do nothing* returns the input, and
+# *population mean* returns the mean of the clean training images. A restorer must be better than
+# both.
 
 # %%
 done = regen(y.to(fabric.device), fov.to(fabric.device), seed, steps, screen=False)
@@ -198,11 +204,11 @@ figures.save(
 )
 
 # %% [markdown]
-# ## Does the judge pass it?
+# ## Do the classifiers accept it?
 #
-# The classifier that screens also verifies. Its approval is a claim of the paper (C6), not a proof: it may like what is
-# smooth. Read it beside the numbers above, and beside the verdict of the second judge, who steered nothing, on the same images:
-# those that the classifier calls unreadable.
+# The classifier that screens the images also verifies them. Its approval is a claim of the paper
+# (C6) and not a proof, because it may accept smooth images. The second classifier did not select
+# any image. Both are asked about the images that the first one calls unreadable.
 
 # %%
 screened = (done.before < regen.THRESHOLD).any(1)
@@ -233,9 +239,10 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# ## Kept for the comparisons
+# ## Images for the comparisons
 #
-# A few test images, the same for every configuration: from the one that was hurt the most to the one hurt the least.
+# A few test images are kept, the same for every configuration. They go from the most degraded to
+# the least degraded image.
 
 # %%
 hurt = scores["do nothing"]["psnr"].to_numpy().argsort(kind="stable")

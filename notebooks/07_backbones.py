@@ -9,22 +9,21 @@
 # %% [markdown]
 # # 07 · Five backbones
 #
-# **Question.** The paper finds its variational autoencoder "significantly" ahead of U-Net, U-Net++, ResNet and DenseNet. Is
-# that so on data that can be checked, and what is it that is compared?
+# **Question.** The paper finds its variational autoencoder "significantly" better than U-Net,
+# U-Net++, ResNet and DenseNet. Is this so on data that can be checked, and what is compared?
 #
-# Follows section 3.2 (first study, Fig. 5). Every row is one configuration of notebook 06: extractor and fusion are the
-# paper's choice throughout, the backbone differs.
+# This chapter follows section 3.2 (first study, Fig. 5). Every row is one configuration of
+# notebook 06. The extractor and the fusion are the paper's choice, and the backbone differs.
 #
-# **What would be misleading.** A backbone comes with what it predicts: the autoencoder gives the *image*, the other four the
-# *noise*, from which the image is computed. Two things change at once, and a row cannot say which of them did it. Nor is the
-# effort equal: see the epochs and seconds below before blaming an architecture. Training the others on the image too
-# (`-p objective=image` in notebook 06) would part the two.
+# **What would be misleading.** The backbones also differ in what they predict: the autoencoder
+# predicts the *image*, the other four predict the *noise*, from which the image is computed. So
+# two things change at once. The training effort is not equal either: the table of cost shows
+# epochs and seconds. Chapter 10 separates backbone and prediction.
 #
 # | | |
 # | --- | --- |
 # | needs | 06_restoration with all five backbones |
 # | writes | `tables/07_backbones.csv`, `.md`, `.tex`, figures `07_backbones_*`, `07_backbones.json` |
-# | time | smoke: 2 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the runs
@@ -59,8 +58,8 @@ Markdown(
 # %% [markdown]
 # ## The table
 #
-# In the paper's order. *do nothing* and *population mean* train nothing; a backbone below them has made its input worse,
-# or has not even learned the average eye.
+# The rows are in the paper's order. *Do nothing* and *population mean* need no training. A
+# backbone below *do nothing* makes its input worse.
 
 # %%
 study = statistics.study(scores, reference)
@@ -70,8 +69,8 @@ tables.write(home / "tables", "07_backbones", study, table, caption)
 Markdown(tables.markdown(table, caption))
 
 # %% [markdown]
-# Bars with the interval over images; dots are single trainings, if there are several. On the right, what bars from zero
-# hide: the paired difference to the paper's choice.
+# The bars have intervals over images. If there are several trainings, each is a dot. The right
+# panels show the paired difference to the paper's choice.
 
 # %%
 dots = statistics.per_seed(scores) if seeds > 1 else None
@@ -83,8 +82,9 @@ figures.save(bars, pictures, "07_backbones_bars")
 # %% [markdown]
 # ## The same eyes
 #
-# From the test image that was hurt the most to the one hurt the least, restored by seed 0. A code of a few hundred numbers
-# (vae) cannot hold vessels; the others have the room to keep what the input shows, also its faults and the noise.
+# From the most degraded to the least degraded test image, restored with seed 0. The code of the
+# VAE has a few hundred numbers and cannot hold vessels. The other backbones can keep what the
+# input shows, including its faults and the noise.
 
 # %%
 y, _, x = runs[reference][0].eyes
@@ -99,7 +99,7 @@ figures.save(
 # %% [markdown]
 # ## What it costs
 #
-# The table shows what else differs between the rows: the objective, the epochs, the number of trained parameters, the time.
+# The rows also differ in what they predict, in epochs, in the number of parameters and in time.
 
 # %%
 Markdown(tables.markdown(cost(runs)))
@@ -107,8 +107,9 @@ Markdown(tables.markdown(cost(runs)))
 # %% [markdown]
 # ## Which differences are significant
 #
-# Other images, other trainings: a difference must outlive both to be a property of the backbone. A seed is a block: all rows
-# of it share batches and degradations, so rows are compared within a seed.
+# A difference must hold for other images and for other trainings. All rows of one seed share
+# batches and degradations, so rows are compared within a seed. With fewer than three trainings per
+# row nothing can be decided.
 
 # %%
 Markdown(sentences.findings(scores, reference))

@@ -9,22 +9,22 @@
 # %% [markdown]
 # # 08 · Eight feature extractors
 #
-# **Question.** Eight networks may deliver the condition $c$. The paper's Table 1 finds the differences "relatively small" and
-# takes ResNet34. Are there differences at all?
+# **Question.** Eight networks can provide the condition $c$. The paper's Table 1 finds the
+# differences "relatively small" and chooses ResNet34. Are there any differences?
 #
-# Follows section 3.2 (second study) and remakes Table 1, in its order. Every row is one configuration of notebook 06;
-# backbone and fusion are the paper's choice throughout.
+# This chapter follows section 3.2 (second study) and remakes Table 1 in its order. Every row is
+# one configuration of notebook 06. The backbone and the fusion are the paper's choice.
 #
-# **What would be misleading.** The condition is *static*: the mean of the features over all readable images. Whatever the
-# extractor, the restorer is given one constant per place, the same for every eye, which it could as well have learned as a
-# bias. Rows may then differ as two seeds of one row differ, and a table of single runs would still have a best row: of eight
-# equal ones, one always wins. So the spread between the rows is held against the chance that is left within seeds.
+# **What would be misleading.** The condition is *static*: it is the mean of the features over all
+# readable images. For every extractor, the restorer gets one constant per position, the same for
+# every eye, which it could also learn as a bias. So rows may differ only as much as two trainings
+# of one row differ. Among eight equal rows, one is always the best. Therefore the spread between
+# the rows is compared with the spread between trainings.
 #
 # | | |
 # | --- | --- |
 # | needs | 03_features and 06_restoration with all eight extractors |
 # | writes | `tables/08_extractors.csv`, `.md`, `.tex`, figures `08_extractors_*`, `08_extractors.json` |
-# | time | smoke: 2 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the runs
@@ -59,7 +59,7 @@ Markdown(
 # %% [markdown]
 # ## The table
 #
-# Look at the last digits that differ, and at ± before believing them.
+# All extractors have the same grid of positions, because their feature maps are resized to it.
 
 # %%
 study = statistics.study(scores, reference)
@@ -69,7 +69,7 @@ tables.write(home / "tables", "08_extractors", study, table, caption)
 Markdown(tables.markdown(table, caption))
 
 # %% [markdown]
-# Expect bars of the same length. On the right, the paired differences to ResNet34, and the line at zero.
+# The right panels show the paired differences to ResNet34.
 
 # %%
 dots = statistics.per_seed(scores) if seeds > 1 else None
@@ -81,8 +81,8 @@ figures.save(bars, pictures, "08_extractors_bars")
 # %% [markdown]
 # ## The same eyes
 #
-# From the test image that was hurt the most to the one hurt the least, restored by seed 0. Is there any column that you would
-# recognise?
+# From the most degraded to the least degraded test image, restored with seed 0. Can you tell the
+# columns apart?
 
 # %%
 y, _, x = runs[reference][0].eyes
@@ -95,7 +95,8 @@ figures.save(figures.grid(rows, ["input", *runs, "reference"]), pictures, "08_ex
 # %% [markdown]
 # ## What it costs
 #
-# Of the restorer alone: the extractor was trained before (notebook 03) and is frozen.
+# These are the costs of the restorer. The extractor was trained before (notebook 03) and is
+# frozen.
 
 # %%
 Markdown(tables.markdown(cost(runs)))
@@ -103,8 +104,9 @@ Markdown(tables.markdown(cost(runs)))
 # %% [markdown]
 # ## Which differences are significant
 #
-# A seed is a block: all rows of it share batches and degradations, so rows are compared within a seed. If the chance that is
-# left in the trainings spreads the rows as far as they are spread, the extractor explains nothing.
+# A difference must hold for other images and for other trainings. All rows of one seed share
+# batches and degradations, so rows are compared within a seed. With fewer than three trainings per
+# row nothing can be decided.
 
 # %%
 Markdown(sentences.findings(scores, reference))

@@ -9,21 +9,23 @@
 # %% [markdown]
 # # 09 · Four fusions
 #
-# **Question.** The condition $c$ is added to $x_t$ after repeating its features (`upsample`) or after bilinear interpolation,
-# with fixed (`static`) or learned weights (`dynamic`). Does it matter which?
+# **Question.** The condition $c$ is added to $x_t$ after repeating its features (`upsample`) or
+# after bilinear interpolation (`bilinear`), with fixed weights (`static`) or learned weights
+# (`dynamic`). Does it matter which?
 #
-# Follows section 3.2 (third study). Every row is one configuration of notebook 06; backbone and extractor are the paper's
-# choice throughout. The paper reports that bilinear and static is far ahead of the other three.
+# This chapter follows section 3.2 (third study). Every row is one configuration of notebook 06.
+# The backbone and the extractor are the paper's choice. The paper reports that bilinear-static is
+# far better than the other three.
 #
-# **What would be misleading.** The four are nearly the same function: `dynamic` starts as `static` (all weights 1) and may
-# only improve on it in training, and a learned projection stands before each. A gap of many decibels between them would point to
-# a run that went wrong, not to a kind of interpolation. As in the chapter before, single runs always have a best row.
+# **What would be misleading.** The four fusions are nearly the same function. `dynamic` starts
+# with all weights at 1, which is `static`, and a learned projection precedes each fusion. A
+# difference of many decibels would indicate a failed training rather than an effect of
+# interpolation.
 #
 # | | |
 # | --- | --- |
 # | needs | 06_restoration with all four fusions |
 # | writes | `tables/09_fusion.csv`, `.md`, `.tex`, figures `09_fusion_*`, `09_fusion.json` |
-# | time | smoke: 2 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the runs
@@ -58,7 +60,7 @@ Markdown(
 # %% [markdown]
 # ## The table
 #
-# In the order in which the paper names them.
+# The rows are in the order in which the paper names them.
 
 # %%
 study = statistics.study(scores, reference)
@@ -68,7 +70,8 @@ tables.write(home / "tables", "09_fusion", study, table, caption)
 Markdown(tables.markdown(table, caption))
 
 # %% [markdown]
-# Dots are single trainings, if there are several; on the right the paired differences to the paper's choice.
+# If there are several trainings, each is a dot. The right panels show the paired differences to
+# the paper's choice.
 
 # %%
 dots = statistics.per_seed(scores) if seeds > 1 else None
@@ -80,8 +83,8 @@ figures.save(bars, pictures, "09_fusion_bars")
 # %% [markdown]
 # ## The same eyes
 #
-# From the test image that was hurt the most to the one hurt the least, restored by seed 0. Repeated features would show as
-# blocks of 32 pixels, if the network let them through.
+# From the most degraded to the least degraded test image, restored with seed 0. Repeated features
+# would be visible as blocks of 32 pixels.
 
 # %%
 y, _, x = runs[reference][0].eyes
@@ -104,8 +107,9 @@ Markdown(tables.markdown(cost(runs)))
 # %% [markdown]
 # ## Which differences are significant
 #
-# Other images, other trainings: a difference must outlive both to be a property of the fusion. A seed is a block: all rows
-# of it share batches and degradations, so rows are compared within a seed.
+# A difference must hold for other images and for other trainings. All rows of one seed share
+# batches and degradations, so rows are compared within a seed. With fewer than three trainings per
+# row nothing can be decided.
 
 # %%
 Markdown(sentences.findings(scores, reference))

@@ -7,26 +7,26 @@
 # ---
 
 # %% [markdown]
-# # 10 · What matters: the gaps of the paper, settled by experiment
+# # 10 · What matters: experiments on the gaps of the paper
 #
-# **Question.** The paper leaves open what its numbers rest on. Which of these choices decide, and which decide nothing?
+# **Question.** The paper leaves choices open. Which of them decide the result?
 #
-# Eight questions, each with one experiment, one figure and one sentence: where the 17 dB between the backbones come from;
-# whether the constant condition tells anything; where it must be added; what the reverse step needs; what a missing reference
-# hides; what the VAE's loss measures; whether extractors and fusions differ by more than seeds; what pooled attention knows of
-# place. Then what the paper's Discussion asks for: the degraded image beside the noisy one, a bridge that starts from it,
-# uncertainty.
+# Each section has one experiment, one figure and one sentence: what makes the 17 dB between the
+# backbones, what the constant condition contributes, where it must be added, what the reverse step
+# needs, what a missing reference hides, what the loss of the VAE measures, whether extractors and
+# fusions differ more than trainings do, and what pooled attention knows about positions. The last
+# section covers the paper's Discussion: concatenation of the degraded image, a bridge that starts
+# from it, and uncertainty.
 #
-# **What would be misleading.** Small trainings. In preset `smoke` all cells of the factorial see the same few images equally
-# often; a U-Net that has seen them five times is no U-Net that has seen them five hundred times, and the order may turn. An
-# interval here is over *test images*, for these very trainings; with several seeds a second one, over trainings, must agree
-# before we say that two things differ.
+# **What would be misleading.** The trainings are small. In preset `smoke` all cells of the
+# factorial see the same few images equally often, and the order of the cells may be reversed after
+# a longer training. An interval is over *test images* for these trainings. Two things are called
+# different only if at least three trainings agree.
 #
 # | | |
 # | --- | --- |
 # | needs | 06_restoration with all configurations of the study `matters` (rr/studies.py), 01_data, 03_features |
 # | writes | `tables/10_what_matters.*`, `10_what_matters_per_image.csv`, figures `10_what_matters_*`, `10_what_matters.json` |
-# | time | smoke: 98 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the runs
@@ -79,11 +79,13 @@ print(f"{len(every)} configurations, {seeds} seed(s), {len(x)} test images of {P
 # %% [markdown]
 # ## 1 · Backbone, objective or start: what makes the 17 dB?
 #
-# The paper's autoencoder has 27 dB, its U-Nets 10. But its autoencoder predicts the *image* and the U-Nets the *noise*, and it
-# does not say where either chain starts. So we cross all three: backbone (VAE, U-Net), objective (image, v, noise), start (the
-# noised input at $t_0$, pure noise). The six trainings have the same epochs, images and degradations and cover all of $1..T$, so
-# that both starts are restorations by the *same weights*, 15 looks of the network each. From pure noise nothing says which eye is
-# meant; one can be drawn, but not this one.
+# The paper's autoencoder reaches 27 dB, its U-Nets 10 dB. But the autoencoder predicts the *image*
+# and the U-Nets predict the *noise*, and the paper does not say where the chains start. We cross
+# the three factors: backbone (VAE, U-Net), objective (image, v, noise) and start (the noised input
+# at $t_0$, pure noise). Here $v = \sqrt{\bar\alpha_t}\,\epsilon - \sqrt{1 - \bar\alpha_t}\,x_0$.
+# The six trainings have the same epochs, images and degradations and cover all steps, so that both
+# starts use the *same weights* with 15 network calls. Pure noise contains no information about the
+# eye. A chain that starts there can produce an eye, but not this one.
 
 # %%
 cells = {}
@@ -118,9 +120,10 @@ io.write_table(
 )
 
 # %% [markdown]
-# Main effects (a level against another, averaged over all other factors), and the way from the paper's worst corner to its best,
-# (U-Net, noise, pure noise) to (VAE, image, noised input): each factor's share of it, averaged over the orders in which the three
-# can be changed. The shares add up.
+# The left panel shows main effects: one level against another, averaged over all other factors.
+# The right panel explains the difference between the paper's two corners, (U-Net, noise, pure
+# noise) and (VAE, image, noised input). A factor's share is averaged over all orders in which the
+# factors can be changed, and the shares add up to the difference.
 
 # %%
 worst, best = ("unet", "noise", "pure noise"), ("vae", "image", "noised input")
@@ -159,12 +162,13 @@ sentences.append(
 Markdown(sentences[-1])
 
 # %% [markdown]
-# ## 2 · Does the constant condition tell anything?
+# ## 2 · Does the constant condition contribute anything?
 #
-# $c$ is one constant, the mean over all readable images: it can say what an eye is, not which eye this is. Two tests. The *same
-# weights* with another $c$: zeros, noise of the same mean and spread, the mean over the *unreadable* images; how far does the
-# output move? And *trained anew* without any, with the features of each image (of the smallest
-# extractor, beside its own constant), with a condition that depends on the step.
+# $c$ is one constant, the mean over all readable images. It can say what an eye is, but not which
+# eye this is. There are two tests. First, the *same weights* get another $c$: zeros, noise of the
+# same mean and spread, or the mean over the *unreadable* images. How far does the output move?
+# Second, networks are *trained* without a condition, with the features of each image (of the
+# smallest extractor), and with a condition that depends on the step.
 
 # %%
 swaps = {"do nothing": nothing, "c": []}
@@ -229,11 +233,12 @@ sentences.append(
 Markdown(sentences[-1])
 
 # %% [markdown]
-# ## 3 · Added to the state, or to what the network sees?
+# ## 3 · Added to the state or to the input of the network?
 #
-# The paper writes $x_t^{conditioned} = c + x_t$ and goes on with it. Then $c$ is added to the state again at every step, and
-# $x_t$ is no longer $\sqrt{\bar\alpha_t}\,x_0 + \sqrt{1-\bar\alpha_t}\,\epsilon$. The same weights, both ways; below, the
-# mean of the state less that of the forward process.
+# The paper writes $x_t^{conditioned} = c + x_t$ and continues with it. Then $c$ is added to the
+# state at every step, and $x_t$ is no longer $\sqrt{\bar\alpha_t}\,x_0 +
+# \sqrt{1-\bar\alpha_t}\,\epsilon$. The figure compares both versions with the same weights. Below,
+# it shows the mean of the state minus the mean of the forward process.
 
 # %%
 state = {"do nothing": nothing, "input only": swaps["c"], "state": []}
@@ -267,12 +272,12 @@ sentences.append(
 Markdown(sentences[-1])
 
 # %% [markdown]
-# ## 4 · The reverse step, and how many of them
+# ## 4 · The reverse step, and the number of steps
 #
-# With the true $\epsilon$ the deterministic chain must come back to $x_0$ exactly; and a chain that starts from pure noise needs
-# a schedule that ends there: linear betas that are not rescaled keep $\bar\alpha_T$ far from 0 for small $T$ (04_diffusion draws
-# them). Then quality against the number of steps, never a single point: 1, 2, 4, 8, 15, 50, 1000, as far as the start of a chain
-# ($t_0$, or $T$) has that many; of the first 16 test images. A bridge starts from $y$ itself.
+# With the true $\epsilon$ the deterministic chain must return to $x_0$ exactly. A chain that
+# starts from pure noise needs a schedule that ends there (see 04_diffusion). The figure shows the
+# quality against the number of steps, for the first 16 test images. A bridge starts from $y$
+# itself.
 
 # %%
 chain = Diffusion(P.T, P.schedule)
@@ -339,9 +344,9 @@ Markdown(sentences[-1])
 # %% [markdown]
 # ## 5 · Without a reference
 #
-# Two trainings, paired and literal, each judged by both protocols: *paired* asks for the eye before the known degradation;
-# *literal* takes the unreadable image as its own reference. The weights are the same in a row; only the question differs. Under
-# the literal one, to do nothing is perfect (infinite, left out of the figure).
+# Two trainings, paired and literal, are each evaluated with both protocols. *Paired* compares with
+# the eye before the known degradation. *Literal* compares with the unreadable image itself. Under
+# the literal protocol *do nothing* is perfect. Its PSNR is infinite and is left out of the figure.
 
 # %%
 literally = matters.bench(home, packed, where, "literal")
@@ -395,11 +400,12 @@ sentences.append(
 Markdown(sentences[-1])
 
 # %% [markdown]
-# ## 6 · What the VAE's loss measures
+# ## 6 · What the loss of the VAE measures
 #
-# The summed BCE of pixels between 0 and 1 cannot fall below the entropy of the image itself. Three likelihoods, trained alike:
-# BCE, squared error (a beta-VAE), continuous Bernoulli (the BCE with the constant that makes it a density, so it has no such
-# floor and may be negative). Reconstruction and KL apart, at $t_0$.
+# The summed BCE of pixels between 0 and 1 cannot be smaller than the entropy of the image. Three
+# likelihoods are trained in the same way: BCE, squared error (a beta-VAE), and continuous
+# Bernoulli. The last one adds the constant that makes the BCE a density, so it has no such floor
+# and can be negative. Reconstruction and KL are shown separately, at $t_0$.
 
 # %%
 fits, terms = (
@@ -448,8 +454,9 @@ Markdown(sentences[-1])
 # %% [markdown]
 # ## 7 · Extractors and fusions, or seeds?
 #
-# Under one constant $c$, Table 1 compares eight constants. Two controls stand beside its rows: features of a network that nobody
-# trained (*random*), and none at all. Their spread is set against that of the trainings alone, which takes several seeds.
+# With a constant $c$, Table 1 compares eight constants. Two controls stand beside its rows:
+# features of an untrained network (*random*), and no features (*none*). The spread of the rows is
+# compared with the spread of trainings, which needs several seeds.
 
 # %%
 table1 = {each.extractor: scores_of[each] for each in studies.STUDIES["extractors"]}
@@ -481,10 +488,11 @@ sentences.append(
 Markdown(sentences[-1])
 
 # %% [markdown]
-# ## 8 · Attention, then pooling
+# ## 8 · Attention and pooling
 #
-# Self-attention without a position code does not know where a token comes from: shuffle the tokens, and the outputs are the same,
-# shuffled. Pool them, and nothing is left of the place. (Here $c$ keeps its place, as it is pooled over images only.)
+# Self-attention without a position code does not know where a token comes from. If the tokens are
+# shuffled, the outputs are the same, but shuffled. After pooling over positions nothing about the
+# position is left. (Our $c$ keeps positions, because it is averaged over images only.)
 
 # %%
 eye = checkpoint.load(io.extractor_folder(home, ours.extractor, 0), features.Extractor, where)
@@ -527,9 +535,10 @@ Markdown(sentences[-1])
 # %% [markdown]
 # ## 9 · Beyond the paper
 #
-# The degraded image *concatenated* (SR3, Palette), so that a chain from pure noise knows which eye is meant; the *bridge* from
-# $y$ to $x$ (InDI), and its mandatory control, *one step* of the same U-Net; the mean of eight samples, and their spread as an
-# uncertainty map. All U-Nets here have the epochs of the factorial.
+# The degraded image is *concatenated* (SR3, Palette), so that a chain from pure noise gets
+# information about the eye. A *bridge* goes from $y$ to $x$ (InDI), and *one step* of the same
+# U-Net is its control. The mean of eight samples is a restoration, and their spread is an
+# uncertainty map. All U-Nets have the same number of epochs.
 
 # %%
 beyond = {"do nothing": nothing, "population mean": mean_eye, "RetinaRegen": scores_of[ours]}
@@ -549,8 +558,8 @@ figures.save(
 )
 
 # %% [markdown]
-# From the test image that was hurt the most to the one hurt the least. Brighter in the last two rows: less certain, more wrong
-# (each scaled to its own largest value, which the label gives).
+# From the most degraded to the least degraded test image. In the last two rows, bright means
+# uncertain and wrong. Each map is scaled to its own largest value, which the label gives.
 
 # %%
 picks = nothing[0]["psnr"].to_numpy().argsort()[[0, len(x) // 4, len(x) // 2, 3 * len(x) // 4, -1]]
@@ -598,10 +607,10 @@ sentences.append(
 Markdown(sentences[-1])
 
 # %% [markdown]
-# Other regions: `-p protocol=literal -p region=macula` (or retina) in notebook 06 trains on the images whose macula is
-# unreadable; other data sets: `--data FOLDER --labels CSV`. The remaining weak points have their places elsewhere: how a
-# classifier must be reported (9) and that a judge who steers is no witness (10) in 02_readability; photographs (11) and what
-# the metrics say on which frame (12) in 12_evaluation.
+# Notebook 06 with `-p protocol=literal -p region=macula` (or retina) trains on images whose macula
+# is unreadable. `--data FOLDER --labels CSV` takes other data. Chapter 02 treats the report of a
+# classifier and the second classifier, and chapter 12 treats photographs and the regions of the
+# metrics.
 
 # %% [markdown]
 # ## Conclusion

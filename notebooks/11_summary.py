@@ -11,19 +11,20 @@
 #
 # **Question.** Which of the paper's claims are supported by data that anyone can make?
 #
-# Six claims: **C1**, how well RetinaRegen restores; **C2**, that the autoencoder beats four other backbones; **C3**, that
-# ResNet34 is the best extractor in PSNR and SSIM and MobileNet in LPIPS; **C4**, the order of the four fusions; **C5**, that the
-# readability classifier is good; **C6**, that restored images pass its re-check.
+# There are six claims: **C1**, RetinaRegen restores well; **C2**, the autoencoder is far ahead of
+# four other backbones; **C3**, ResNet34 is the best extractor in PSNR and SSIM, and MobileNet in
+# LPIPS; **C4**, the order of the four fusions; **C5**, the readability classifier is good; **C6**,
+# restored images pass the re-check.
 #
-# **What would be misleading.** To rank the paper's numbers among ours, or to take their difference. They were measured on
-# other photographs (SynFundus-1M), against references that the paper does not name, on an unknown number of images. So both
-# stand side by side, and only *orders within either* are compared. And a verdict without its rule: the rules stand first.
+# **What would be misleading.** The paper's numbers and ours cannot be ranked together, and their
+# difference means nothing. They were measured on other photographs (SynFundus-1M), with references
+# that the paper does not name, on an unknown number of images. Only *orders* within one of the two
+# can be compared.
 #
 # | | |
 # | --- | --- |
 # | needs | 02_readability, 10_what_matters, and 06_restoration with all configurations of the paper's three studies |
 # | writes | `tables/11_summary*.csv`, `.md`, `.tex`, figure `11_summary_ladder`, `11_summary.json` |
-# | time | smoke: 2 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the runs
@@ -64,21 +65,25 @@ others = [name for name in names["backbones"].values() if name != ours]
 # %% [markdown]
 # ## The verdicts
 #
-# One per claim. *Supported*: all of the rule is seen here, every part with its 95 % interval. *Not testable here*: the means are
-# missing. *Not supported*: looked for with the means at hand, and not seen; the last column says whether the contrary is.
+# A claim is *supported* if everything in its rule is seen, each part with its 95 % interval. It is
+# *not testable here* if the means are missing. It is *not supported* if it was looked for and not
+# seen. The last column names the reason.
 #
-# * **C1**: RetinaRegen is better than doing nothing and than the population mean, in PSNR and in SSIM.
-# * **C2**: the VAE is better than each of the four as they were trained, and than a U-Net that predicts the same (image, v,
-#   noise) after as many epochs, when both start from the *noised input*, as RetinaRegen does; in PSNR and SSIM. These are the
-#   cells of 10_what_matters. Not those from pure noise: there a chain never sees the image that it should restore.
-# * **C3, C4**: every pair of rows is told apart in the paper's order, over images and over at least three seeds; with fewer it is
-#   not testable. C3: the best extractor against each of the rest. C4: neighbours in the paper's order.
-# * **C5**: for every label the area under the ROC curve is above 0.5 and the accuracy above that of the majority class.
-# * **C6**: of the images that the classifier calls unreadable, more than half pass after restoration, with the classifier and
-#   with the second judge. If both may pass as often what restores nothing (CLAHE, sharpening, the mean eye), their word cannot
-#   be tested. A photograph of another eye is readable and passes: C6 is about the look of an image, whatever the verdict.
+# * **C1**: RetinaRegen is better than both baselines (do nothing, population mean) in PSNR and in
+#   SSIM.
+# * **C2**: The VAE is better than each of the four as they were trained. It is also better than a
+#   U-Net that predicts the same (image, v, noise) after the same number of epochs, when both start
+#   from the *noised input*. These are cells of 10_what_matters.
+# * **C3, C4**: Every pair of rows is in the paper's order. C3 compares the best extractor with
+#   each other one. C4 compares neighbours in the paper's order.
+# * **C5**: For every label, the area under the ROC curve is above 0.5, and the accuracy is above
+#   that of the majority class.
+# * **C6**: More than half of the images that the classifier calls unreadable pass after
+#   restoration, with both classifiers. If sham restorations (CLAHE, sharpening, the population
+#   mean) may pass as often, the claim cannot be tested.
 #
-# What no verdict here can decide: whether these orders hold on the paper's photographs, and whether a reader sees more.
+# C1 to C4 and C6 need at least three trainings. No verdict says whether an order holds on the
+# paper's photographs.
 
 # %%
 read_result(home / "10_what_matters.json")  # it vouches for its cells
@@ -104,7 +109,8 @@ Markdown(tables.markdown(shown, caption))
 # %% [markdown]
 # ## Side by side
 #
-# Left the paper's values, right ours; the rungs are ours alone. Of the other four backbones the paper gives the range only.
+# The paper's values are on the left, ours on the right. The paper has no baselines. It gives only
+# the range of the other four backbones.
 
 # %%
 means, sds = (
@@ -138,9 +144,9 @@ tables.write(home / "tables", "11_summary", rows, table, caption)
 Markdown(tables.markdown(table, caption))
 
 # %% [markdown]
-# ## The ladder
+# ## All configurations
 #
-# Our configurations alone, each once, below the rungs that cost nothing. Small dots are single trainings.
+# Each configuration appears once, beside the baselines. Small dots are single trainings.
 
 # %%
 dots = statistics.per_seed(scores) if seeds > 1 else None

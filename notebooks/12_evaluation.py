@@ -9,24 +9,25 @@
 # %% [markdown]
 # # 12 · One evaluation for every restorer
 #
-# **Question.** Which restorer helps, against which degradation, by how much, and what does it break?
+# **Question.** Which restorer helps against which degradation, by how much, and what does it
+# break?
 #
-# Every method is a function from degraded images to restored ones: doing nothing, classical image processing, the paper's
-# method, a one-step U-Net, a bridge, and the restorer that this project recommends. All are scored by the same code on the
-# same images under the same degradations, at three severities; one of the degradations, haze, none of them has seen.
+# Every method is a function from degraded images to restored images: doing nothing, classical
+# image processing, the paper's method, a one-step U-Net, a bridge, and the restorer that this
+# project recommends. The same code scores all of them on the same images with the same
+# degradations, at three severities. No method was trained on one of the degradations, haze.
 #
-# **What would be misleading.** A method alone, or beside others of its kind: a constant image scores 10 dB and a stranger's eye
-# more. So the first figure is a ladder that begins with answers that look at nothing. A mean over degradations, where one that
-# a method was made for hides one that it makes worse; so nothing is pooled over families. A gain on bad images alone: what it
-# does to good ones is measured, too. Pictures that someone chose: the failures below are picked by a rule. And one judge, who
-# can be fooled: a second one, trained apart, gives its own verdict, and vessels, disc and colours are compared with what the
-# same instruments see in the clean image.
+# **What would be misleading.** A method needs baselines beside it: a constant image reaches 10 dB,
+# and the photograph of another eye reaches more. A mean over degradations can hide that a method
+# improves one and worsens another, so nothing is averaged over families. A restorer may also
+# change good images, so this is measured. Selected pictures prove nothing, so a rule selects the
+# failures below. A classifier can be fooled, so there are two, and vessels, disc and colours are
+# measured as well.
 #
 # | | |
 # | --- | --- |
 # | needs | 01_data, 02_readability, 06_restoration with all backbones, the literal protocol, the bridge, the one-step U-Net |
 # | writes | `tables/12_evaluation*`, `12_evaluation_per_image.csv`, figures `12_evaluation_*`, `12_evaluation.json` |
-# | time | smoke: 110 s on 1 thread(s) of a CPU |
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the runs
@@ -71,8 +72,8 @@ on = fabric(device).device
 # %% [markdown]
 # ## The images
 #
-# Clean images are degraded here, so that the truth is known. A restorer may know the training images; of the test images,
-# nobody does.
+# Clean images are degraded here, so that the truth is known. The methods may know the training
+# images. None of them knows the test images.
 
 # %%
 train_rows = packed.references("train")
@@ -109,11 +110,12 @@ Markdown(
 # %% [markdown]
 # ## The methods
 #
-# What was trained at another size than that of the images gets them reduced to its own and is enlarged afterwards: detail finer
-# than its pixels is lost, which counts. "Known blur" is told the true width of the blur, which nobody knows of a photograph.
-# *RetinaRegen* restores every image; *screened* is the whole method, whose classifier leaves alone what it calls readable.
-# *Literal* is the paper's method trained on unreadable images as their own targets, as its text reads. The four backbones that
-# the paper compares its own with cost most and are scored at one condition only, that of the ladder.
+# If a method was trained at another size, the images are resized to that size and the result is
+# enlarged. Detail that is lost in this way counts against the method. "Known blur" is told the
+# true width of the blur, which is unknown for a real photograph. *RetinaRegen* restores every
+# image. *Screened* is the whole method, where the classifier leaves readable images alone.
+# *Literal* is the paper's method, trained on unreadable images as their own targets. The four
+# other backbones are slow, so they are scored in one condition only.
 
 # %%
 backbones = {
@@ -158,11 +160,11 @@ print(
 )
 
 # %% [markdown]
-# ## The ladder
+# ## Methods and baselines
 #
-# Before any table: what answers score that look at nothing, when all three families are at full strength. A method that stays
-# below *do nothing* does harm; one that stays below *population mean* would do better to ignore the photograph; *another
-# eye* is a perfectly readable photograph of the wrong patient.
+# All three families are at full strength. A method below *do nothing* makes the image worse. For a
+# method below *population mean* it would be better to ignore the photograph. *Another eye* is a
+# readable photograph of the wrong patient.
 
 # %%
 table = pd.concat(
@@ -192,8 +194,8 @@ figures.save(figures.bars(ladder, shown, rungs=untrained), pictures, f"{stem}_la
 # %% [markdown]
 # ## What was done to the images
 #
-# The same image under every family, from a third to full strength. Haze comes from another physics than the other families
-# and was in no training. At 80 px the mild blur is narrower than a pixel.
+# The same image under every family, from one third to full strength. Haze follows another physical
+# model and was in no training. At 80 px the mild blur is narrower than a pixel.
 
 # %%
 one = [
@@ -209,10 +211,10 @@ figures.save(
 # %% [markdown]
 # ## Methods and families
 #
-# Mean over three severities; intervals over images. The first row is the PSNR of the degraded images themselves, the others
-# are gains over it, image by image. An interval that holds for one difference does not hold for the best of many. PSNR counts
-# up to 58.9 dB, the error of storing an image with 8 bits: nothing above it is seen, and one image that is given back as it
-# was would make every mean infinite.
+# The table shows means over three severities with intervals over images. The first row is the PSNR
+# of the degraded images. The other rows are gains over it, image by image. An interval holds for
+# one difference and not for the best of many. PSNR is capped at 58.9 dB, the error of storing an
+# image with 8 bits, because an unchanged image would make the mean infinite.
 
 # %%
 summary = evaluation.summarize(everywhere)
@@ -234,7 +236,8 @@ tables.write(
 Markdown(tables.markdown(of_ssim, f"SSIM. {note}"))
 
 # %% [markdown]
-# The same by severity. A restorer that knows when to leave an image alone is white, not red, on the left of each block.
+# The same by severity. A restorer that leaves good images alone is white, and not red, on the left
+# of each block.
 
 # %%
 by_severity = evaluation.summarize(everywhere, ("family", "severity"), ["psnr", "ssim", "lpips"])
@@ -249,11 +252,12 @@ figures.save(
 # %% [markdown]
 # ## What a reader uses
 #
-# Between the clean image and the restored one, all three families at full strength, seen by the same instruments: vessel maps
-# (Dice and clDice; *true ones*: how much of the restored map is in the clean one, the rest is hallucinated; *kept ones*: how
-# much of the clean map is left), how far the disc has moved, colour, edges (1: as sharp as the clean image), and whether the
-# restored image, degraded again, gives what was photographed. First, how good these instruments are by themselves, on eyes
-# whose vessels and disc are known exactly.
+# The same instruments measure the clean and the restored image, with all three families at full
+# strength. Vessel maps: Dice and clDice; *true*, the share of the restored map that is in the
+# clean one (the rest is hallucinated); *kept*, the share of the clean map that is left. Further:
+# how far the disc has moved, colour, edges (1 means as sharp as the clean image), and whether the
+# restored image, degraded again, gives the input. The first table shows how good these instruments
+# are on eyes whose vessels and disc are known exactly.
 
 # %%
 instruments = downstream.reliability(size, 12)
@@ -279,12 +283,13 @@ tables.write(home / "tables", f"{stem}_reading", ladder, reading, caption)
 Markdown(tables.markdown(reading, caption))
 
 # %% [markdown]
-# The judges are in the last columns. Compare *another eye*: whatever passes there is nobody's restoration.
+# The classifiers are in the last columns. Compare them with *another eye*: what passes there is
+# not a restoration.
 #
 # ## What it does to good images
 #
-# Nothing was done to these. Doing nothing gives them back as they are; a restorer should nearly do so. Counted is the share
-# that comes back below 36 dB, a change that is seen.
+# Nothing was done to these images. A restorer should return them nearly unchanged. The table
+# counts the share with a PSNR below 36 dB, which is a visible change.
 
 # %%
 good = evaluation.over_enhancement(everywhere)
@@ -312,10 +317,10 @@ tables.write(
 Markdown(tables.markdown(unasked, caption))
 
 # %% [markdown]
-# ## Failures, by rule
+# ## Failures, selected by a rule
 #
-# In each family the 5 % (at least 3) of all images and severities where a method loses most to doing nothing: input, output,
-# reference, worst first. Nobody chose them.
+# For each family, these are the 5 % (at least 3) of all images and severities where a method loses
+# most against *do nothing*: input, output and reference, the worst first.
 
 # %%
 failures = {
@@ -353,8 +358,8 @@ figures.save(
 # %% [markdown]
 # ## More steps
 #
-# A bridge may go its way in one step, which is plain regression, or in several. More steps are sharper in the literature, and
-# further from the one reference that PSNR knows.
+# A bridge can restore in one step, which is plain regression, or in several steps. More steps are
+# sharper in the literature, but PSNR compares with one reference.
 
 # %%
 middle = evaluation.Condition("all", 2 / 3)
@@ -382,9 +387,11 @@ figures.save(
 # %% [markdown]
 # ## Does it know where it is wrong?
 #
-# Where a method draws random numbers, several restorations of one photograph differ, and the standard deviation per pixel is a
-# map of its uncertainty. The recommended restorer estimates its error by itself. Either is worth something if it is large where
-# the error is: rank correlation, per image, of map and true error, inside the field of view. 0 is a map that knows nothing.
+# If a method draws random numbers, several restorations of one photograph differ, and their
+# standard deviation per pixel is an uncertainty map. The recommended restorer predicts its error.
+# A map is useful if it is large where the error is large. The table shows the rank correlation
+# between map and true error per image, inside the field of view. A value of 0 means that the map
+# is useless.
 
 # %%
 K = 8  # restorations
@@ -417,8 +424,9 @@ Markdown(
 # %% [markdown]
 # ## Ten images
 #
-# Evenly spaced in the order of their names, all three families at two thirds. Doing nothing is the second row. Uncertainty: that
-# of the recommended restorer, from dark (certain) to bright.
+# The images are evenly spaced in the order of their names, with all three families at two thirds
+# of their strength. The second row is *do nothing*. The uncertainty is that of the recommended
+# restorer, from dark (certain) to bright.
 
 # %%
 ten = torch.linspace(0, len(images.names) - 1, min(10, len(images.names))).round().int().tolist()
