@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -50,9 +50,7 @@ seed: int = 0  # from 0: of everything that is drawn at random
 out: str = "results"  # folder of all results; a relative path starts at the project's root
 device: str = "auto"  # auto | cpu | cuda: where to run
 photo: str = ""  # a photograph of yours; empty: the retina that comes with scikit-image
-severity: float = (
-    0.7  # from 0 to 1: of the degradation laid over the photograph; at 0 it is restored as it is
-)
+severity: float = 0.7  # 0 to 1: strength of the added degradation; 0 restores the photo as it is
 
 # %%
 import time

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -24,14 +24,10 @@
 # %% tags=["parameters"]
 preset: str = "smoke"  # mini | smoke | course | paper: the values of the run
 seed: int = 0  # from 0: of everything that is drawn at random
-data: str = "embedded"  # "embedded" draws eyes; otherwise a folder of photographs (SynFundus-1M's images, or your own)
-labels: str = (
-    ""  # CSV with the labels of that folder; empty: none (embedded images bring their own)
-)
+data: str = "embedded"  # "embedded" draws eyes; else a folder of photographs
+labels: str = ""  # CSV with the labels of that folder; empty: none
 out: str = "results"  # folder of all results; a relative path starts at the project's root
-workers: int = (
-    1  # from 1 to 256: processes that read or draw images; the result does not depend on it
-)
+workers: int = 1  # processes that read or draw images; they do not change the result
 
 # %%
 import time

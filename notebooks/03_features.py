@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -28,7 +28,7 @@ data: str = ""  # folder of a packed data set; empty: the one that 01_data made
 out: str = "results"  # folder of all results; a relative path starts at the project's root
 device: str = "auto"  # auto | cpu | cuda: where to train
 weights: str = ""  # imagenet | none: where the trunk starts; empty: the preset's value
-extractor: str = "resnet34"  # attention | alexnet | resnet18 | resnet34 | resnet50 | vgg16 | resnext50 | mobilenet: the trunk
+extractor: str = "resnet34"  # a name in features.EXTRACTORS, like attention or vgg16: the trunk
 
 # %%
 import time

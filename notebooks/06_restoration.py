@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -31,18 +31,14 @@ out: str = "results"  # folder of all results; a relative path starts at the pro
 device: str = "auto"  # auto | cpu | cuda: where to train
 protocol: str = "paired"  # paired | literal: what a training pair is
 backbone: str = "vae"  # unet | unet++ | resnet | densenet | vae: the base network
-extractor: str = "resnet34"  # attention | alexnet | resnet18 | resnet34 | resnet50 | vgg16 | resnext50 | mobilenet | random | off
-fusion: str = "bilinear-static"  # upsample-static | upsample-dynamic | bilinear-static | bilinear-dynamic | film | concat | off
-method: str = "diffusion"  # diffusion | bridge | one-step: from the noised input, or from the input itself (rr/bridge.py)
-objective: str = (
-    ""  # noise | image | v: what the backbone predicts; empty: the noise, and the image for the vae
-)
-start: float = 0.0  # from 0 to 1: share of T to which the input is noised; 0: the preset's; 1: restore from pure noise
-condition: str = "mean"  # mean | image | noise | unreadable: c of the readable images, each image, noise, or the unreadable ones
+extractor: str = "resnet34"  # a name in features.EXTRACTORS, or random, or off
+fusion: str = "bilinear-static"  # a name in fusion.FUSIONS, or off
+method: str = "diffusion"  # diffusion | bridge | one-step: see models/bridge.py
+objective: str = ""  # noise | image | v: what the backbone predicts; empty: vae image, else noise
+start: float = 0.0  # share of T to which the input is noised; 0: the preset's value; 1: pure noise
+condition: str = "mean"  # mean | image | noise | unreadable: which features are the condition c
 likelihood: str = "bce"  # bce | mse | continuous-bernoulli: of a vae that predicts images
-region: str = (
-    "disc"  # macula | disc | retina: what is unreadable in the images of the literal protocol
-)
+region: str = "disc"  # macula | disc | retina: unreadable region of the literal protocol's images
 
 # %%
 import time

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -39,7 +39,7 @@ device: str = "auto"  # auto | cpu | cuda: where the models restore
 limit: int = 12  # from 3: test images of the data set, the first ones
 photos: str = ""  # folder of clean photographs to evaluate on instead, at 256 px
 names: str = "*"  # photographs whose names match, like eye_1[1-5]*; several patterns with commas
-train_photos: str = ""  # folder of photographs that may be known; empty: population and strangers are the data set's
+train_photos: str = ""  # folder of photographs for training-free methods; empty: the data set's
 
 # %%
 import time

@@ -1,251 +1,225 @@
-"""The command line: reproduce, run, restore, train, data prepare, bench, report, doctor.
+"""The command line: reproduce, check, run, restore, train, data prepare, report, doctor.
 
-Commands import what they need themselves, so that `rr --help` answers at once. Whatever a user gave wrong ends as one
-line `error: ...` on stderr: exit code 2 for a call that cannot be done, 1 for one that was done in part or that failed
-on the way.
+Commands import what they need themselves, so that `rr --help` answers at once. Bad input ends as
+one line `error: ...` on stderr. The exit code is 2 if nothing could be done, 1 if a part failed.
 """
 
-import os
-import platform
+import shutil
+import signal
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from rr import files as io
 from rr.errors import InputError, choose
 from rr.files import read_json, write_json, writing
 from rr.presets import PRESETS
-from rr.provenance import PACKAGES
-from rr.train import corrector as corrector_training
-from rr.workflow import forked, notebook
 from rr.workflow import jobs as workflow
+from rr.workflow import notebook
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     help="RetinaRegen: restore unreadable fundus photographs, and reproduce the paper.",
 )  # fmt: skip
-Preset = Annotated[str, typer.Option(help=f"The values of the run: {', '.join(PRESETS)}.")]
+Preset = Annotated[str, Option(help=f"The values of the run: {', '.join(PRESETS)}.")]
+Out = Annotated[str, Option(help="Folder of the results; a relative one is in the project.")]
+Device = Annotated[str, Option(help="auto, cpu or cuda.")]
+Values = Annotated[list[str], Option("-p", metavar="NAME=VALUE", help="A parameter; repeatable.")]
 
 
-def main():
+def main(arguments=None):
     """Entry point of `rr` and of `python -m rr`."""
     try:
-        app(prog_name="rr")
+        app(arguments, prog_name="rr")
     except (InputError, notebook.NotebookError) as error:
         fail(error)
         sys.exit(2 if isinstance(error, InputError) else 1)
 
 
 def fail(message):
-    """One line on stderr, whatever the message."""
+    """Print one line on stderr, whatever the message."""
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
-# ------------------------------------------------------------------------------------------------------ reproduce
+def _short(path):
+    """A path as one types it: relative to the current folder if it is inside."""
+    path, here = Path(path), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+# ---------------------------------------------------------------------------------------- reproduce
 
 
 @app.command()
 def reproduce(
     preset: Preset = "smoke",
-    seeds: Annotated[
-        int, typer.Option(min=1, help="Runs of every configuration: seeds 0, 1, ...")
-    ] = 1,
-    study: Annotated[
-        str, typer.Option(help=f"all, or one: {', '.join(workflow.NOTEBOOKS)}.")
-    ] = "all",
-    jobs: Annotated[
-        int | None,
-        typer.Option(min=1, help="Notebooks side by side; default: 2, or the profile's."),
-    ] = None,
-    profile: Annotated[
-        str,
-        typer.Option(help="Where it runs: laptop, slurm, or a folder with a Snakemake profile."),
-    ] = "laptop",
-    out: Annotated[
-        str, typer.Option(help="Folder of the results; a relative one lies in the project.")
-    ] = "results",
-    data: Annotated[
-        Path | None, typer.Option(help="A folder of photographs instead of the embedded eyes.")
-    ] = None,
-    labels: Annotated[Path | None, typer.Option(help="Their labels, a CSV.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would run, and why.")
-    ] = False,
+    seeds: Annotated[int, Option(min=1, help="Runs per configuration: seeds 0, 1, ...")] = 1,
+    study: Annotated[str, Option(help=f"all, or {', '.join(workflow.NOTEBOOKS)}.")] = "all",
+    jobs: Annotated[int | None, Option(min=1, help="Notebooks side by side; default: 2.")] = None,
+    cores: Annotated[int | None, Option(min=1, help="CPU cores; default: all.")] = None,
+    profile: Annotated[str, Option(help="Where to run: laptop, slurm, or a folder.")] = "laptop",
+    out: Out = "results",
+    data: Annotated[Path | None, Option(help="Photographs to use for the embedded eyes.")] = None,
+    labels: Annotated[Path | None, Option(help="The labels of --data, a CSV.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only list what would run.")] = False,
+    fresh: Annotated[bool, Option("--fresh", help="Delete the results first.")] = False,
 ):
-    """Run every notebook that has no result yet, or whose parameters have changed, and say where everything lies."""
-    from rr.workflow import reproduce
+    """Run every notebook that has no current result, and say where the results are."""
+    from rr.workflow.reproduce import snakemake
 
+    choose("preset", preset, PRESETS)
     if data and not data.is_dir():
         raise InputError(f"--data {data}: no such folder")
     if labels and not (labels.is_file() and data):
         raise InputError(f"--labels {labels}: must be a CSV that labels the photographs in --data")
-    sources = {
+    paths = {
         "data": str(data.absolute()) if data else "",
         "labels": str(labels.absolute()) if labels else "",
     }
-    plan = reproduce.Plan(preset, out, seeds, study, profile, jobs, **sources)
+    config = {"preset": preset, "out": out, "seeds": seeds, "study": study, **paths}
+    total = len(workflow.jobs(seeds, study, **paths))
+    folder, pictures = io.results(preset, out), io.figures(preset, out)
+    lock = io.folder(folder.parent) / f".{preset}.lock"
+    with io.exclusive_lock(lock, f"{folder}: another `rr reproduce` is running", wait=False):
+        if fresh and not dry_run and folder.exists():
+            if not (folder / ".snakemake").is_dir():
+                raise InputError(f"{folder}: not made by `rr reproduce`; choose another --out")
+            print(f"deleting {_short(folder)}/ and {_short(pictures)}/: everything is made anew")
+            shutil.rmtree(folder)
+            shutil.rmtree(pictures, ignore_errors=True)
+        failed = snakemake(folder, config, profile, cores, jobs, dry_run)
     if dry_run:
-        reproduce.preview(plan)
         return
-    if not reproduce.run(plan):
+    for reason in failed.values():
+        fail(reason)
+    if failed:
+        fail(f"{len(failed)} of {total} notebooks failed; the same command continues")
         raise typer.Exit(1)
-    folder = io.results(preset, out)
-    places = {
-        "figures": io.figures(preset, out),
-        "tables": folder / "tables",
-        "restored photograph": folder / "restored",
-        "executed notebooks": folder / "executed",
-    }
-    for what, place in places.items():
-        if place.is_dir():
-            print(f"  {what + ':':21}{_short(place)}/")
-    print(
-        f"all on one page: rr report --preset {preset}"
-        + ("" if out == "results" else f" --out {out}")
-    )
+    print(f"preset {preset}, seeds {seeds}, study {study}: all {total} notebooks have a result")
+    print(f"  figures   {_short(pictures)}/")
+    print(f"  tables    {_short(folder / 'tables')}/")
+    print(f"  notebooks {_short(folder / 'executed')}/")
 
 
-def _short(path):
-    """A path as one types it: relative to the current folder where it lies below."""
-    path, here = Path(path), Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
+# -------------------------------------------------------------------------------------------- check
 
 
-# ------------------------------------------------------------------------------------------------------------ run
+@app.command()
+def check(preset: Preset = "smoke", out: Out = "results"):
+    """Compare your results with the reference of the project, headline by headline."""
+    from rr.evaluate.check import compare, shown
+
+    choose("preset", preset, PRESETS)
+    headlines = compare(io.results(preset, io.REFERENCE), io.results(preset, out))
+    agree = sum(headline.agrees for headline in headlines)
+    print(shown(headlines))
+    print(f"{agree} of {len(headlines)} headlines agree with the reference")
+    if agree < len(headlines):
+        raise typer.Exit(1)
+
+
+# ---------------------------------------------------------------------------------------------- run
 
 
 @app.command()
 def run(
-    name: Annotated[
-        str, typer.Argument(metavar="NOTEBOOK", help="Name (01_data) or path of a notebook.")
-    ],
-    values: Annotated[
-        list[str], typer.Option("-p", metavar="NAME=VALUE", help="A parameter; may be repeated.")
-    ] = [],
-    executed: Annotated[
-        Path | None, typer.Option(help="The executed notebook; default: among the results.")
-    ] = None,
-    mark: Annotated[
-        Path | None, typer.Option(help="For the workflow: a file to write in the end.")
-    ] = None,
+    name: Annotated[str, Argument(metavar="NOTEBOOK", help="Name (01_data) or path of one.")],
+    values: Values = [],
+    executed: Annotated[Path | None, Option(help="The executed notebook to write.")] = None,
 ):
-    """Run one notebook with papermill; its parameters are checked before anything starts."""
+    """Run one notebook with papermill. Its parameters are checked before anything starts.
+
+    The result replaces the one of `rr reproduce`; delete it to have it made again.
+    """
     path = notebook.find(name)
-    given = {}
-    for key, text in map(notebook.assigned, values):
-        is_path = (
-            key in ("data", "labels", "photo", "photos", "train_photos") and Path(text).exists()
-        )
-        given[key] = (
-            str(Path(text).absolute()) if is_path else text
-        )  # notebooks run in the project's root
+    given = dict(map(notebook.assignment, values))
+    for key in ("data", "labels", "photo", "photos", "train_photos"):
+        if key in given and Path(given[key]).exists():  # notebooks run in the project's root
+            given[key] = str(Path(given[key]).absolute())
     every = notebook.check(path, given)
-    home = io.results(every["preset"], every["out"]) if {"preset", "out"} <= every.keys() else None
     if executed is None:
-        if home is None:
-            raise InputError(
-                f"{path.name}: has no parameters preset and out; say with --executed where to write it"
-            )
-        executed = home / "executed" / f"{workflow.name(path.stem, every)}.ipynb"
-    if (
-        mark is None and home is not None
-    ):  # by hand: perhaps with other values than the workflow's, which makes it again
-        workflow.mark(home, workflow.name(path.stem, every)).unlink(missing_ok=True)
-    with workflow.owned(), workflow.lease(), workflow.reported(executed, mark, path.stem, given):
-        forked.execute(path, given, executed)
+        if not {"preset", "out"} <= every.keys():
+            raise InputError(f"{path.name}: has no parameters preset and out; give --executed")
+        folder = io.results(every["preset"], every["out"])
+        executed = folder / "executed" / f"{workflow.name(path.stem, every)}.ipynb"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # end the kernel, too
+    with workflow.lease():
+        notebook.execute(path, given, executed)
 
 
-# -------------------------------------------------------------------------------------------------------- restore
+# ------------------------------------------------------------------------------------------ restore
 
 
 @app.command()
 def restore(
-    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO_OR_FOLDER...", help="Photographs, folders of them.")],
-    out: Annotated[Path, typer.Option(help="Folder for the restored photographs and restore.json.")] = Path("restored"),
-    checkpoint: Annotated[Path | None, typer.Option(
-        help="Folder of another restorer: of `rr train`, or a run of 06_restoration (the paper's method).")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise, in the paper's method.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-):  # fmt: skip
-    """Restore photographs: one PNG each, of the same name and size, and restore.json with what was judged."""
+    photos: Annotated[list[Path], Argument(metavar="PHOTO_OR_FOLDER...", help="Photographs.")],
+    out: Annotated[Path, Option(help="Folder for the results.")] = Path("restored"),
+    checkpoint: Annotated[Path | None, Option(help="Folder of another restorer.")] = None,
+    seed: Annotated[int, Option(min=0, help="Of the noise, in the paper's method.")] = 0,
+    device: Device = "auto",
+):
+    """Restore photographs: one PNG each, of the same name and size, and a report, restore.json.
+
+    --checkpoint takes a folder of a corrector that `rr train` made, or of a run of 06_restoration.
+    """
     targets = _targets(photos, out)
     report = read_json(out / "restore.json") if (out / "restore.json").exists() else {}
     if not isinstance(report, dict):
-        raise InputError(
-            f"{out / 'restore.json'}: not made by `rr restore`; move it away or choose another --out"
-        )
-
+        raise InputError(f"{out / 'restore.json'}: not made by `rr restore`; choose another --out")
     from PIL import Image
 
     from rr import restore as restoration
     from rr.data.photo import read_photograph
-    from rr.models import restorer
-    from rr.train import loop as train
+    from rr.models.restorer import RetinaRegen
+    from rr.train.loop import fabric
 
-    where = train.fabric(device).device
-    io.folder(out)
+    torch_device = fabric(device).device
     folder = checkpoint or io.RECOMMENDED
     if (folder / "denoiser").is_dir():
-        method = partial(
-            restoration.restore_with_regen, restorer.RetinaRegen.load(folder, where), seed=seed
-        )
+        regen = RetinaRegen.load(folder, torch_device)
+        method = partial(restoration.restore_with_regen, regen, seed=seed)
     else:
-        method = partial(
-            restoration.restore_photograph, restoration.load_recommended(where, folder)
-        )
+        model = restoration.load_recommended(torch_device, folder)
+        method = partial(restoration.restore_photograph, model)
+    io.folder(out)
     print(f"restorer: {_short(folder)}")
     failed = 0
     try:
         for target, photo in targets.items():
             try:
-                image = read_photograph(photo)
-                restored, facts = method(image)
+                restored, result = method(read_photograph(photo))
                 with writing(target) as part:
                     Image.fromarray(restored).save(part)
+                print(f"{target}: {result['status']}{_details(result)}")
             except InputError as error:
                 failed += 1
                 line = str(error) if str(photo) in str(error) else f"{photo}: {error}"
                 fail(line)
-                facts = {"status": "failed", "error": line}
-            else:
-                print(f"{target}: {facts['status']}; {_judged(facts)}")
-            report[target.name] = {
-                "input": str(photo),
-                "checkpoint": str(folder),
-                "seed": seed,
-                **facts,
-            }
+                result = {"status": "failed", "error": line}
+            origin = {"input": str(photo), "checkpoint": str(folder), "seed": seed}
+            report[target.name] = origin | result
     finally:
         write_json(out / "restore.json", report)
     if failed:
         raise typer.Exit(1)
 
 
-def _judged(facts):
-    """What a restorer's report says of one photograph, in a few words."""
-    if "before" not in facts:
-        if facts["status"] == "left alone":
-            return (
-                "nothing found that this restorer can correct, which does not mean that it is good"
-            )
-        blur = f", blur of {facts['blur']:.1f}/512 of the width undone" if facts["blur"] else ""
-        return f"light and colour corrected by {facts['correction']:.0%} of what was proposed{blur}"
-    from rr.models.restorer import RetinaRegen
-
-    before, after = (
-        sum(p >= RetinaRegen.THRESHOLD for p in facts[when].values())
-        for when in ("before", "after")
-    )
-    return f"{before} of 4 labels readable before, {after} after" + (
-        ", judged worse than before" if after < before else ""
-    )
+def _details(result):
+    """What else the report on one photograph says, in a few words."""
+    if "passed" in result:
+        return f"; the classifier calls it {'readable' if result['passed'] else 'unreadable'}"
+    if result["status"] == "left alone":
+        return "; this restorer found nothing that it can correct"
+    blur = f", a blur of {result['blur']:.1f}/512 of the width removed" if result["blur"] else ""
+    return f"; {result['correction']:.0%} of the proposed correction of light and colour{blur}"
 
 
 def _targets(photos, out):
-    """{PNG to write: photograph}. Raises InputError before any work if a name is missing, doubled, or an input."""
+    """{PNG to write: photograph}. Raises InputError if a name is missing, twice there, or an input."""
     for photo in photos:
         if not photo.exists():
             raise InputError(f"{photo}: no such file or folder")
@@ -253,34 +227,29 @@ def _targets(photos, out):
 
     inputs = []
     for photo in photos:
-        if photo.is_dir():
-            visible = (each for each in photo.iterdir() if not each.name.startswith("."))
-            inside = sorted(each for each in visible if each.suffix.lower() in EXTENSIONS)
-            if not inside:
-                raise InputError(
-                    f"{photo}: no photographs in this folder ({', '.join(EXTENSIONS)})"
-                )
-            inputs += inside
-        else:
+        if not photo.is_dir():
             inputs.append(photo)
-    targets = {}
+            continue
+        files = (file for file in photo.iterdir() if not file.name.startswith("."))
+        found = sorted(file for file in files if file.suffix.lower() in EXTENSIONS)
+        if not found:
+            raise InputError(f"{photo}: no photographs in this folder ({', '.join(EXTENSIONS)})")
+        inputs += found
+    targets, originals = {}, {photo.resolve() for photo in inputs}
     for photo in dict.fromkeys(inputs):
         target = out / f"{photo.stem}.png"
         if target in targets:
-            raise InputError(
-                f"{targets[target]}, {photo}: both would become {target}; restore them in two calls to two --out"
-            )
-        targets[target] = photo
-    originals = {photo.resolve() for photo in inputs}
-    for target in targets:
+            way_out = "restore them in two calls to two --out"
+            raise InputError(f"{targets[target]}, {photo}: both would become {target}; {way_out}")
         if target.resolve() in originals:
             raise InputError(
-                f"{target}: is itself a photograph to restore and would be lost; choose another --out"
+                f"{target}: a photograph to restore, which would be lost; choose another --out"
             )
+        targets[target] = photo
     return targets
 
 
-# ---------------------------------------------------------------------------------------------------------- train
+# -------------------------------------------------------------------------------------------- train
 
 
 @app.command()
@@ -318,7 +287,7 @@ def train(
 
     choose("component", component, [*recipes.COMPONENTS, "corrector"])
     given = {"preset": preset, "seed": seed, "out": out or "results", "device": device}
-    named = dict(map(notebook.assigned, values))
+    named = dict(map(notebook.assignment, values))
     if doubled := given.keys() & named.keys():
         raise InputError(f"-p {min(doubled)}: is the option --{min(doubled)} of rr train")
     fabric = train.fabric(device, devices, nodes, strategy)
@@ -326,6 +295,8 @@ def train(
         plan = recipes.plan(component, recipes.parameters(component, named | given), batch)
     fabric.launch()
     if component == "corrector":
+        from rr.train import corrector as corrector_training
+
         made = corrector_training.make(out or "training", photos, seed=seed, fabric=fabric)
     else:
         train.run(component, fabric=fabric, **plan)
@@ -334,7 +305,7 @@ def train(
         print(_short(made))
 
 
-# ----------------------------------------------------------------------------------------------------------- data
+# --------------------------------------------------------------------------------------------- data
 
 data = typer.Typer(no_args_is_help=True, help="Data sets: prepare.")
 app.add_typer(data, name="data")
@@ -391,7 +362,7 @@ def prepare(
         )
 
 
-# ---------------------------------------------------------------------------------------------------------- bench
+# -------------------------------------------------------------------------------------------- bench
 
 
 @app.command()
@@ -409,7 +380,7 @@ def bench(
         raise typer.Exit(1)
 
 
-# --------------------------------------------------------------------------------------------------------- report
+# ------------------------------------------------------------------------------------------- report
 
 
 @app.command()
@@ -426,90 +397,15 @@ def report(
     print(_short(report.write(io.results(preset, out), io.figures(preset, out))))
 
 
-# --------------------------------------------------------------------------------------------------------- doctor
+# ------------------------------------------------------------------------------------------- doctor
 
 
 @app.command()
 def doctor():
-    """Say what is installed, which device, weights and data there are, and how to get what is missing."""
-    from importlib.metadata import version
+    """Say which packages, devices, weights and results there are, and what is missing."""
+    from rr.workflow.doctor import examine
 
-    def row(what, value):
-        print(f"  {what:22}{value}")
-
-    print("versions")
-    row("python", f"{platform.python_version()} ({sys.executable})")
-    for package in (*PACKAGES, "papermill", "snakemake"):
-        try:
-            row(package, version(package))
-        except ModuleNotFoundError:
-            raise InputError(
-                f"{package}: not installed; `pip install -r requirements.lock`"
-            ) from None
-    try:
-        import torch
-        import torchvision.ops  # noqa: F401  torchvision of another torch fails here
-
-        from rr.data import dataset as data
-        from rr.models import features
-        from rr.models import pretrained as weights
-    except (ImportError, RuntimeError) as error:
-        raise InputError(
-            f"torch and torchvision do not import ({error}); take both from one place"
-        ) from None
-
-    print("device")
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        row(
-            f"cuda:{index}",
-            f"{torch.cuda.get_device_name(index)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free",
-        )
-    if not torch.cuda.is_available():
-        row("cuda", "no GPU: preset smoke takes minutes, course and paper want one")
-    row("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")
-
-    broken = []
-    print(f"pretrained weights ({weights.FOLDER}={os.environ.get(weights.FOLDER, '')})")
-    trunks = [build.__name__ for build, *_ in filter(None, features.EXTRACTORS.values())]
-    for name in sorted(
-        {"inception_v3", "alexnet", *trunks}
-    ):  # the classifier, LPIPS, the extractors
-        try:
-            path = weights.available(name)
-        except InputError as error:
-            broken.append(error)
-            break
-        row(
-            name,
-            path
-            or f"missing: downloaded when needed, or put it into a folder and set {weights.FOLDER}",
-        )
-
-    print("made so far")
-    for name in PRESETS:
-        folder = io.results(name)
-        results = sorted(path.stem for path in folder.glob("[0-9]*.json"))
-        row(
-            name,
-            f"results {', '.join(results)}"
-            if results
-            else f"nothing; make it: rr reproduce --preset {name}",
-        )
-        for what, where in (
-            ("runs of 06_restoration", "runs/*/result.json"),
-            ("trained extractors", "extractors/*/config.json"),
-            ("trained restorers", "runs/*/denoiser/config.json"),
-        ):
-            if found := len(list(folder.glob(where))):
-                row("", f"{what}: {found}")
-        for manifest in sorted(folder.glob("data/**/manifest.json")):
-            try:
-                packed = data.Packed(manifest.parent, verify=True)
-            except InputError as error:
-                broken.append(error)
-            else:
-                row("", f"data {_short(packed.path)}: {len(packed)} images of {packed.size} px")
+    broken = examine()
     for error in broken:
         fail(error)
     if broken:

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pandas as pd
 import torch
@@ -25,8 +24,7 @@ from rr.evaluate import figures
 from rr.provenance import write_result
 from rr.train import conditions
 from rr.train import loop as train
-from rr.workflow import forked, notebook, report
-from rr.workflow import jobs as workflow
+from rr.workflow import notebook
 
 DISK = Path(sys.argv[1])
 ELSEWHERE = DISK.parent / "elsewhere"  # on another disk: what is only read
@@ -53,32 +51,7 @@ def executed(folder, big):
     path = ELSEWHERE / "toy.py"
     code = f"print('x' * {BIG if big else 1})"
     path.write_text(f'# %% tags=["parameters"]\nseed: int = 0  # any\n\n# %%\n{code}\n')
-    forked.execute(path, {}, folder / "toy.ipynb")
-
-
-def page(folder, big):
-    home = folder / "mini"
-    nb = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_markdown_cell("# 01\n" + "word " * (BIG // 5 if big else 1))]
-    )
-    (home / "executed").mkdir(parents=True, exist_ok=True)
-    notebook_file = ELSEWHERE / "01_data.ipynb"
-    nbformat.write(nb, str(notebook_file))
-    link = home / "executed" / "01_data.ipynb"
-    link.exists() or link.symlink_to(notebook_file)
-    report.write(home, ELSEWHERE)
-
-
-def mark(folder, big):
-    path = workflow.mark(folder, "04_diffusion")
-    if big:
-        with workflow.reported(
-            path.with_name("04_diffusion.ipynb"), path, "04_diffusion", {"preset": "mini"}
-        ):
-            pass
-    else:
-        io.write_text(workflow.result(folder, "04_diffusion"), "x")
-        io.write_text(path, "old")
+    notebook.execute(path, {}, folder / "toy.ipynb")
 
 
 def strip(folder, big):
@@ -108,8 +81,6 @@ KINDS = {
         sources.embedded(200 if big else 12), 80, folder
     ),
     "executed notebook": executed,
-    "report": page,
-    "mark": mark,
 }
 
 
@@ -138,7 +109,7 @@ for kind, write in KINDS.items():
     folder.mkdir(parents=True)
     write(folder, False)
     before = contents(folder)
-    fill(0 if kind == "mark" else 256 * 1024)
+    fill(256 * 1024)
     try:
         write(folder, True)
         error = None

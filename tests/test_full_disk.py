@@ -10,8 +10,9 @@ import pytest
 
 from rr.files import ROOT
 
-KINDS = ["text", "json", "table", "figure", "picture", "condition", "checkpoint", "training state", "packed data",
-         "executed notebook", "report", "mark"]  # fmt: skip
+pytestmark = pytest.mark.slow
+KINDS = ["text", "json", "table", "figure", "picture", "condition", "checkpoint", "training state",
+         "packed data", "executed notebook"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
