@@ -68,12 +68,12 @@ from rr.data.photo import crop_fov, fov_mask, read_photograph, to_photograph, to
 from rr.evaluate import figures, metrics
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result
-from rr.train import loop as train
+from rr.train import distributed
 
 started = time.time()
 P = choose_preset(preset, seed=seed)
 home, pictures = io.results(preset, out), io.figures(preset, out)
-fabric = train.fabric(device)
+fabric = distributed.fabric(device)
 model = restore.load_recommended(fabric.device)
 
 # %% [markdown]

@@ -60,14 +60,13 @@ from rr.models.readability import Readability
 from rr.paper import LABELS
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result
-from rr.train import loop as train
-from rr.train.configs import readability_recipe as recipe
+from rr.train import configs, distributed, loop
 
 started = time.time()
 P = choose_preset(preset, seed=seed, weights=weights or None)
 home, pictures = io.results(preset, out), io.figures(preset, out)
 packed = Packed(data or home / "data", P.size)
-fabric = train.fabric(device)
+fabric = distributed.fabric(device)
 
 # %% [markdown]
 # ## The loss
@@ -119,12 +118,12 @@ pd.DataFrame(
 # ## Training
 
 # %%
-Code(getsource(recipe), language="python")
+config = configs.config("readability", P, packed, home)
+classifier, start = config.model, config.metadata["weights"]
+config
 
 # %%
-plan = recipe(P, packed, home)
-classifier, start = plan["model"], plan["facts"]["weights"]
-log = train.run("readability", data=packed, batch=P.batch, ema=P.ema, fabric=fabric, **plan)
+log = loop.run(config, fabric)
 figures.save(figures.learning(log), pictures, "02_readability_training")
 
 # %% [markdown]
@@ -135,9 +134,9 @@ figures.save(figures.learning(log), pictures, "02_readability_training")
 # of the labels affect both classifiers.
 
 # %%
-plan = recipe(P, packed, home, "resnet18")
-judge = plan["model"]
-judge_log = train.run("second judge", data=packed, batch=P.batch, ema=P.ema, fabric=fabric, **plan)
+config = configs.config("judge", P, packed, home)
+judge = config.model
+judge_log = loop.run(config, fabric)
 
 # %% [markdown]
 # ## On the test images

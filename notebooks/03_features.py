@@ -44,9 +44,8 @@ from rr.evaluate import figures
 from rr.models.features import Extractor
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result
-from rr.train import loop as train
+from rr.train import configs, distributed, loop
 from rr.train.conditions import save_condition, static_condition
-from rr.train.configs import extractor_recipe as recipe
 
 started = time.time()
 P = choose_preset(preset, seed=seed, weights=weights or None)
@@ -55,7 +54,7 @@ folder = io.extractor_folder(home, extractor, seed)
 first = (extractor, seed) == (studies.RETINAREGEN.extractor, 0)
 pictures = io.figures(preset, out) if first else folder / "figures"
 packed = Packed(data or home / "data", P.size)
-fabric = train.fabric(device)
+fabric = distributed.fabric(device)
 
 # %% [markdown]
 # ## From image to tokens to features
@@ -78,9 +77,12 @@ Code(getsource(Extractor.attend), language="python")
 # every image of SynFundus-1M has.
 
 # %%
-plan = recipe(P, packed, home, extractor)
-model, folder, start = plan["model"], plan["folder"], plan["facts"]["weights"]
-log = train.run("extractor", data=packed, batch=P.batch, ema=P.ema, fabric=fabric, **plan)
+config = configs.config("extractor", P, packed, home, extractor=extractor)
+model, folder, start = config.model, config.folder, config.metadata["weights"]
+config
+
+# %%
+log = loop.run(config, fabric)
 figures.save(figures.learning(log), pictures, "03_features_training")
 
 # %% [markdown]
@@ -115,7 +117,7 @@ Code(getsource(static_condition), language="python")
 
 # %%
 readable = packed.rows("train", readable=True)
-c = static_condition(model, packed, readable)
+c = static_condition(model, packed)
 save_condition(folder, c)
 with torch.no_grad():
     f = model(packed.batch(test, fabric.device))

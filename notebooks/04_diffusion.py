@@ -42,14 +42,13 @@ from rr.evaluate.metrics import psnr
 from rr.models.diffusion import SCHEDULES, Diffusion
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result
-from rr.train import loop as train
-from rr.train.configs import noise_recipe as noise_recipe
+from rr.train import configs, distributed, loop
 
 started = time.time()
 P = choose_preset(preset, seed=seed, schedule=schedule or None)
 home, pictures = io.results(preset, out), io.figures(preset, out)
 packed = Packed(data or home / "data", P.size)
-fabric = train.fabric(device)
+fabric = distributed.fabric(device)
 
 # %% [markdown]
 # ## The forward process
@@ -141,9 +140,12 @@ oracle
 # this chapter the training pair is $(x, x)$ with a clean image $x$.
 
 # %%
-plan = noise_recipe(P, packed, home)
-model, clean = plan["model"], [packed.references(split) for split in ("train", "val", "test")]
-log = train.run("diffusion", data=packed, batch=P.batch, ema=P.ema, fabric=fabric, **plan)
+config = configs.config("diffusion", P, packed, home)
+model, clean = config.model, [packed.references(split) for split in ("train", "val", "test")]
+config
+
+# %%
+log = loop.run(config, fabric)
 figures.save(figures.learning(log), pictures, "04_diffusion_training")
 
 # %% [markdown]

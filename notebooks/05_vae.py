@@ -43,14 +43,13 @@ from rr.evaluate.metrics import psnr, ssim
 from rr.models import vae
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result
-from rr.train import configs as recipes
-from rr.train import loop as train
+from rr.train import configs, distributed, loop
 
 started = time.time()
 P = choose_preset(preset, seed=seed, latent=latent or None)
 home, pictures = io.results(preset, out), io.figures(preset, out)
 packed = Packed(data or home / "data", P.size)
-fabric = train.fabric(device)
+fabric = distributed.fabric(device)
 
 # %% [markdown]
 # ## Encoder, latent variable, decoder
@@ -69,8 +68,8 @@ Code(
 )
 
 # %%
-plan = recipes.vae_recipe(P, packed, home)
-model = plan["model"]
+config = configs.config("vae", P, packed, home)
+model = config.model
 print(model)
 print(
     f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters; "
@@ -99,7 +98,10 @@ print(
 # ## Training
 
 # %%
-log = train.run("VAE", data=packed, batch=P.batch, ema=P.ema, fabric=fabric, **plan)
+config
+
+# %%
+log = loop.run(config, fabric)
 figures.save(figures.learning(log, ("loss", "bce", "kl")), pictures, "05_vae_training")
 
 # %% [markdown]

@@ -39,6 +39,8 @@ start: float = 0.0  # share of T to which the input is noised; 0: the preset's v
 condition: str = "mean"  # mean | image | noise | unreadable: which features are the condition c
 likelihood: str = "bce"  # bce | mse | continuous-bernoulli: of a vae that predicts images
 region: str = "disc"  # macula | disc | retina: unreadable region of the literal protocol's images
+budget: str = "full"  # full | equal: the preset's epochs for this backbone, or the same for all
+budget: str = "full"  # full | equal: the preset's epochs for this backbone, or the same for all
 
 # %%
 import time
@@ -61,20 +63,19 @@ from rr.models.readability import Readability
 from rr.paper import LABELS
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result
-from rr.train import configs as recipes
-from rr.train import loop as train
+from rr.train import configs, distributed, loop
 
 started = time.time()
 P = choose_preset(preset, seed=seed)
-configuration = studies.Configuration(
-    protocol, backbone, extractor, fusion, method, objective, start, condition, likelihood, region
-)
+paper_choices = protocol, backbone, extractor, fusion
+our_choices = method, objective, start, condition, likelihood, region, budget
+configuration = studies.Configuration(*paper_choices, *our_choices)
 home = io.results(preset, out)
 folder = studies.folder(home, configuration, seed)
 first = (configuration, seed) == (studies.RETINAREGEN, 0)
 pictures = io.figures(preset, out) if first else folder / "figures"
 packed = Packed(data or home / "data", P.size)
-fabric = train.fabric(device)
+fabric = distributed.fabric(device)
 
 # %% [markdown]
 # ## The pair $(y, x)$
@@ -106,8 +107,8 @@ figures.save(
 # added to the state, it would accumulate with every step.
 
 # %%
-plan = recipes.restorer_recipe(P, packed, home, **configuration._asdict())
-model = plan["model"]
+config = configs.config("restorer", P, packed, home, **configuration._asdict())
+model = config.model
 Code(
     getsource(restorer.Denoiser.forward) + "\n" + getsource(restorer.Denoiser.loss),
     language="python",
@@ -117,7 +118,10 @@ Code(
 # ## Training
 
 # %%
-log = train.run("restorer", data=packed, batch=P.batch, ema=P.ema, fabric=fabric, **plan)
+config
+
+# %%
+log = loop.run(config, fabric)
 restore.assemble(folder, home / "checkpoints" / "readability")
 figures.save(figures.learning(log), pictures, "06_restoration_training")
 
@@ -265,9 +269,9 @@ numbers = {
     "size": P.size,
     "n": len(rows),
     "objective": model.objective,
-    "epochs": plan["epochs"],
+    "epochs": config.epochs,
     "parameters": sum(parameter.numel() for parameter in model.parameters()),
-    "training_images": len(plan["rows"]),
+    "training_images": len(config.rows),
     "training_seconds": log.attrs["seconds"],
     "scores": means,
     "unreadable_before": int(screened.sum()),
@@ -284,7 +288,7 @@ write_result(
     preset=P,
     seed=seed,
     data=packed.hash,
-    models={"condition": plan["facts"]["condition"]}
+    models={"condition": config.metadata["condition"]}
     | {
         part: io.read_json(folder / part / "config.json")["sha256"][:12]
         for part in ("classifier", "denoiser")

@@ -54,14 +54,13 @@ from rr.models.bridge import samples
 from rr.models.diffusion import Diffusion
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result
-from rr.train import conditions
-from rr.train import loop as train
+from rr.train import conditions, distributed
 
 started = time.time()
 P = choose_preset(preset)
 home, pictures = io.results(preset, out), io.figures(preset, out)
 packed = Packed(home / "data", P.size)
-where = train.fabric(device).device
+where = distributed.fabric(device).device
 bench = matters.bench(home, packed, where)
 x, y, fov = bench.x, bench.y, bench.fov
 every = {
@@ -179,8 +178,8 @@ for seed in range(seeds):
     c = model.c.clone()
     as_is = bench.restored(model, seed)
     swaps["c"].append(bench.scored(as_is))
-    for name in conditions.OTHERS:
-        model.c.copy_(conditions.other(name, c, eye, packed, seed))
+    for name in conditions.CONTROLS:
+        model.c.copy_(conditions.control_condition(name, c, eye, packed, seed))
         output = bench.restored(model, seed)
         swaps.setdefault(name, []).append(bench.scored(output))
         moved.setdefault(name, []).append(255 * ((output - as_is) ** 2).mean().sqrt().item())

@@ -60,7 +60,7 @@ from rr.models.readability import Readability
 from rr.models.restorer import Denoiser
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result
-from rr.train.loop import fabric
+from rr.train.distributed import fabric
 
 started = time.time()
 P = choose_preset(preset)

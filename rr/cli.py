@@ -175,7 +175,7 @@ def restore(
     from rr import restore as restoration
     from rr.data.photo import read_photograph
     from rr.models.restorer import RetinaRegen
-    from rr.train.loop import fabric
+    from rr.train.distributed import fabric
 
     torch_device = fabric(device).device
     folder = checkpoint or io.RECOMMENDED
@@ -252,57 +252,88 @@ def _targets(photos, out):
 # -------------------------------------------------------------------------------------------- train
 
 
+TRAINED_IN = {  # component: the notebook that explains it and defines its parameters
+    "readability": "02_readability",
+    "judge": "02_readability",
+    "extractor": "03_features",
+    "diffusion": "04_diffusion",
+    "vae": "05_vae",
+    "restorer": "06_restoration",
+}
+
+
 @app.command()
 def train(
-    component: Annotated[str, typer.Argument(help="readability, judge, extractor, diffusion, vae, restorer or corrector.")],
+    component: Annotated[str, Argument(help=f"{', '.join(TRAINED_IN)} or corrector.")],
     preset: Preset = "smoke",
-    values: Annotated[list[str], typer.Option("-p", metavar="NAME=VALUE", help="A parameter of its notebook.")] = [],
-    devices: Annotated[int, typer.Option(min=1, help="GPUs of every machine; on a CPU: processes.")] = 1,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines; started by torchrun or srun.")] = 1,
-    strategy: Annotated[str, typer.Option(help="ddp: every device holds the component; fsdp: its share of it.")] = "ddp",
-    batch: Annotated[int | None, typer.Option(min=1, help="Images per step, over all devices; default: the preset's.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
-    out: Annotated[str | None, typer.Option(help="Folder of the results; default: results, of the corrector training.")] = None,
-    photos: Annotated[Path | None, typer.Option(help="Corrector: a folder of good photographs, beside embedded eyes.")] = None,
-):  # fmt: skip
-    """Train one component, on one device or many, as its notebook would, which then finds it trained.
+    values: Values = [],
+    devices: Annotated[int, Option(min=1, help="GPUs, or on a CPU processes, per machine.")] = 1,
+    nodes: Annotated[int, Option(min=1, help="Machines; start with torchrun or srun.")] = 1,
+    batch: Annotated[int | None, Option(min=1, help="Images per step, over all devices.")] = None,
+    micro: Annotated[int, Option(min=1, help="Parts of a device's batch; save memory.")] = 1,
+    fresh: Annotated[bool, Option("--fresh", help="Train even if it is trained already.")] = False,
+    device: Device = "auto",
+    seed: Annotated[int, Option(min=0, help="Of all random numbers.")] = 0,
+    out: Annotated[str | None, Option(help="Folder of the results.")] = None,
+    photos: Annotated[Path | None, Option(help="Good photographs, for the corrector.")] = None,
+):
+    """Train one component on one or several devices. Its notebook then uses what was trained.
 
-    The data set is the one of 01_data. `corrector` is the recommended restorer: an hour on a CPU, no preset; it ends as
-    OUT/restorer, which `rr restore --checkpoint` uses.
+    The data set is the one of 01_data, and `-p` sets a parameter of the notebook. `corrector` is
+    the recommended restorer. It takes an hour on a CPU and draws its own data set; use it with
+    `rr restore --checkpoint OUT/restorer`.
     """
+    choose("component", component, [*TRAINED_IN, "corrector"])
     if component == "corrector":
-        if values or batch or preset != "smoke" or strategy != "ddp":
+        if values or batch or micro > 1 or fresh or preset != "smoke":
             raise InputError(
-                "corrector: knows no preset, batch, -p or other strategy than ddp; see --photos, --seed, --out"
+                "corrector: does not accept --preset, --batch, --micro, --fresh or -p; its options "
+                "are --photos, --seed, --out and the devices"
             )
         if photos and not photos.is_dir():
             raise InputError(f"--photos {photos}: no such folder")
     elif photos:
-        raise InputError(
-            f"--photos: is for the corrector; {component} is trained on the data set of 01_data"
-        )
-    from rr.train import configs as recipes
-    from rr.train import loop as train
+        raise InputError(f"--photos: only for the corrector; {component} has the data of 01_data")
+    from rr.train import corrector, distributed, loop
 
-    choose("component", component, [*recipes.COMPONENTS, "corrector"])
-    given = {"preset": preset, "seed": seed, "out": out or "results", "device": device}
-    named = dict(map(notebook.assignment, values))
-    if doubled := given.keys() & named.keys():
-        raise InputError(f"-p {min(doubled)}: is the option --{min(doubled)} of rr train")
-    fabric = train.fabric(device, devices, nodes, strategy)
-    if component != "corrector":  # before other processes are there: what is wrong is said once
-        plan = recipes.plan(component, recipes.parameters(component, named | given), batch)
-    fabric.launch()
+    fabric = distributed.fabric(device, devices, nodes)
     if component == "corrector":
-        from rr.train import corrector as corrector_training
-
-        made = corrector_training.make(out or "training", photos, seed=seed, fabric=fabric)
+        fabric.launch()
+        folder = corrector.make(out or "training", photos, seed=seed, fabric=fabric)
     else:
-        train.run(component, fabric=fabric, **plan)
-        made = plan["folder"]
+        given = {"preset": preset, "seed": seed, "out": out or "results", "device": device}
+        named = dict(map(notebook.assignment, values))
+        if doubled := given.keys() & named.keys():
+            raise InputError(f"-p {min(doubled)}: use the option --{min(doubled)} of rr train")
+        config = training_config(component, named | given, batch)
+        fabric.launch()  # after all checks: other processes would repeat their messages
+        loop.run(config, fabric, micro, fresh)
+        folder = config.folder
     if fabric.is_global_zero:
-        print(_short(made))
+        print(_short(folder))
+
+
+def training_config(component, given, batch=None):
+    """The loop.Config of a component for given parameters of its notebook, {name: value or text}.
+
+    batch: images per step in place of the preset's. Raises InputError for wrong parameters.
+    """
+    from rr import studies
+    from rr.data.dataset import Packed
+    from rr.presets import Preset, preset
+    from rr.train import configs
+
+    parameters = notebook.check(notebook.find(TRAINED_IN[component]), given)
+    choices = {key: parameters[key] for key in studies.Configuration._fields if key in parameters}
+    overrides = {
+        key: parameters[key] or None  # empty or 0: the value of the preset
+        for key in Preset.__dataclass_fields__
+        if key in parameters and key not in choices
+    }
+    p = preset(parameters["preset"], batch=batch, **overrides)
+    results_dir = io.results(p.name, parameters["out"])
+    data = Packed(parameters["data"] or results_dir / "data", p.size)
+    return configs.config(component, p, data, results_dir, **choices)
 
 
 # --------------------------------------------------------------------------------------------- data

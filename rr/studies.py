@@ -23,26 +23,26 @@ METHODS = (
 
 
 class Configuration(NamedTuple):
-    """One row of a study; the words are the parameters of notebook 06_restoration and the keys of
-    the models' tables.
+    """One row of a study. The fields are parameters of notebook 06_restoration.
 
-    What the paper does not vary has a default, and is in the name only where it differs from it.
+    What the paper does not vary has a default, and is in the name only if it differs from it.
     """
 
     protocol: str
     backbone: str
     extractor: str  # "random": a ResNet34 that nobody trained; "off": c = 0
     fusion: str
-    method: str = "diffusion"  # "bridge" | "one-step": see rr.bridge; these know no condition
+    method: str = "diffusion"  # "bridge" | "one-step": see models/bridge.py; without a condition
     objective: str = ""  # "noise" | "image" | "v"; "": the image for the VAE, else the noise
     start: float = 0.0  # share of T to which inputs are noised; 0: the preset's
-    condition: str = "mean"  # "image" | "noise" | "unreadable": see conditions.other
+    condition: str = "mean"  # "image" | "noise" | "unreadable": see train/conditions.py
     likelihood: str = "bce"  # of the VAE, see vae.LIKELIHOODS
     region: str = "disc"  # whose readability chooses the images of the literal protocol
+    budget: str = "full"  # epochs: the preset's for the backbone; "equal": its factorial_epochs
 
     @property
     def values(self):
-        """{word: value} of the four, and of the others where they are not the default."""
+        """{field: value} of the first four, and of the others where they are not the default."""
         return {
             name: value
             for name, value in self._asdict().items()
@@ -50,13 +50,13 @@ class Configuration(NamedTuple):
         }
 
     def __str__(self):
-        words = {
+        values = {
             name: f"{value:g}" if isinstance(value, float) else value
             for name, value in self.values.items()
         }
         return "_".join(
-            f"{name}-{word}" if name in self._field_defaults else word
-            for name, word in words.items()
+            f"{name}-{value}" if name in self._field_defaults else value
+            for name, value in values.items()
         )
 
 
@@ -64,7 +64,7 @@ RETINAREGEN = Configuration(
     "paired", "vae", "resnet34", "bilinear-static"
 )  # what the paper recommends
 LITERAL = RETINAREGEN._replace(protocol="literal")
-BRIDGE = Configuration("paired", "unet", "off", "off", method="bridge")
+BRIDGE = Configuration("paired", "unet", "off", "off", method="bridge", budget="equal")
 ONE_STEP = BRIDGE._replace(method="one-step")  # the control that any iterated method has to beat
 
 # the factorial of notebook 10. A start is no training: those of a start of 1 restore from pure noise and from the noised input
@@ -78,7 +78,7 @@ STEPS = 15  # looks of the network at an image in the restorations that begin at
 
 def cell(backbone, objective):
     """The configuration whose weights serve both starts of a backbone and an objective."""
-    return RETINAREGEN._replace(backbone=backbone, objective=objective, start=1.0)
+    return RETINAREGEN._replace(backbone=backbone, objective=objective, start=1.0, budget="equal")
 
 
 CONDITIONS = {  # name in notebook 10: trained like RETINAREGEN, or like its twin of Table 1, but for the condition

@@ -22,8 +22,7 @@ from rr.data import packing, sources
 from rr.errors import InputError
 from rr.evaluate import figures
 from rr.provenance import write_result
-from rr.train import conditions
-from rr.train import loop as train
+from rr.train import conditions, state
 from rr.workflow import notebook
 
 DISK = Path(sys.argv[1])
@@ -74,8 +73,8 @@ KINDS = {
         folder, torch.zeros(BIG // 4 if big else 1)
     ),
     "checkpoint": lambda folder, big: checkpoint.save(folder, Net(BIG // 4 if big else 1), {}),
-    "training state": lambda folder, big: train._save_state(
-        folder, {}, model={"weight": torch.zeros(BIG // 4 if big else 1)}
+    "training state": lambda folder, big: state.save_state(
+        folder, {"weight": torch.zeros(BIG // 4 if big else 1)}
     ),
     "packed data": lambda folder, big: packing.pack(
         sources.embedded(200 if big else 12), 80, folder

@@ -9,7 +9,7 @@ from rr.data.pairs import paired
 from rr.models.backbones import BACKBONES
 from rr.models.bridge import Bridge, between, samples, walk
 from rr.models.vae import Output
-from rr.train.loop import Batch
+from rr.data.dataset import Batch
 
 
 def batch(n=4):

@@ -17,7 +17,8 @@ from rr.evaluate import metrics
 from rr.models import corrector
 from rr.models.corrector import FINE, GRID, SIGMAS, SIZE, Blur, Corrector, corrected, resized
 from rr.train import corrector as corrector_training
-from rr.train.loop import Batch, fabric
+from rr.data.dataset import Batch
+from rr.train.distributed import fabric
 
 torch.set_num_threads(1)
 

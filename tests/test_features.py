@@ -1,23 +1,11 @@
 """Conditional features: the paper's 256 and 8, attention that sums to one, the mean as the static condition."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from rr.errors import InputError
 from rr.models.features import EXTRACTORS, Extractor
-from rr.train.conditions import OTHERS, other, static_condition
-
-
-class Fake:
-    """A data set of given images, as static_condition sees one."""
-
-    def __init__(self, images):
-        self.images = images
-
-    def batch(self, rows, device="cpu"):
-        return self.images[torch.as_tensor(np.asarray(rows))]
 
 
 def test_eight_extractors():
@@ -54,23 +42,6 @@ def test_attention_equals_the_equation_written_out():
         assert torch.allclose(e(x)[0].flatten(1).T, by_hand, atol=1e-5)
 
 
-def test_static_condition_is_the_mean_over_the_images_whatever_the_batch():
-    torch.manual_seed(0)
-    extractor, data = Extractor("attention", width=16, heads=2), Fake(torch.rand(7, 3, 64, 64))
-    mode = extractor.training
-    c = static_condition(extractor, data, [0, 2, 3, 5, 6], batch=2)
-    assert extractor.training == mode
-    with torch.no_grad():
-        oracle = extractor.eval()(data.images[[0, 2, 3, 5, 6]]).mean(0)
-    assert torch.allclose(c, oracle, atol=1e-6)
-    assert torch.allclose(static_condition(extractor, data, [6, 5, 3, 2, 0]), c, atol=1e-6)
-
-
-def test_no_readable_image_is_an_error():
-    with pytest.raises(InputError, match="no readable image"):
-        static_condition(Extractor("attention"), Fake(torch.rand(1, 3, 64, 64)), [])
-
-
 def test_unknown_extractor_and_unknown_weights():
     with pytest.raises(InputError, match="resnet34"):
         Extractor("vit")
@@ -95,22 +66,3 @@ def test_pretrained_trunk_is_taken_over_exactly(tmp_path):
     assert torch.equal(extractor.trunk[0].weight, donor.features[0].weight)
     assert "alexnet_features" in note
     assert Extractor("alexnet").start_from("none").startswith("none")
-
-
-def test_other_conditions_have_the_shape_and_what_their_names_say():
-    torch.manual_seed(0)
-    extractor, data = Extractor("attention", width=16, heads=2), Fake(torch.rand(7, 3, 96, 96))
-    data.rows = lambda split, readable: (
-        np.array([1, 4]) if (split, readable) == ("train", False) else np.arange(7)
-    )
-    c = static_condition(extractor, data, range(7))
-    found = {name: other(name, c, extractor, data) for name in OTHERS}
-    assert all(each.shape == c.shape and not torch.equal(each, c) for each in found.values())
-    assert (found["zeros"] == 0).all() and torch.equal(
-        found["unreadable"], static_condition(extractor, data, [1, 4])
-    )
-    assert abs(found["noise"].std() / c.std() - 1) < 0.2 and torch.equal(
-        found["noise"], other("noise", c, extractor, data)
-    )
-    with pytest.raises(InputError, match="zeros, noise, unreadable"):
-        other("ones", c, extractor, data)

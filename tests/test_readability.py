@@ -20,7 +20,7 @@ from rr.evaluate.classification import (
 )
 from rr.models.readability import ARCHITECTURES, Readability
 from rr.paper import LABELS
-from rr.train.loop import Batch
+from rr.data.dataset import Batch
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from rr.errors import InputError
 from rr.models.restorer import Denoiser, RetinaRegen
 from rr.models.vae import Output
 from rr.restore import assemble, restore_photograph
-from rr.train.loop import Batch
+from rr.data.dataset import Batch
 
 
 class Judge(nn.Module):

@@ -97,9 +97,10 @@ def test_folders_differ_for_every_run(tmp_path):
         studies.folder(tmp_path, each, seed) for each in studies.distinct() for seed in range(3)
     ]
     assert len(set(every)) == 3 * 31 and every[0].name == "paired_unet_resnet34_bilinear-static_0"
-    assert str(studies.BRIDGE) == "paired_unet_off_off_method-bridge"
+    assert str(studies.BRIDGE) == "paired_unet_off_off_method-bridge_budget-equal"
     assert (
-        str(studies.cell("vae", "v")) == "paired_vae_resnet34_bilinear-static_objective-v_start-1"
+        str(studies.cell("vae", "v"))
+        == "paired_vae_resnet34_bilinear-static_objective-v_start-1_budget-equal"
     )
 
 

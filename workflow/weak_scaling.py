@@ -15,6 +15,7 @@ images/s per device over that of the fewest devices.
 import statistics
 import sys
 import tempfile
+from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
@@ -22,10 +23,10 @@ import torch
 import typer
 
 from rr import files as io
+from rr.cli import TRAINED_IN, training_config
 from rr.errors import InputError
 from rr.provenance import provenance
-from rr.train import configs as recipes
-from rr.train import loop as train
+from rr.train import distributed, loop
 from rr.workflow import notebook
 
 TABLE = io.ROOT / "results" / "bench" / "weak_scaling.csv"
@@ -33,7 +34,6 @@ KIND = [
     "component",
     "preset",
     "device",
-    "strategy",
     "per_device",
     "nodes",
     "devices",
@@ -41,11 +41,10 @@ KIND = [
 
 
 def main(
-    component: Annotated[str, typer.Argument(help=" | ".join(recipes.COMPONENTS))],
+    component: Annotated[str, typer.Argument(help=" | ".join(TRAINED_IN))],
     devices: Annotated[int, typer.Option(min=1, help="Devices of every machine.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     preset: Annotated[str, typer.Option(help="Whose data set and sizes.")] = "smoke",
-    strategy: Annotated[str, typer.Option(help="ddp or fsdp.")] = "ddp",
     per_device: Annotated[int, typer.Option(help="Images per step and device.")] = 8,
     steps: Annotated[
         int, typer.Option(min=2, help="Steps that are counted; as many come before them.")
@@ -55,18 +54,16 @@ def main(
         list[str], typer.Option("-p", help="NAME=VALUE, a parameter of the component's notebook.")
     ] = [],
 ):
-    fabric = train.fabric(device, devices, nodes, strategy)
-    given = dict(map(notebook.assigned, values))
+    fabric = distributed.fabric(device, devices, nodes)
+    given = dict(map(notebook.assignment, values))
     with tempfile.TemporaryDirectory() as folder:
-        plan = recipes.plan(
-            component,
-            recipes.parameters(component, given | {"preset": preset}),
-            per_device * devices * nodes,
+        config = training_config(
+            component, given | {"preset": preset}, per_device * devices * nodes
         )
-        plan |= {"folder": folder, "epochs": 10**6}
-        fabric.launch()  # after what may be wrong, which is then said once
+        config.folder, config.epochs = Path(folder), 10**6
+        fabric.launch()  # after all checks: other processes would repeat their messages
         speeds = []
-        for row in train.train(fabric=fabric, **plan):
+        for row in loop.train(config, fabric):
             speeds.append(row["images_per_s"])
             if len(speeds) == 2 * steps:
                 break
@@ -74,7 +71,7 @@ def main(
         return
     name = torch.cuda.get_device_name() if fabric.device.type == "cuda" else "CPU process"
     speed = statistics.median(speeds[steps:])
-    here = {"component": component, "preset": preset, "device": name, "strategy": strategy, "per_device": per_device,
+    here = {"component": component, "preset": preset, "device": name, "per_device": per_device,
             "nodes": nodes, "devices": devices, "images_per_s": speed, "per_device_images_per_s": speed / fabric.world_size,
             "commit": provenance()["commit"]}  # fmt: skip
     rows = pd.DataFrame([here])
@@ -85,7 +82,7 @@ def main(
             .sort_values(KIND)
         )
     io.write_table(TABLE, rows)
-    alike = rows[(rows[KIND[:5]] == pd.Series(here)[KIND[:5]]).all(axis=1)]
+    alike = rows[(rows[KIND[:4]] == pd.Series(here)[KIND[:4]]).all(axis=1)]
     base = alike["per_device_images_per_s"].iloc[0]
     print(alike.assign(efficiency=alike["per_device_images_per_s"] / base).to_string(index=False))
 

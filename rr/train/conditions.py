@@ -9,49 +9,42 @@ from safetensors.torch import load_file, save_file
 from rr.errors import InputError, choose
 from rr.files import writing
 
+CONTROLS = ("zeros", "noise", "unreadable")
+
 
 @torch.no_grad()
-def static_condition(extractor, data, rows, batch=64):
-    """c (width, h, w): the mean of the features over the images `rows` of `data`, on the extractor's device.
+def static_condition(extractor, data, readable=True, batch=64):
+    """c (width, h, w): the mean of the features over the training images that are readable.
 
-    Section 4: "pooling features extracted from all readable images". Pooled over images; the place is kept.
+    Section 4: "pooling features extracted from all readable images". The mean is over images, and
+    each place of the map has its own. readable=False: over the unreadable fundus images.
     """
+    rows = torch.as_tensor(data.rows("train", readable=readable))
     if len(rows) == 0:
         raise InputError(
-            "no readable image to take the static condition from; the data need images with all four labels 1"
+            f"{data.path}: no {'' if readable else 'un'}readable image for the static condition; "
+            "use more images with labels"
         )
-    was_training = extractor.training
+    was_training, device = extractor.training, next(extractor.parameters()).device
     extractor.eval()
-    total = sum(
-        extractor(data.batch(part, extractor.mean.device)).double().sum(0)
-        for part in torch.as_tensor(rows).split(batch)
-    )
+    total = sum(extractor(data.batch(part, device)).double().sum(0) for part in rows.split(batch))
     extractor.train(was_training)
     return (total / len(rows)).float()
 
 
-def other(name, c, extractor, data, seed=0):
-    """A static condition in place of c (width, h, w), of its shape, on its device; what could be told from c goes with it.
+def control_condition(name, c, extractor, data, seed=0):
+    """A control in place of c (width, h, w), of the same shape and on the same device.
 
-    "zeros"; "noise", independent values of the same mean and standard deviation; "unreadable", the mean of the features over
-    the *unreadable* fundus images of the training split of `data`. Raises InputError for an unknown name.
+    "zeros"; "noise" with the mean and the standard deviation of c; "unreadable", the mean of the
+    features over the unreadable training images.
     """
-    return choose("condition", name, OTHERS)(c, extractor, data, seed).to(c)
-
-
-def _noise(c, extractor, data, seed):
-    return c.mean() + c.std() * torch.randn(
-        c.shape, generator=torch.Generator().manual_seed(seed)
-    ).to(c)
-
-
-OTHERS = {
-    "zeros": lambda c, extractor, data, seed: torch.zeros_like(c),
-    "noise": _noise,
-    "unreadable": lambda c, extractor, data, seed: static_condition(
-        extractor, data, data.rows("train", readable=False)
-    ),
-}
+    choose("condition", name, CONTROLS)
+    if name == "zeros":
+        return torch.zeros_like(c)
+    if name == "noise":
+        noise = torch.randn(c.shape, generator=torch.Generator().manual_seed(seed))
+        return c.mean() + c.std() * noise.to(c)
+    return static_condition(extractor, data, readable=False).to(c)
 
 
 def save_condition(folder, c):
@@ -61,15 +54,12 @@ def save_condition(folder, c):
 
 
 def load_condition(folder):
-    """The static condition c (width, h, w) in `folder`. Raises InputError if there is none, or a damaged one."""
+    """The static condition c (width, h, w) in `folder`."""
     path = Path(folder) / "condition.safetensors"
+    again = "run 03_features with this extractor and seed"
     try:
         return load_file(path)["c"]
     except FileNotFoundError:
-        raise InputError(
-            f"{folder}: no static condition there; run 03_features with this extractor and seed first"
-        ) from None
+        raise InputError(f"{folder}: no static condition there; {again} first") from None
     except (SafetensorError, KeyError) as error:
-        raise InputError(
-            f"{path}: damaged ({error}); run 03_features with this extractor and seed again"
-        ) from error
+        raise InputError(f"{path}: damaged ({error}); {again} again") from error

@@ -1,181 +1,147 @@
-"""What is trained, and how: COMPONENTS, one recipe per component, the same for its notebook and for `rr train`.
+"""All training configurations in one table: which model is trained on which images, and how.
 
-A recipe(P, data, home, **parameters) of the preset P, the packed `data` and the folder of the results is a dict of arguments of
-`train.run`: the model as it starts, rows, folder, epochs, rate. Whoever trains first, the other one finds the checkpoint.
-Here is the restorer's; the others stand with their models.
+Notebooks and `rr train` both take their configuration from here. So a notebook finds what
+`rr train` has trained, and the other way round.
 """
-
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
 
 import torch
 
-from rr import checkpoint, presets, studies
+from rr import checkpoint, studies
 from rr import files as io
 from rr.data import pairs
-from rr.data.dataset import Packed
-from rr.errors import choose
-from rr.files import extractor_folder
-from rr.models import bridge, features, restorer
+from rr.errors import InputError, choose
+from rr.models.bridge import Bridge
 from rr.models.features import Extractor
 from rr.models.readability import Readability
 from rr.models.restorer import Denoiser
 from rr.models.vae import VAE
 from rr.provenance import digest
 from rr.train import conditions
-from rr.workflow import notebook
+from rr.train.loop import Config
 
 
-def restorer_recipe(P, data, home, **words):
-    """The restorer of a studies.Configuration, with c from its trained extractor; words: the configuration's.
+def config(component, preset, data, results_dir, **choices):
+    """The Config of a component, with its model before training.
 
-    "random" features are a control that nobody trained. What notebook 10 compares across backbones has the same epochs for all.
-    Raises InputError if the extractor is not trained yet.
+    preset: a presets.Preset. data: a Packed data set. results_dir: the folder of the preset's
+    results. choices: fields of studies.Configuration in place of those of RETINAREGEN; they concern
+    the restorer and, by `extractor`, the extractor. Raises InputError if `data` lacks the images,
+    or if the extractor of a restorer is not trained.
     """
-    chosen = studies.Configuration(**words)
-    torch.manual_seed(P.seed)
-    trained = io.extractor_folder(home, chosen.extractor, P.seed)
-    if chosen.extractor == "off":
-        eye, c = None, torch.zeros(P.attention, 1, 1)
-    elif chosen.extractor == "random":
-        eye = features.Extractor(width=P.attention, heads=P.heads)
-        c = conditions.static_condition(eye, data, data.references("train"))
-    else:
-        eye, c = checkpoint.load(trained, features.Extractor), conditions.load_condition(trained)
-    if chosen.condition not in ("mean", "image"):
-        c = conditions.other(chosen.condition, c, eye, data, P.seed)
+    p, choice = preset, studies.RETINAREGEN._replace(**choices)
+    pair = choose("protocol", choice.protocol, pairs.PROTOCOLS)
+    restorer_epochs = choose("budget", choice.budget, {
+        "full": p.restorer_epochs if choice.backbone == "vae" else p.unet_epochs,
+        "equal": p.factorial_epochs,
+    })  # fmt: skip
+    checkpoints, run = results_dir / "checkpoints", studies.folder(results_dir, choice, p.seed)
+    extractors = io.extractor_folder(results_dir, choice.extractor, p.seed)
 
-    torch.manual_seed(P.seed)
-    if chosen.method == "diffusion":
-        of = eye.arguments if chosen.condition == "image" else None
-        model = restorer.Denoiser(
-            P.size, chosen.backbone, chosen.fusion, chosen.objective, P.width, P.latent, P.T, P.schedule,
-            chosen.start or P.start, c.shape, chosen.likelihood, of,
+    def pair_rows(split):
+        return pairs.training_rows(data, split, choice.protocol, choice.region)
+
+    # fmt: off
+    table = {
+        # component    model         inputs          images           folder
+        #              epochs                         rate             optimizer  seed
+        "readability": (inception,   pairs.labelled, data.labelled,   checkpoints / "readability",
+                        p.classifier_epochs,           p.classifier_lr, "rmsprop", p.seed),
+        # another architecture, other initial weights, another order of the images
+        "judge":       (resnet18,    pairs.labelled, data.labelled,   checkpoints / "judge",
+                        p.classifier_epochs // 2 or 1, p.classifier_lr, "rmsprop", p.seed + 1),
+        "extractor":   (extractor,   pairs.labelled, data.labelled,   extractors,
+                        p.extractor_epochs,            p.lr / 10,       "adamw",   p.seed),
+        "diffusion":   (noise_model, pairs.literal,  data.references, checkpoints / "diffusion",
+                        p.diffusion_epochs,            p.lr,            "adamw",   p.seed),
+        "vae":         (vae,         pairs.clean,    data.references, checkpoints / "vae",
+                        p.vae_epochs,                  p.lr,            "adamw",   p.seed),
+        "restorer":    (restorer,    pair,           pair_rows,       run / "denoiser",
+                        restorer_epochs,               p.lr,            "adamw",   p.seed),
+    }
+    # fmt: on
+    build, prepare, rows, folder, epochs, lr, optimizer, seed = choose(
+        "component", component, table
+    )
+    torch.manual_seed(seed)
+    model, metadata = build(p, data, choice, results_dir)
+    return Config(
+        component, model, data, rows("train"), rows("val"), prepare, folder, epochs, p.batch, lr,
+        p.ema, seed, optimizer, {"preset": p.name, **metadata},
+    )  # fmt: skip
+
+
+# Each function below returns (model before training, metadata: what else decides the result).
+
+
+def inception(p, data, choice, results_dir):
+    """The paper's readability classifier (2.2)."""
+    return classifier("inception", p, data)
+
+
+def resnet18(p, data, choice, results_dir):
+    """The second readability classifier, which evaluates what the first one has selected."""
+    return classifier("resnet18", p, data)
+
+
+def classifier(architecture, p, data):
+    model = Readability(architecture)
+    weights = model.start_from(p.weights)
+    model.weigh_classes(data.labels[data.labelled("train")])
+    return model, {"weights": weights}
+
+
+def extractor(p, data, choice, results_dir):
+    """A feature extractor (2.3), trained on the readability labels."""
+    model = Extractor(choice.extractor, p.attention, p.heads)
+    return model, {"weights": model.start_from(p.weights)}
+
+
+def noise_model(p, data, choice, results_dir):
+    """The noise model alone, trained at all steps 1..T on pairs (x, x)."""
+    model = Denoiser(
+        p.size, "unet", objective="noise", width=p.width, T=p.T, schedule=p.schedule, start=1.0
+    )
+    return model, {}
+
+
+def vae(p, data, choice, results_dir):
+    """The VAE alone."""
+    return VAE(p.size, p.latent, p.width, timed=False), {}
+
+
+def restorer(p, data, choice, results_dir):
+    """The restorer of a studies.Configuration, with its condition c."""
+    eye, c = conditioned(p, data, choice, results_dir)
+    torch.manual_seed(p.seed)
+    if choice.method == "diffusion":
+        per_image = choice.condition == "image"
+        model = Denoiser(
+            p.size, choice.backbone, choice.fusion, choice.objective, p.width, p.latent, p.T,
+            p.schedule, choice.start or p.start, c.shape, choice.likelihood,
+            eye.arguments if per_image else None,
         )  # fmt: skip
         model.c.copy_(c)
-        if of:
+        if per_image:
             model.extractor.load_state_dict(eye.state_dict())
     else:
-        once = chosen.method == "one-step"
-        model = bridge.Bridge(
-            P.size, chosen.backbone, P.width, P.latent, one_step=once, sigma=0.0 if once else 0.02
-        )
-    rows, val_rows = (
-        pairs.training_rows(data, split, chosen.protocol, chosen.region)
-        for split in ("train", "val")
-    )
-    epochs = P.restorer_epochs if chosen.backbone == "vae" else P.unet_epochs
-    if chosen.start or chosen.method != "diffusion":
-        epochs = P.factorial_epochs
-    return {
-        "model": model, "prepare": pairs.PROTOCOLS[chosen.protocol], "rows": rows, "val_rows": val_rows, "folder": studies.folder(home, chosen, P.seed) / "denoiser",
-        "epochs": epochs, "lr": P.lr, "seed": P.seed, "facts": {"preset": P.name, "condition": digest(c)},
-    }  # fmt: skip
+        once = choice.method == "one-step"
+        sigma = 0.0 if once else 0.02
+        model = Bridge(p.size, choice.backbone, p.width, p.latent, one_step=once, sigma=sigma)
+    return model, {"condition": digest(c)}
 
 
-def readability_recipe(P, data, home, architecture="inception"):
-    """What `train.run` needs to train a judge with preset P on `data`: the paper's classifier, or the second judge.
-
-    The second judge starts from other weights, sees the images in another order, and has half of the epochs: it learns in fewer.
-    """
-    second, rows = architecture != "inception", data.labelled("train")
-    seed = P.seed + second
-    torch.manual_seed(seed)
-    model = Readability(architecture)
-    start = model.start_from(P.weights)
-    model.weigh_classes(data.labels[rows])
-    return {
-        "model": model, "prepare": pairs.labelled, "rows": rows, "val_rows": data.labelled("val"),
-        "folder": home / "checkpoints" / ("judge" if second else "readability"),
-        "epochs": max(1, P.classifier_epochs // 2) if second else P.classifier_epochs,
-        "lr": P.classifier_lr, "optimizer": "rmsprop", "seed": seed, "facts": {"preset": P.name, "weights": start},
-    }  # fmt: skip
-
-
-def extractor_recipe(P, data, home, extractor="resnet34"):
-    """What `train.run` needs to train an extractor with preset P on `data`; a tenth of the other components' rate."""
-    torch.manual_seed(P.seed)
-    model = Extractor(extractor, P.attention, P.heads)
-    start = model.start_from(P.weights)
-    return {
-        "model": model, "prepare": pairs.labelled, "rows": data.labelled("train"), "val_rows": data.labelled("val"),
-        "folder": extractor_folder(home, extractor, P.seed), "epochs": P.extractor_epochs, "lr": P.lr / 10, "seed": P.seed,
-        "facts": {"preset": P.name, "weights": start},
-    }  # fmt: skip
-
-
-def vae_recipe(P, data, home):
-    """What `train.run` needs to train the VAE alone with preset P on the clean images of `data`."""
-    torch.manual_seed(P.seed)
-    return {
-        "model": VAE(P.size, P.latent, P.width, timed=False), "prepare": pairs.clean,
-        "rows": data.references("train"), "val_rows": data.references("val"),
-        "folder": home / "checkpoints" / "vae", "epochs": P.vae_epochs, "lr": P.lr, "seed": P.seed, "facts": {"preset": P.name},
-    }  # fmt: skip
-
-
-def noise_recipe(P, data, home):
-    """What `train.run` needs to train the noise model alone with preset P on the clean images of `data`: pairs (x, x), any t."""
-    torch.manual_seed(P.seed)
-    model = Denoiser(
-        P.size,
-        "unet",
-        objective="noise",
-        width=P.width,
-        T=P.T,
-        schedule=P.schedule,
-        start=1.0,
-    )
-    return {
-        "model": model, "prepare": pairs.literal, "rows": data.references("train"), "val_rows": data.references("val"),
-        "folder": home / "checkpoints" / "diffusion", "epochs": P.diffusion_epochs, "lr": P.lr, "seed": P.seed,
-        "facts": {"preset": P.name},
-    }  # fmt: skip
-
-
-class Component(NamedTuple):
-    recipe: Callable
-    notebook: str  # that explains it and knows its parameters
-    words: tuple[
-        str, ...
-    ]  # those of them that are the recipe's; the others replace values of the preset
-
-
-COMPONENTS = {
-    "readability": Component(readability_recipe, "02_readability", ()),
-    "judge": Component(partial(readability_recipe, architecture="resnet18"), "02_readability", ()),
-    "extractor": Component(extractor_recipe, "03_features", ("extractor",)),
-    "diffusion": Component(noise_recipe, "04_diffusion", ()),
-    "vae": Component(vae_recipe, "05_vae", ()),
-    "restorer": Component(restorer_recipe, "06_restoration", studies.Configuration._fields),
-}
-
-
-def parameters(component, given):
-    """All parameters of a component's notebook, {name: value}, with the given ones in place; InputError as notebook.check."""
-    return notebook.check(notebook.find(choose("component", component, COMPONENTS).notebook), given)
-
-
-def plan(component, parameters, batch=None):
-    """The arguments of `train.run` for a component, but the fabric; parameters: those of its notebook, see `parameters`.
-
-    batch: images per step in place of the preset's. Raises InputError if the data set is not packed.
-    """
-    recipe, _, words = COMPONENTS[component]
-    fields = [
-        name
-        for name in presets.Preset.__dataclass_fields__
-        if name in parameters and name not in words
-    ]
-    P = presets.preset(
-        parameters["preset"], batch=batch, **{name: parameters[name] or None for name in fields}
-    )
-    home = io.results(P.name, parameters["out"])
-    data = Packed(parameters["data"] or home / "data", P.size)
-    return {
-        "data": data,
-        "batch": P.batch,
-        "ema": P.ema,
-        **recipe(P, data, home, **{word: parameters[word] for word in words}),
-    }
+def conditioned(p, data, choice, results_dir):
+    """(extractor or None, static condition c) of a configuration."""
+    if choice.extractor == "off":
+        if choice.condition not in ("mean", "zeros"):
+            raise InputError(f"condition {choice.condition!r}: needs an extractor, not 'off'")
+        return None, torch.zeros(p.attention, 1, 1)
+    if choice.extractor == "random":  # a control that nobody trained
+        eye = Extractor(width=p.attention, heads=p.heads)
+        c = conditions.static_condition(eye, data)
+    else:
+        folder = io.extractor_folder(results_dir, choice.extractor, p.seed)
+        eye, c = checkpoint.load(folder, Extractor), conditions.load_condition(folder)
+    if choice.condition not in ("mean", "image"):
+        c = conditions.control_condition(choice.condition, c, eye, data, p.seed)
+    return eye, c

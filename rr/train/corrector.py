@@ -61,8 +61,11 @@ def make(
     model = Corrector()
     model.blur.requires_grad_(False)  # has its own training, in `finish`
     for stage in range(2):
-        loop.run(STAGES[stage], model, packed, rows, held, prepare=partial(prepare, wide=stage == 1), folder=out / STAGES[stage], epochs=epochs[stage], batch=batch,
-                  lr=lr[stage], ema=ema, seed=seed, fabric=fabric, facts=facts)  # fmt: skip
+        config = loop.Config(
+            STAGES[stage], model, packed, rows, held, partial(prepare, wide=stage == 1),
+            out / STAGES[stage], epochs[stage], batch, lr[stage], ema, seed, metadata=facts,
+        )  # fmt: skip
+        loop.run(config, fabric)
         facts = facts | {"after": read_json(out / STAGES[stage] / "config.json")["sha256"]}
     if fabric.is_global_zero:
         finish(out, packed, rows, blurred, seed)
