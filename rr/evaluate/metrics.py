@@ -1,22 +1,20 @@
-"""Image metrics: PSNR, SSIM and LPIPS. One range, one implementation, a batch in, a vector out.
+"""Image metrics: PSNR, SSIM and LPIPS of a batch of images, one value per image.
 
-Defines `psnr`, `ssim` and `load_lpips`; `score`, the table of all three over the full frame, inside the field of view
-and in the disc crop. `rr.tables` makes of it means with their intervals, and what a reader sees.
+Defines `psnr`, `ssim`, `load_lpips`, and `score`, the table of all three over the full frame,
+inside the field of view and around the optic disc.
 
-x and y are (N, 3, H, W) in [0, 1]. Every number belongs to one image; nothing is pooled over images (pooled PSNR is
-another quantity) and nothing is resized.
+x and y are (N, 3, H, W) in [0, 1]. Values are never pooled over images and images are never
+resized.
 """
 
-import hashlib
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
@@ -24,56 +22,73 @@ from rr.errors import InputError, choose
 from rr.models import pretrained
 
 METRICS = ("psnr", "ssim", "lpips")
-K1, K2 = 0.01, 0.03  # SSIM's constants, C = (K * data_range)^2 with data_range 1
-WINDOW, SIGMA = 11, 1.5  # SSIM's Gaussian window
-PIECE = 16  # means of SSIM's window that one product of matrices gives
-CHUNK = 64  # images scored at once: squared errors in float64 of 64 images of 224 px take 77 MB
-LPIPS_SIDE = 64  # pixels; below that the trunk's last layers see nothing but their own padding
-LPIPS_BATCH = 8  # images in the trunk at once, on a CPU
-KEPT = (
-    2**30
-)  # bytes of reference features that an Lpips keeps: 550 images of 224 px with trunk "alex"
+REGIONS = ("", "_fov", "_disc")  # suffixes of the columns of `score`
+PSNR_MAX = 58.9  # dB: the error of storing an image with 8 bits, 10 log10(12 x 255^2)
+K1, K2 = 0.01, 0.03  # constants of SSIM; the range of the data is 1
+WINDOW, SIGMA = 11, 1.5  # Gaussian window of SSIM, in pixels
+LPIPS_SIDE = 64  # pixels; the last layers of the trunk see only padding in smaller images
 LPIPS_TRUNKS = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
-DISC_CROP = 3.0  # half-width of the disc crop in disc radii: disc, peripapillary vessels and rim of nerve fibres
+DISC_CROP = 3.0  # half-width of the disc crop in disc radii: the disc and the vessels around it
 
 
 def psnr(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Peak signal-to-noise ratio in dB, 10 log10(1 / MSE), per image (N,), float64; inf where x equals y.
+    """Peak signal-to-noise ratio in dB per image, 10 log10(1 / MSE): (N,), float64.
 
-    mask (N, 1, H, W): the mean of the squared error is taken over its pixels only. NaN where the mask is empty.
+    The value is at most PSNR_MAX: otherwise identical images would give an infinite mean. With a
+    mask (N, 1, H, W) the MSE is taken over its pixels only; an empty mask gives NaN.
     """
     x, y, mask = _checked(x, y, mask)
-    return -10 * torch.log10(_mean((x.double() - y.double()) ** 2, mask))
+    mse = _mean((x.double() - y.double()) ** 2, mask)
+    return (-10 * torch.log10(mse)).clamp(max=PSNR_MAX)
 
 
 def ssim(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Structural similarity (Wang et al. 2004, eq. 13), per image (N,), float64.
+    """Structural similarity (Wang et al. 2004, equation 13) per image: (N,), float64.
 
-    Gaussian window of 11 pixels, sigma 1.5, population covariance, mean over the three channels: scikit-image's
-    `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)`, which leaves
-    out the 5 pixels next to the border, where the window would stick out of the image. mask (N, 1, H, W): mean of the
-    SSIM map over the mask's pixels (windows centred there may look beyond the mask). NaN where the mask is empty.
+    The window is Gaussian, the covariance is that of the population, and the value is the mean over
+    channels and pixels. The 5 pixels at the border do not count, because the window would leave the
+    image there. This is scikit-image's `structural_similarity` with gaussian_weights=True,
+    sigma=1.5, use_sample_covariance=False and data_range=1. With a mask (N, 1, H, W) the mean is
+    taken over its pixels only; an empty mask gives NaN.
     """
     x, y, mask = _checked(x, y, mask)
     if min(x.shape[-2:]) < WINDOW:
         raise InputError(
-            f"SSIM: images of {x.shape[-1]}x{x.shape[-2]} pixels; its window needs {WINDOW}x{WINDOW}"
+            f"SSIM: images of {x.shape[-1]}x{x.shape[-2]} pixels; "
+            f"the window needs at least {WINDOW}x{WINDOW}"
         )
-    return _ssim(x, y, [mask])[0]
+    offsets = torch.arange(WINDOW, dtype=torch.float64, device=x.device) - WINDOW // 2
+    window = torch.exp(-(offsets**2) / (2 * SIGMA**2))
+    window = (window / window.sum()).view(1, 1, -1, 1).expand(x.shape[1], 1, -1, 1)  # C, 1, 11, 1
+
+    def local_mean(image):  # N, C, H, W => N, C, H - 10, W - 10
+        image = F.conv2d(image, window, groups=x.shape[1])
+        return F.conv2d(image, window.transpose(2, 3), groups=x.shape[1])
+
+    x, y = x.double(), y.double()
+    mu_x, mu_y = local_mean(x), local_mean(y)
+    var_x, var_y = local_mean(x * x) - mu_x**2, local_mean(y * y) - mu_y**2
+    covariance = local_mean(x * y) - mu_x * mu_y
+    C1, C2 = K1**2, K2**2
+    ssim_map = ((2 * mu_x * mu_y + C1) * (2 * covariance + C2)) / (
+        (mu_x**2 + mu_y**2 + C1) * (var_x + var_y + C2)
+    )
+    rim = WINDOW // 2
+    return _mean(ssim_map, None if mask is None else mask[..., rim:-rim, rim:-rim])
 
 
 def load_lpips(
     net: str = "alex",  # trunk: "alex" | "squeeze" | "vgg"
-    weights: str = "none",  # "imagenet": get the trunk, by download if need be; "none": only if it lies here already
+    weights: str = "none",  # "imagenet": download the trunk if necessary; "none": local file only
     folder: str | Path | None = None,  # of weight files; default: RR_WEIGHTS
     device: str | torch.device = "cpu",
 ) -> "Lpips | None":
-    """LPIPS (Zhang et al. 2018) as a function of (x, y) in [0, 1] => (N,), or None where its trunk cannot be had.
+    """LPIPS (Zhang et al. 2018) as a function of (x, y), or None if its trunk is not available.
 
-    The `lpips` package with its own v0.1 heads on the trunk's ImageNet weights: never a random trunk. A run that starts
-    its networks from "none" downloads nothing, so it gets None (n/a in the tables) unless the file is on this machine.
-    Raises InputError for an unknown `net`, a trunk that "imagenet" cannot get, a damaged file or one that does not cover
-    every parameter of the trunk.
+    This is the `lpips` package with its own linear weights (v0.1) and the trunk's ImageNet weights.
+    A random trunk is never used: without weights the result is None, and tables show n/a. Raises
+    InputError for an unknown `net`, for a trunk that "imagenet" cannot download, and for a file
+    that is damaged or lacks a parameter of the trunk.
     """
     name = choose("LPIPS trunk", net, LPIPS_TRUNKS)
     choose("weights", weights, pretrained.WEIGHTS)
@@ -83,277 +98,114 @@ def load_lpips(
 
     trunk = getattr(torchvision.models, name)(weights=None)
     note = pretrained.load(trunk, name, "imagenet", folder, skip=("classifier.",))
-    with (
-        warnings.catch_warnings()
-    ):  # lpips calls torchvision in a way of speaking that torchvision deprecates
+    with warnings.catch_warnings():  # The package calls torchvision in a deprecated way.
         warnings.simplefilter("ignore")
-        model = lpips.LPIPS(
-            net=net, version="0.1", pnet_rand=True, verbose=False
-        )  # pnet_rand: no download of its own
-    # lpips sorts the layers of `features` into slices but keeps their numbers: sliceK.N.weight is features.N.weight
-    loaded = trunk.features.state_dict()
-    model.net.load_state_dict(
-        {key: loaded[key.split(".", 1)[1]] for key in model.net.state_dict()}, strict=True
-    )
-    heads = torch.load(
-        Path(lpips.__file__).parent / f"weights/v0.1/{net}.pth",
-        map_location="cpu",
-        weights_only=True,
-    )
-    if not all(
-        torch.equal(model.state_dict()[key], value) and value.min() >= 0
-        for key, value in heads.items()
-    ):
-        raise InputError(
-            "LPIPS: the package's own heads are not loaded; install lpips again (version 0.1.4)"
-        )
-    return Lpips(
-        model.to(device, memory_format=torch.channels_last).requires_grad_(False),
-        f"LPIPS v0.1 {net}, trunk {note}",
-    )
+        # pnet_rand: the package downloads no trunk of its own; it is replaced below.
+        model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    # The package divides `features` into slices and keeps the numbers of the layers:
+    # sliceK.N.weight is features.N.weight.
+    features = trunk.features.state_dict()
+    slices = {key: features[key.split(".", 1)[1]] for key in model.net.state_dict()}
+    model.net.load_state_dict(slices, strict=True)
+    return Lpips(model.to(device).requires_grad_(False), f"LPIPS v0.1 {net}, trunk {note}")
 
 
 class Lpips:
-    """LPIPS of images x, y (N, 3, H, W) in [0, 1] => (N,), float64, on the CPU: sum over layers l of the mean over places of
-    sum_c w_lc (f_lc(x) - f_lc(y))^2, with f the trunk's features, of length 1 at every place.
+    """LPIPS of images x, y (N, 3, H, W) in [0, 1] => (N,), float64, on the CPU.
 
-    On a CPU the features of references x are kept, so that a second method scored against the same images costs half; the
-    oldest go when they take more than KEPT bytes. `.note`: its provenance. Raises InputError for values outside [0, 1] and
-    for images below 64 pixels.
+    `note` says which weights are used. Raises InputError for values outside [0, 1] and for images
+    below 64 pixels.
     """
 
     def __init__(self, model, note):
-        self.trunk, self.note = model.net, note
-        self.weights = [
-            head.model[-1].weight.flatten() for head in model.lins
-        ]  # of each layer (C,)
-        # 2 x - 1, the package's range, then minus its mean, over its standard deviation: x * scale + shift, (1, 3, 1, 1)
-        mean, std = model.scaling_layer.shift, model.scaling_layer.scale
-        self.scale, self.shift, self.device = 2 / std, -(1 + mean) / std, mean.device
-        self.known = OrderedDict()  # (shape, digest of the pixels) => features
+        self.model, self.note = model, note
 
     @torch.no_grad()
     def __call__(self, x, y):
         if min(x.shape[-2:]) < LPIPS_SIDE:
             raise InputError(
-                f"LPIPS: images of {x.shape[-1]}x{x.shape[-2]} pixels; it needs at least {LPIPS_SIDE}"
+                f"LPIPS: images of {x.shape[-1]}x{x.shape[-2]} pixels; "
+                f"it needs at least {LPIPS_SIDE}"
             )
         for image in (x, y):
-            if not (image.amin() >= 0 and image.amax() <= 1):
+            if not (image.amin() >= 0 and image.amax() <= 1):  # true for NaN as well
                 raise InputError(
-                    f"LPIPS: values from {image.amin():.3g} to {image.amax():.3g}; give images in [0, 1]"
+                    f"LPIPS: values from {image.amin():.3g} to {image.amax():.3g}; "
+                    "give images in [0, 1]"
                 )
-        x, y = x.to(self.device, torch.float32), y.to(self.device, torch.float32)
-        step, references = (
-            (LPIPS_BATCH, self._kept) if self.device.type == "cpu" else (len(x), self.features)
-        )
-        parts = [
-            self._distance(references(a), self.features(b))
-            for a, b in zip(x.split(step), y.split(step))
-        ]
-        return torch.cat(parts).double().cpu()
-
-    @torch.autocast("cuda", enabled=False)
-    def features(self, x):
-        """Features (N, H_l, W_l, C_l) of each layer, of length 1, of images (N, 3, H, W)."""
-        x = torch.addcmul(self.shift, x, self.scale).contiguous(memory_format=torch.channels_last)
-        maps = [f.permute(0, 2, 3, 1) for f in self.trunk(x)]
-        return [
-            f.div_(torch.linalg.vector_norm(f, dim=3, keepdim=True) + 1e-10) for f in maps
-        ]  # 1e-10: the package's
-
-    @torch.autocast("cuda", enabled=False)
-    def _distance(self, fx, fy):
-        return sum(
-            ((one - other).square_() @ w).mean((1, 2))
-            for one, other, w in zip(fx, fy, self.weights)
-        )
-
-    def _kept(self, x):
-        x = x.contiguous()
-        key = x.shape, hashlib.sha1(x.numpy(), usedforsecurity=False).digest()
-        if key not in self.known:
-            self.known[key] = self.features(x)
-        self.known.move_to_end(key)
-        while (
-            len(self.known) > 1
-            and sum(f.nbytes for maps in self.known.values() for f in maps) > KEPT
-        ):
-            self.known.popitem(last=False)
-        return self.known[key]
+        device = next(self.model.parameters()).device
+        x, y = x.to(device, torch.float32), y.to(device, torch.float32)
+        return self.model(x, y, normalize=True).flatten().double().cpu()
 
 
 def score(
     x: Tensor,  # reference (N, 3, H, W)
-    y: Tensor,  # what is scored
+    y: Tensor,  # image to score
     fov: Tensor | None = None,  # (N, 1, H, W) field of view
-    disc: Tensor
-    | None = None,  # (N, 3): x, y, radius of the optic disc in fractions of the width; NaN where unknown
+    disc: Tensor | np.ndarray | None = None,  # (N, 3): x, y, radius in widths; NaN if unknown
     lpips: Callable | None = None,  # from `load_lpips`
 ) -> pd.DataFrame:
-    """One row per image: psnr, ssim and lpips over the full frame, and each with `_fov` and `_disc`.
+    """One row per image: psnr, ssim and lpips of the frame, and the same with `_fov` and `_disc`.
 
-    `_fov`: PSNR and SSIM average over the field of view; LPIPS compares both images with black outside. `_disc`: the
-    square of half-width 3 disc radii around the disc, clipped at the image. NaN (shown as n/a) where a value
-    cannot be had: no `fov`, disc unknown or outside, no LPIPS trunk, or fewer than 64 pixels for LPIPS (11 for SSIM).
+    `_fov`: PSNR and SSIM average over the field of view; LPIPS compares both images with black
+    outside. `_disc`: the square of half-width 3 disc radii around the disc, clipped at the frame.
+    A value is NaN (shown as n/a) without a `fov`, a known disc or an LPIPS trunk, and where fewer
+    than 64 pixels (LPIPS) or 11 pixels (SSIM) are left.
     """
-    if len(x) > CHUNK:
-        parts = zip(
-            *(
-                values.split(CHUNK) if isinstance(values, Tensor) else [None] * len(x)
-                for values in (x, y, fov, disc)
-            )
-        )
-        return pd.concat([score(*part, lpips) for part in parts], ignore_index=True)
     x, y, fov = _checked(x, y, fov)
-    n = len(x)
-    table = {
-        f"{metric}{where}": np.full(n, np.nan)
-        for where in ("", "_fov", "_disc")
-        for metric in METRICS
-    }
+    if disc is None:
+        disc = np.full((len(x), 3), np.nan)
+    rows = []
+    for i, circle in enumerate(np.asarray(disc, dtype=float)):
+        a, b = x[i : i + 1], y[i : i + 1]
+        columns, lines = _disc_crop(circle, *x.shape[-2:])
+        values = [
+            _scores(a, b, None, lpips),
+            [np.nan] * len(METRICS) if fov is None else _scores(a, b, fov[i : i + 1], lpips),
+            _scores(a[..., lines, columns], b[..., lines, columns], None, lpips),
+        ]
+        rows.append(np.concatenate(values))
+    names = [f"{metric}{region}" for region in REGIONS for metric in METRICS]
+    return pd.DataFrame(rows, columns=names, dtype=float)
 
-    def fill(rows, a, b, masks):
-        side = min(a.shape[-2:])
-        similar = _ssim(a, b, masks.values()) if side >= WINDOW else [None] * len(masks)
-        for (where, mask), of_mask in zip(masks.items(), similar):
-            if side:
-                table[f"psnr{where}"][rows] = psnr(a, b, mask).cpu().numpy()
-            if of_mask is not None:
-                table[f"ssim{where}"][rows] = of_mask.cpu().numpy()
-            if side >= LPIPS_SIDE and lpips is not None:
-                table[f"lpips{where}"][rows] = (
-                    lpips(*((a, b) if mask is None else (a * mask, b * mask))).cpu().numpy()
-                )
 
-    fill(slice(None), x, y, {"": None} | ({} if fov is None else {"_fov": fov}))
-    if disc is not None:
-        for i, (left, right, top, bottom) in enumerate(_disc_boxes(disc, *x.shape[-2:])):
-            crop = (slice(i, i + 1), slice(None), slice(top, bottom), slice(left, right))
-            fill(slice(i, i + 1), x[crop], y[crop], {"_disc": None})
-    return pd.DataFrame(table)
+def _scores(x, y, mask, lpips):
+    """The values of METRICS of one image; NaN where the image is too small."""
+    side = min(x.shape[-2:])
+    black_outside = (x, y) if mask is None else (x * mask, y * mask)
+    return (
+        psnr(x, y, mask).item(),
+        ssim(x, y, mask).item() if side >= WINDOW else np.nan,
+        lpips(*black_outside).item() if lpips is not None and side >= LPIPS_SIDE else np.nan,
+    )
+
+
+def _disc_crop(circle, height, width):
+    """The columns and lines of the disc crop as two slices; empty if the disc is unknown."""
+    if not np.isfinite(circle).all():
+        return slice(0), slice(0)
+    u, v, radius = circle * width
+    half = DISC_CROP * radius
+    left, right = np.clip([round(u - half), round(u + half)], 0, width)
+    top, bottom = np.clip([round(v - half), round(v + half)], 0, height)
+    return slice(left, right), slice(top, bottom)
 
 
 def _checked(x, y, mask):
-    """Images and, in float64, a mask, on one device."""
+    """The images and the mask on one device."""
     if x.shape != y.shape or x.ndim != 4:
         raise InputError(
             f"images of shapes {tuple(x.shape)} and {tuple(y.shape)}: give two of (N, 3, H, W)"
         )
-    if mask is not None:
-        if mask.shape != (len(x), 1, *x.shape[-2:]):
-            raise InputError(
-                f"mask of shape {tuple(mask.shape)}: give {(len(x), 1, *x.shape[-2:])}"
-            )
-        mask = mask.to(x.device).double()
-    return x, y.to(x.device), mask
+    if mask is None:
+        return x, y.to(x.device), None
+    if mask.shape != (len(x), 1, *x.shape[-2:]):
+        raise InputError(f"mask of shape {tuple(mask.shape)}: give {(len(x), 1, *x.shape[-2:])}")
+    return x, y.to(x.device), mask.to(x.device)
 
 
 def _mean(values, mask):
-    """Mean over channels and pixels, (N, C, H, W) => (N,), float64, weighted with the mask (N, 1, H, W)."""
+    """Mean over channels and pixels (of the mask (N, 1, H, W)): (N, C, H, W) => (N,)."""
     if mask is None:
-        return values.mean(dim=(1, 2, 3)).double()
+        return values.mean(dim=(1, 2, 3))
     return (values * mask).sum(dim=(1, 2, 3)) / (mask.sum(dim=(1, 2, 3)) * values.shape[1])
-
-
-@torch.autocast("cuda", enabled=False)
-def _ssim(x, y, masks):
-    """Mean SSIM of images (N, C, H, W) over the windows that fit, for each mask (N, 1, H, W) or None: as many vectors (N,).
-
-    In terms of u = x + y and v = x - y, with windowed means mu and variances V of these, Wang's equation reads
-
-    SSIM = (mu_u^2 - mu_v^2 + 2 C1) (V_u - V_v + 2 C2) / ((mu_u^2 + mu_v^2 + 2 C1) (V_u + V_v + 2 C2)),
-
-    which is exactly 1 for v = 0 and in float32 equal to float64 within 1e-6 (tested). On a CPU channel by channel in the same
-    memory, so that all maps stay in the cache; C1 and C2 are added before the means, which leave constants as they are.
-    """
-    C1, C2 = x.new_tensor((K1**2, K2**2), dtype=torch.float32)
-    n, c, h, w = x.shape
-    rows, columns, at_once = h - WINDOW + 1, w - WINDOW + 1, 1 if x.device.type == "cpu" else n * c
-    shapes = (h, 4, at_once, w), (h, 4, at_once, columns), (rows, 4, at_once, columns)
-    maps, half, means = (x.new_empty(shape, dtype=torch.float32) for shape in shapes)
-    u, v, uu, vv = maps.unbind(
-        1
-    )  # rows first: all products below are then of matrices that lie as they are
-    mu_u, mu_v, V_u, V_v = means.unbind(1)
-    ssim, other, _, _ = half[:rows].unbind(1)  # free once all products are there
-    passes = [
-        (maps.view(-1, w)[:, reach], band.T, half.view(-1, columns)[:, at])
-        for at, reach, band in _bands(w, x.device)
-    ]
-    passes += [
-        (band, half.view(h, -1)[reach], means.view(rows, -1)[at])
-        for at, reach, band in _bands(h, x.device)
-    ]
-    masks = [
-        mask
-        if mask is None
-        else mask[..., WINDOW // 2 : -(WINDOW // 2), WINDOW // 2 : -(WINDOW // 2)]
-        for mask in masks
-    ]
-    x, y, image_of = (
-        x.flatten(0, 1),
-        y.flatten(0, 1),
-        torch.arange(n, device=x.device).repeat_interleave(c),
-    )
-    found = [[] for _ in masks]
-    for i in range(0, n * c, at_once):
-        a, b = (image[i : i + at_once].float().transpose(0, 1) for image in (x, y))
-        torch.add(a, b, out=u)
-        torch.sub(a, b, out=v)
-        torch.addcmul(2 * (C1 + C2), u, u, out=uu)
-        torch.mul(v, v, out=vv)
-        for a, b, product in passes:
-            torch.mm(a, b, out=product)
-        torch.addcmul(2 * C1, mu_u, mu_u, out=mu_u)
-        mu_v.mul_(mu_v)
-        V_u.sub_(mu_u)
-        V_v.sub_(mu_v)
-        torch.sub(mu_u, mu_v, out=ssim).mul_(torch.sub(V_u, V_v, out=other)).div_(
-            mu_u.add_(mu_v).mul_(V_u.add_(V_v))
-        )
-        for each, mask in zip(found, masks):
-            each.append(
-                _mean(
-                    ssim.transpose(0, 1)[:, None],
-                    mask if mask is None else mask[image_of[i : i + at_once]],
-                )
-            )
-    return [torch.cat(each).view(n, c).mean(1) for each in found]
-
-
-@cache
-def _bands(length, device):
-    """The Gaussian window's means over `length` pixels in pieces: [(slice of the means, slice of the pixels, matrix)].
-
-    Each piece of 16 means needs 26 pixels, so that half of the products count. Exact on every
-    device: convolutions may run in TF32.
-    """
-    offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
-    window = torch.exp(-(offsets**2) / (2 * SIGMA**2))
-    window = (window / window.sum()).float()
-    window[[0, -1]] += (
-        1 - window.double().sum()
-    ).float() / 2  # rounding must not change the mean of a constant
-    band = torch.zeros(PIECE, PIECE + WINDOW - 1)
-    for k in range(PIECE):
-        band[k, k : k + WINDOW] = window
-    band, means = band.to(device), length - WINDOW + 1
-    pieces = [(start, min(start + PIECE, means)) for start in range(0, means, PIECE)]
-    return [
-        (slice(a, b), slice(a, b + WINDOW - 1), band[: b - a, : b - a + WINDOW - 1])
-        for a, b in pieces
-    ]
-
-
-def _disc_boxes(disc, height, width):
-    """Pixel bounds (left, right, top, bottom) of each image's disc crop; an empty box where the disc is unknown."""
-    disc = torch.as_tensor(disc).detach().cpu().double().numpy()
-    for x, y, r in disc * width:
-        if not np.isfinite([x, y, r]).all():
-            yield 0, 0, 0, 0
-            continue
-        half = DISC_CROP * r
-        left, right = (int(np.clip(round(edge), 0, width)) for edge in (x - half, x + half))
-        top, bottom = (int(np.clip(round(edge), 0, height)) for edge in (y - half, y + half))
-        yield left, right, top, bottom
