@@ -1,13 +1,15 @@
-"""Classical restorers, the rungs that a learned one must climb above: no weights, nothing trained.
+"""Classical restoration methods: the baselines that a trained restorer must exceed.
 
-Defines `Population` and `population` (what is known of readable images at large), `baselines` (name => method) and
-`low_pass`. A method is a function (y, fov, params) => x_hat of
+Defines `population` (statistics of readable images), `baselines` ({name: method}) and `low_pass`. A
+method is a function (y, fov, params) => x_hat of
 
-    y (N, 3, H, W) in [0, 1], the degraded images; fov (N, 1, H, W), bool, their fields of view;
-    params, the parameters of the degradation (rr.degrade), at which only a method with "known" in its name looks
+    y (N, 3, H, W) in [0, 1], the degraded images
+    fov (N, 1, H, W) bool, their fields of view
+    params, the parameters of the degradation (rr.data.degrade), used only by a method with "known"
+        in its name
 
-that returns restored images of y's shape in [0, 1], black outside of the field of view. Every length is a fraction of
-the image width, so that 80 and 512 pixels get the same treatment, and nothing is random.
+that returns restored images of y's shape in [0, 1], black outside the field of view. Lengths are
+fractions of the image width, so that 80 and 512 pixels get the same treatment. Nothing is random.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,6 +17,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rr.data.degrade import Params, blur, blur_width
@@ -22,35 +25,32 @@ from rr.errors import InputError
 
 Method = Callable[[Tensor, Tensor, Params], Tensor]
 
-SWAP_SIGMA = 25 / 256  # illumination and colour are what is coarser than this
+SWAP_SIGMA = 25 / 256  # illumination and colour are coarser than this
 UNSHARP_SIGMA, UNSHARP_AMOUNT = 2 / 256, 1.0
-CLAHE_TILES, CLAHE_CLIP = (
-    8,
-    2.0,
-)  # 8x8 tiles; no bin of a tile's histogram counts more than twice the mean bin
+CLAHE_CLIP = 2.0  # a bin in the histogram of a tile (8x8 tiles) counts at most twice the mean bin
 CLAHE_BINS = 256
-NOISE_TO_SIGNAL = 1e-2  # Wiener's constant: frequencies of which the blur left less than its root, 10 %, are given up
-RIM = 0.99  # where the blur saw at least that much of the field of view, the surround changed nothing to speak of
-FILL_SIGMA = (
-    1 / 64
-)  # first and finest of the low-passes that continue an image beyond its field of view
+NOISE_TO_SIGNAL = 1e-2  # Wiener's K: frequencies that the blur reduced below sqrt(K) are given up
+RIM = 0.99  # blur(fov) above which the surround has no influence
+FILL_SIGMA = 1 / 64  # first and finest low-pass that fills the outside of the field of view
 
 
 class Population(NamedTuple):
-    """Readable images at large, on the CPU."""
+    """Statistics of readable images, on the CPU."""
 
-    image: Tensor  # (1, 3, H, W), their mean
-    mean: Tensor  # (3,), red, green and blue inside of the field of view, averaged over images
-    std: Tensor  # (3,), their standard deviation inside of an image, averaged over images
+    image: Tensor  # (1, 3, H, W), the mean image
+    mean: Tensor  # (3,), mean colour inside the field of view, averaged over images
+    std: Tensor  # (3,), standard deviation inside the field of view, averaged over images
 
 
 def population(batches: Iterable[tuple[Tensor, Tensor]]) -> Population:
-    """Population of readable images in batches of (x (B, 3, H, W) in [0, 1], fov (B, 1, H, W)), read one at a time."""
+    """Statistics of batches (x (B, 3, H, W) in [0, 1], fov (B, 1, H, W)), read one at a time."""
     image, mean, std, count = 0, 0, 0, 0
     for x, fov in batches:
-        image = image + x.double().sum(0, keepdim=True)
-        m, s = _moments(x.double(), fov)
-        mean, std, count = mean + m.sum(0).flatten(), std + s.sum(0).flatten(), count + len(x)
+        x = x.double()
+        m, s = _moments(x, fov)  # B, 3, 1, 1
+        image = image + x.sum(0, keepdim=True)
+        mean, std = mean + m.sum(0).flatten(), std + s.sum(0).flatten()
+        count += len(x)
     if count == 0:
         raise InputError(
             "population: no images; give batches of readable images with their fields of view"
@@ -58,13 +58,13 @@ def population(batches: Iterable[tuple[Tensor, Tensor]]) -> Population:
     return Population(*((total / count).float().cpu() for total in (image, mean, std)))
 
 
-def baselines(known: Population) -> dict[str, Method]:
-    """The classical methods by name, from nothing done to the one that knows most of the degradation."""
+def baselines(readable: Population) -> dict[str, Method]:
+    """The classical methods by name. The later ones use more knowledge of the degradation."""
     return {
         "do nothing": do_nothing,
-        "population mean": partial(population_mean, known),
-        "low-pass swap": partial(low_pass_swap, known),
-        "mean/std match": partial(match, known),
+        "population mean": partial(population_mean, readable),
+        "low-pass swap": partial(low_pass_swap, readable),
+        "mean/std match": partial(match, readable),
         "CLAHE": clahe,
         "unsharp": unsharp,
         "Wiener (known blur)": wiener,
@@ -72,55 +72,56 @@ def baselines(known: Population) -> dict[str, Method]:
 
 
 def do_nothing(y, fov, params):
-    """y."""
+    """Return y."""
     return y * fov
 
 
-def population_mean(known, y, fov, params):
-    """The mean readable image, whatever y is."""
-    return _resized(known.image, y).expand_as(y) * fov
+def population_mean(readable, y, fov, params):
+    """Return the mean readable image for every y."""
+    return _mean_image(readable, y) * fov
 
 
-def low_pass_swap(known, y, fov, params):
-    """y's own illumination and colour, its low-pass at SWAP_SIGMA, replaced by those of the mean image."""
-    mean = _resized(known.image, y).expand_as(y)
+def low_pass_swap(readable, y, fov, params):
+    """Replace the low-pass of y (its illumination and colour) by that of the mean image."""
+    mean = _mean_image(readable, y)
     return (y - low_pass(y, fov, SWAP_SIGMA) + low_pass(mean, fov, SWAP_SIGMA)).clamp(0, 1) * fov
 
 
-def match(known, y, fov, params):
-    """Mean and standard deviation of each channel inside of the field of view, set to the population's."""
+def match(readable, y, fov, params):
+    """Set mean and standard deviation of each channel in the field of view to the population's."""
     m, s = _moments(y, fov)
-    wanted_m, wanted_s = (value.to(y).view(1, 3, 1, 1) for value in (known.mean, known.std))
-    return ((y - m) / s.clamp_min(1e-6) * wanted_s + wanted_m).clamp(0, 1) * fov
+    mean, std = (value.to(y).view(1, 3, 1, 1) for value in (readable.mean, readable.std))
+    return ((y - m) / s.clamp_min(1e-6) * std + mean).clamp(0, 1) * fov
 
 
 def clahe(y, fov, params):
-    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of L in CIE Lab, by scikit-image.
+    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of L in CIE Lab.
 
-    scikit-image stretches what it gets and what it returns to the full range; L goes back to the range that it had.
+    scikit-image stretches its input and its output to the full range, so L is scaled back to the
+    range that it had.
     """
     from skimage.color import lab2rgb, rgb2lab
     from skimage.exposure import equalize_adapthist
 
-    x_hat = y.permute(0, 2, 3, 1).cpu().numpy().copy()
-    for image in x_hat:
+    images = y.permute(0, 2, 3, 1).cpu().numpy().copy()
+    for image in images:
         lab = rgb2lab(image)
-        L, low, high = lab[..., 0] / 100, lab[..., 0].min(), lab[..., 0].max()
+        L, low, high = lab[..., 0], lab[..., 0].min(), lab[..., 0].max()
         if high > low:
-            lab[..., 0] = low + (high - low) * equalize_adapthist(
-                L, clip_limit=CLAHE_CLIP / CLAHE_BINS, nbins=CLAHE_BINS
-            )
+            clip = CLAHE_CLIP / CLAHE_BINS
+            equal = equalize_adapthist(L / 100, clip_limit=clip, nbins=CLAHE_BINS)
+            lab[..., 0] = low + (high - low) * equal
             image[:] = lab2rgb(lab)
-    return torch.from_numpy(x_hat).permute(0, 3, 1, 2).to(y.device).clamp(0, 1) * fov
+    return torch.from_numpy(images).permute(0, 3, 1, 2).to(y.device).clamp(0, 1) * fov
 
 
 def unsharp(y, fov, params):
-    """Unsharp masking: the detail finer than UNSHARP_SIGMA, twice."""
+    """Unsharp masking: detail finer than UNSHARP_SIGMA is added once more."""
     return (y + UNSHARP_AMOUNT * (y - low_pass(y, fov, UNSHARP_SIGMA))).clamp(0, 1) * fov
 
 
 def wiener(y, fov, params):
-    """`deconvolved` with the sigma that is known from `params`; an aim of the degradation is not heeded."""
+    """Wiener deconvolution with the blur width of `params`, assumed equal in the whole image."""
     return deconvolved(y, fov, blur_width(params))
 
 
@@ -174,12 +175,12 @@ def sharpened(z, sigma):
 
 
 def low_pass(x: Tensor, fov: Tensor, sigma: float) -> Tensor:
-    """Gaussian low-pass of x (N, C, H, W), sigma in widths, of the field of view alone: blur(x fov) / blur(fov).
+    """Gaussian low-pass of x (N, C, H, W) within the field of view: blur(x fov) / blur(fov).
 
-    The black surround does not bleed in; outside of fov the image is continued as far as the Gaussian reaches.
+    sigma is in image widths. The black surround does not bleed in. Outside the field of view the
+    image is continued as far as the Gaussian reaches.
     """
-    inside = fov.to(x)
-    sigmas = torch.full((len(x),), sigma, device=x.device)
+    inside, sigmas = fov.to(x), torch.full((len(x),), sigma, device=x.device)
     return blur(x * inside, sigmas) / blur(inside, sigmas).clamp_min(1e-6)
 
 
@@ -194,19 +195,17 @@ def continued(y, inside):
 
 
 def _moments(x, fov):
-    """Mean and standard deviation per image and channel inside of fov, each (N, 3, 1, 1)."""
+    """Mean and standard deviation per image and channel in the field of view, each (N, 3, 1, 1)."""
     inside = fov.to(x)
     count = inside.sum(dim=(2, 3), keepdim=True).clamp_min(1)
     mean = (x * inside).sum(dim=(2, 3), keepdim=True) / count
-    return mean, (((x - mean) ** 2 * inside).sum(dim=(2, 3), keepdim=True) / count).sqrt()
+    variance = ((x - mean) ** 2 * inside).sum(dim=(2, 3), keepdim=True) / count
+    return mean, variance.sqrt()
 
 
-def _resized(image, y):
-    """A population's image (1, 3, H, W) at y's size and on its device."""
-    size = y.shape[-2:]
-    image = image.to(y)
-    return (
-        image
-        if image.shape[-2:] == size
-        else torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
-    )
+def _mean_image(readable, y):
+    """The population's mean image, resized to y and repeated: (N, 3, H, W)."""
+    image = readable.image.to(y)
+    if image.shape[-2:] != y.shape[-2:]:
+        image = F.interpolate(image, y.shape[-2:], mode="bilinear", antialias=True)
+    return image.expand_as(y)
