@@ -260,7 +260,7 @@ figures.save(
 # are on eyes whose vessels and disc are known exactly.
 
 # %%
-instruments = downstream.reliability(size, 12)
+instruments = downstream.detector_accuracy(size, 12)
 trust = {
     name: dict(zip(("mean", "low", "high"), statistics.bootstrap(values)))
     for name, values in instruments.items()

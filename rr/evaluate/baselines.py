@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rr.data.degrade import Params, blur, blur_width
+from rr.data.degrade import Params, blur_width
+from rr.data.shapes import blur
 from rr.errors import InputError
 
 Method = Callable[[Tensor, Tensor, Params], Tensor]

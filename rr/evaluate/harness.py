@@ -309,7 +309,7 @@ def evaluate(
     from tqdm import tqdm
 
     parts = []
-    clean = downstream.read(images.x, images.fov)
+    clean = downstream.structures(images.x, images.fov)
     for condition in tqdm(conditions, desc="evaluating", unit="condition"):
         y, params, A = degraded(images, condition, seed)
         for name, seeds in methods.items():
