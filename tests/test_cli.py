@@ -39,7 +39,7 @@ def test_help_shows_the_commands(command):
 
 
 def test_the_command_line_starts_without_torch():
-    """`rr run` is started some fifty times by `rr reproduce`; its kernel imports torch if it needs to."""
+    """`rr reproduce` starts `rr run` some fifty times; the kernels import torch if they need it."""
     script = "import sys, rr.cli, rr.workflow.notebook as n; n.check(n.find('05_vae'), {})\n"
     script += "print({'torch', 'lightning', 'pandas', 'snakemake'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

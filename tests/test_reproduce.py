@@ -1,4 +1,4 @@
-"""`rr reproduce` on preset mini: every notebook, what runs again after which change, what survives a kill."""
+"""`rr reproduce` on preset mini: every notebook, what runs again, and what survives a kill."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import time
 import nbformat
 import pytest
 
-from rr import cli, studies
+from rr import cli, paper, studies
 from rr import files as io
 from rr.files import ROOT
 from rr.provenance import read_result
@@ -44,16 +44,8 @@ def made(rr, project, tmp_path_factory):
     first = rr(*command, "--study", "backbones", cwd=project, PYTHONPATH=str(project))
     assert first.returncode == 0, first.stdout + first.stderr
     results_dir = io.results("mini", out)
-    for extractor in (
-        "attention",
-        "alexnet",
-        "resnet18",
-        "resnet50",
-        "vgg16",
-        "resnext50",
-        "mobilenet",
-    ):
-        original = io.extractor_folder(results_dir, "resnet34", 0)
+    original = io.extractor_folder(results_dir, "resnet34", 0)
+    for extractor in paper.EXTRACTORS.keys() - {"resnet34"}:
         shutil.copytree(original, io.extractor_folder(results_dir, extractor, 0))
     for row in {*studies.distinct(), *studies.EVALUATED.values()}:
         target = studies.folder(results_dir, row, 0)

@@ -20,7 +20,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 
 class Progress(logging.Handler):
-    """Snakemake's log events: prints what ends or would run, and collects what failed."""
+    """Snakemake's log events: prints what starts and ends, and collects what failed and why."""
 
     def __init__(self, stream, dry_run):
         super().__init__()
@@ -36,7 +36,8 @@ class Progress(logging.Handler):
             reason = textwrap.shorten(str(record.reason), 100)
             self.say(f"{name}: {reason}" if self.dry_run else f"{name}: starts")
         elif event == LogEvent.JOB_ERROR:
-            self.failed[self.names[record.jobid]] = None
+            name = self.names[record.jobid]
+            self.failed[name] = record.rule_msg or "killed, or out of memory"
         elif event == LogEvent.JOB_FINISHED:
             self.ended = self.names.get(record.job_id, "")
             self.failed.pop(self.ended, None)  # it failed before, and was tried again
@@ -76,7 +77,8 @@ def snakemake(results_dir, config, profile="laptop", cores=None, jobs=None, dry_
     progress = _run(list(map(str, arguments)), dry_run)
     if dry_run:
         print(f"{len(progress.names)} notebooks to run")
-    return {job: _reason(results_dir / "executed" / f"{job}.log") for job in progress.failed}
+    logs = {job: results_dir / "executed" / f"{job}.log" for job in progress.failed}
+    return {job: _reason(logs[job], message) for job, message in progress.failed.items()}
 
 
 def _run(arguments, dry_run):
@@ -99,11 +101,12 @@ def _run(arguments, dry_run):
     return progress
 
 
-def _reason(log):
-    """The error message in the log of a job."""
+def _reason(log, message):
+    """The error in the log of a job, or else the message of Snakemake."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if errors:
         return errors[-1]
-    crashed = any(line.startswith("Traceback") for line in lines)
-    return f"{log.stem}: {lines[-1] if crashed else 'killed, or out of memory'}; see {log}"
+    if any(line.startswith("Traceback") for line in lines):
+        message = lines[-1]
+    return f"{log.stem}: {message}; see {log}"
