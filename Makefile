@@ -44,6 +44,6 @@ lock:
 	  --quiet --output-file requirements.lock pyproject.toml
 	@echo "requirements.lock is new: bring environment.yml up to it (make test says where)"
 
-# what git ignores (the environment, data, models, executed notebooks), but not photographs that you had restored
+# what git ignores: the environment, your results and figures, .ipynb files; not the photographs in restored/
 clean:
 	@git clean -fdXq -e '!restored/'

@@ -79,7 +79,7 @@ def test_an_evaluation_of_photographs_has_a_name_of_its_own():
     assert workflow.name("12_evaluation", {"photos": "mine"}) == "12_evaluation_photographs"
 
 
-# ---------------------------------------------------------------------------------------------------- leases
+# ------------------------------------------------------------------------------------------- leases
 
 SCRIPT = """import os, time
 from rr.workflow.jobs import lease

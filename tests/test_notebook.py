@@ -18,7 +18,7 @@ from rr.workflow import notebook
 NOTEBOOKS = sorted(notebook.NOTEBOOKS.glob("[0-9]*.py"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
-# ------------------------------------------------------------------------------------------------ parameters
+# --------------------------------------------------------------------------------------- parameters
 
 
 def test_check_gives_typed_values(toy):
@@ -72,7 +72,7 @@ def test_find(toy):
         notebook.find("99_nothing")
 
 
-# ------------------------------------------------------------------------------------------------- execution
+# ---------------------------------------------------------------------------------------- execution
 
 
 def outputs(path):
@@ -174,12 +174,12 @@ def test_runs_side_by_side_do_not_cross(toy, tmp_path):
         assert outputs(tmp_path / f"{seed}.ipynb")[0].text == f"{seed}\n"
 
 
-# --------------------------------------------------------------------------------------- pairs with .ipynb files
+# ------------------------------------------------------------------------- pairs with .ipynb files
 
 
 @pytest.fixture
 def pair(tmp_path):
-    """A copy of 05_vae.py and of jupytext's settings, and the .ipynb file that jupytext makes of it."""
+    """A copy of 05_vae.py and jupytext's settings, and the .ipynb file that jupytext makes."""
     for name in ("05_vae.py", "jupytext.toml"):
         (tmp_path / name).write_text((notebook.NOTEBOOKS / name).read_text())
     path = tmp_path / "05_vae.py"
@@ -252,7 +252,7 @@ def test_saving_in_jupyterlab_leaves_the_py_file_as_it_is(pair):
     assert notebook.read(path).cells[-1].source == notebook.read(twin).cells[-1].source
 
 
-# ------------------------------------------------------------------------------------- the project's notebooks
+# ------------------------------------------------------------------------- the project's notebooks
 
 
 @each_notebook

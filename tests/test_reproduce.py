@@ -59,7 +59,7 @@ def made(rr, project, tmp_path_factory):
 
 @pytest.fixture
 def call(made, project, capfd, monkeypatch):
-    """call(*options): exit code, lines of stdout and of stderr of `rr reproduce` in this process."""
+    """call(*options): exit code, stdout lines, stderr lines of `rr reproduce` in this process."""
     monkeypatch.setattr(io, "ROOT", project)
     monkeypatch.setattr(reproduce, "WORKFLOW", project / "workflow")
     monkeypatch.setenv("PYTHONPATH", str(project))
@@ -86,7 +86,7 @@ def after(*jobs):
     return found
 
 
-# --------------------------------------------------------------------------------------------- everything
+# --------------------------------------------------------------------------------------- everything
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -122,7 +122,7 @@ def test_a_study_is_made_with_what_it_needs_alone(made):
     assert started == set(workflow.jobs(study="backbones"))
 
 
-# ---------------------------------------------------------------------------------------- what runs again
+# ---------------------------------------------------------------------------------- what runs again
 
 
 def test_a_second_call_has_nothing_to_do(call):
@@ -196,7 +196,7 @@ def test_fresh_deletes_the_results_and_only_those(call, made, tmp_path, monkeypa
     assert (tmp_path / "mini" / "photographs").exists()
 
 
-# ------------------------------------------------------------------------------------- failures and kills
+# ------------------------------------------------------------------------------- failures and kills
 
 
 def copy_without(made, folder, configuration):
@@ -281,7 +281,7 @@ def test_the_same_command_continues_after_kill_9(made, project, tmp_path, victim
     assert not list((tmp_path / "mini").rglob(f".*{io.PART}*"))
 
 
-# -------------------------------------------------------------------------------------------- one at a time
+# ------------------------------------------------------------------------------------ one at a time
 
 
 def test_two_calls_for_one_folder_are_one_line(call, tmp_path):

@@ -97,7 +97,7 @@ def _run(arguments, dry_run):
         logging.getLogger("snakemake").removeHandler(progress)
     if not success and not progress.failed:
         lines = [line for line in output.getvalue().splitlines() if line.strip()] or ["no message"]
-        raise InputError(f"snakemake: {lines[-1].strip()}")
+        raise InputError(f"snakemake: {lines[-1].strip()}; the same command continues")
     return progress
 
 
