@@ -219,7 +219,7 @@ def _details(result):
 
 
 def _targets(photos, out):
-    """{PNG to write: photograph}. Raises InputError if a name is missing, twice there, or an input."""
+    """{PNG to write: photograph}. Raises InputError if a name is missing, doubled, or an input."""
     for photo in photos:
         if not photo.exists():
             raise InputError(f"{photo}: no such file or folder")
