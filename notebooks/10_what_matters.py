@@ -50,7 +50,7 @@ from rr.evaluate import figures, matters, metrics, runs, statistics, tables
 from rr.evaluate import harness as evaluation
 from rr.evaluate import sentences as words
 from rr.models import features, vae
-from rr.models.bridge import samples
+from rr.models.bridge import mean_and_spread
 from rr.models.diffusion import Diffusion
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result
@@ -244,9 +244,11 @@ state = {"do nothing": nothing, "input only": swaps["c"], "state": []}
 drift = []
 for seed in range(seeds):
     model = bench.weights(ours, seed)
-    state["state"].append(bench.scored(bench.restored(model, seed, state=True)))
+    state["state"].append(bench.scored(bench.restored(model, seed, condition_on_state=True)))
     for name, choice in (("input only", False), ("state", True)):
-        way = model.trajectory(y[:16].to(where), torch.Generator().manual_seed(seed), state=choice)
+        way = model.trajectory(
+            y[:16].to(where), torch.Generator().manual_seed(seed), condition_on_state=choice
+        )
         for t, x_t, x_hat in way:
             if t:
                 expected = model.diffusion.at(model.diffusion.alpha_bar, t).sqrt() * x_hat
@@ -546,7 +548,7 @@ beyond |= {
     "y concatenated": scores_of[studies.CONCATENATED],
 }
 beyond |= {"one-step U-Net": scores_of[studies.ONE_STEP], "bridge": scores_of[studies.BRIDGE]}
-drawn = [samples(bench.weights(studies.BRIDGE, seed), y.to(where), fov.to(where), torch.Generator().manual_seed(seed), 8)
+drawn = [mean_and_spread(bench.weights(studies.BRIDGE, seed), y.to(where), fov.to(where), torch.Generator().manual_seed(seed), 8)
          for seed in range(seeds)]  # fmt: skip
 beyond["bridge, mean of 8"] = [bench.scored(mean) for mean, _ in drawn]
 extended = statistics.study(beyond, "one-step U-Net")

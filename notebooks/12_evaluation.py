@@ -398,7 +398,7 @@ K = 8  # restorations
 small = [evaluation.resize(image, P.size) for image in (y, images.x)]
 inside = evaluation.resize(images.fov.float(), P.size) > 0.5
 drawn = {
-    name: bridge.samples(
+    name: bridge.mean_and_spread(
         models[name][0], small[0].to(on), inside.to(on), torch.Generator().manual_seed(seed), K
     )
     for name in ("RetinaRegen", "bridge")

@@ -43,11 +43,8 @@ def save(folder, model, provenance, **facts):
             stale.unlink()
 
 
-def load(folder, component, device="cpu"):
-    """Rebuild the model in `folder`, in evaluation mode; `component` is its class.
-
-    Raises InputError if the folder holds no checkpoint, one of another architecture, or a damaged one.
-    """
+def read_config(folder):
+    """The config.json of the checkpoint in `folder`. Raises InputError if it is missing or damaged."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise InputError(
@@ -59,6 +56,16 @@ def load(folder, component, device="cpu"):
         and {"component", "arguments", "weights", "sha256"} <= config.keys()
     ):
         raise InputError(f"{folder / 'config.json'}: damaged; train this checkpoint again")
+    return config
+
+
+def load(folder, component, device="cpu"):
+    """Rebuild the model in `folder`, in evaluation mode; `component` is its class.
+
+    Raises InputError if the folder holds no checkpoint, one of another architecture, or a damaged one.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
     found, wanted = config["component"], component.__name__
     if found != wanted:
         raise InputError(

@@ -7,7 +7,6 @@ one line `error: ...` on stderr. The exit code is 2 if nothing could be done, 1 
 import shutil
 import signal
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -174,27 +173,21 @@ def restore(
 
     from rr import restore as restoration
     from rr.data.photo import read_photograph
-    from rr.models.restorer import RetinaRegen
     from rr.train.distributed import fabric
 
-    torch_device = fabric(device).device
     folder = checkpoint or io.RECOMMENDED
-    if (folder / "denoiser").is_dir():
-        regen = RetinaRegen.load(folder, torch_device)
-        method = partial(restoration.restore_with_regen, regen, seed=seed)
-    else:
-        model = restoration.load_recommended(torch_device, folder)
-        method = partial(restoration.restore_photograph, model)
+    restorer = restoration.load(folder, fabric(device).device)
     io.folder(out)
     print(f"restorer: {_short(folder)}")
     failed = 0
     try:
         for target, photo in targets.items():
             try:
-                restored, result = method(read_photograph(photo))
+                image = read_photograph(photo)
+                restored, result = restoration.restore_photograph(restorer, image, seed)
                 with writing(target) as part:
                     Image.fromarray(restored).save(part)
-                print(f"{target}: {result['status']}{_details(result)}")
+                print(f"{target}: {result['status']}; {result['summary']}")
             except InputError as error:
                 failed += 1
                 line = str(error) if str(photo) in str(error) else f"{photo}: {error}"
@@ -206,16 +199,6 @@ def restore(
         write_json(out / "restore.json", report)
     if failed:
         raise typer.Exit(1)
-
-
-def _details(result):
-    """What else the report on one photograph says, in a few words."""
-    if "passed" in result:
-        return f"; the classifier calls it {'readable' if result['passed'] else 'unreadable'}"
-    if result["status"] == "left alone":
-        return "; this restorer found nothing that it can correct"
-    blur = f", a blur of {result['blur']:.1f}/512 of the width removed" if result["blur"] else ""
-    return f"; {result['correction']:.0%} of the proposed correction of light and colour{blur}"
 
 
 def _targets(photos, out):

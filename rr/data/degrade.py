@@ -19,8 +19,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rr.data.shapes import blur, blurred_disc, distance2, grid, per_image
+from rr.data.shapes import blurred_disc, distance2, grid, per_image
 from rr.errors import InputError, choose
+from rr.models.deconvolution import blur
 
 Params = dict[str, Tensor]  # name => (N,) or (N, K), float32, all on one device
 

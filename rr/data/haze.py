@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from rr.data.degrade import Params, check, draw
-from rr.data.shapes import blur, distance2, grid, per_image
+from rr.data.shapes import distance2, grid, per_image
+from rr.models.deconvolution import blur
 
 # fmt: off
 RANGES = {  # as in rr.data.degrade; depth 1 lets 37 % of the light through

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rr.data.shapes import blur
+from rr.models.deconvolution import blur
 
 # The thresholds were chosen by looking at twelve regions of real photographs at 256 pixels. Below
 # them, the rim of the disc and its vessels had run together, the small vessels around the fovea

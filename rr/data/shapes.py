@@ -1,9 +1,8 @@
-"""Blur and blurred shapes on a pixel grid, one set of parameters per image."""
+"""Blurred shapes on a pixel grid, one set of parameters per image."""
 
 import math
 
 import torch
-from torch import Tensor
 
 
 def grid(x):
@@ -34,20 +33,3 @@ def blurred_disc(r2, radius, sigma):
     """
     sigma = per_image(sigma)
     return 0.5 * torch.erfc(((r2 + sigma**2).sqrt() - per_image(radius)) / (math.sqrt(2) * sigma))
-
-
-def blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur of x (N, C, H, W) with one sigma (N,) per image, in image widths.
-
-    The weights of a row sum to one, so that nothing from beyond the border comes in: K_v x K_u^T.
-    """
-    sigma = (sigma * x.shape[-1]).clamp_min(1e-3)  # pixels; at 1e-3 the matrix is the identity
-    return _gaussian(x.shape[-2], sigma)[:, None] @ x @ _gaussian(x.shape[-1], sigma)[:, None].mT
-
-
-def _gaussian(length, sigma):
-    """Matrices (N, length, length) of Gaussian weights whose rows sum to one."""
-    position = torch.arange(length, device=sigma.device, dtype=sigma.dtype)
-    k = torch.exp(-(((position - position[:, None]) / sigma[:, None, None]) ** 2) / 2)
-    k = torch.where(k > 1e-8, k, 0)  # denormal numbers would make the products several times slower
-    return k / k.sum(-1, keepdim=True)

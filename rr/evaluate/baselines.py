@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rr.data.degrade import Params, blur_width
-from rr.data.shapes import blur
 from rr.errors import InputError
+from rr.models import deconvolution
+from rr.models.deconvolution import low_pass
 
 Method = Callable[[Tensor, Tensor, Params], Tensor]
 
@@ -30,9 +31,6 @@ SWAP_SIGMA = 25 / 256  # illumination and colour are coarser than this
 UNSHARP_SIGMA, UNSHARP_AMOUNT = 2 / 256, 1.0
 CLAHE_CLIP = 2.0  # a bin in the histogram of a tile (8x8 tiles) counts at most twice the mean bin
 CLAHE_BINS = 256
-NOISE_TO_SIGNAL = 1e-2  # Wiener's K: frequencies that the blur reduced below sqrt(K) are given up
-RIM = 0.99  # blur(fov) above which the surround has no influence
-FILL_SIGMA = 1 / 64  # first and finest low-pass that fills the outside of the field of view
 
 
 class Population(NamedTuple):
@@ -127,72 +125,11 @@ def wiener(y, fov, params):
 
 
 def deconvolved(y, fov, sigma):
-    """Wiener's deconvolution of a Gaussian blur of sigma (N,), in widths; 0 leaves an image as it is.
-
-    The blur has mixed the surround, of unknown level a, into the rim: `surround` finds a, `unmixed` takes it out, what is left
-    is continued over the surround, so that no jump rings all over the image, and `sharpened`.
-    """
-    z = continued(unmixed(y, fov, sigma, surround(y, fov, sigma)), fov)
-    return sharpened(z, sigma).clamp(0, 1) * fov
-
-
-def surround(y, fov, sigma):
-    """Level a (N, 3, 1, 1) of the surround in y = B z + (1 - B) a, B = blur(fov).
-
-    Where B is nearly 1, y = z; continued from there, z gives a by least squares over the rim.
-    """
-    B = blur(fov.to(y), sigma).clamp_min(0.01)
-    mixed, a = (1 - B) * fov, 0
-    for _ in range(2):  # the second time without the little of a that is in y where B is nearly 1
-        excess = (mixed * (y - B * continued((y - (1 - B) * a) / B, fov & (B > RIM)))).sum(
-            dim=(2, 3), keepdim=True
-        )
-        a = (excess / (mixed**2).sum(dim=(2, 3), keepdim=True).clamp_min(1e-9)).clamp(0, 1)
-    return a
-
-
-def unmixed(y, fov, sigma, a):
-    """z = (y - (1 - B) a) / B inside the field of view, see `surround`."""
-    B = blur(fov.to(y), sigma).clamp_min(0.01)
-    return torch.where(fov, (y - (1 - B) * a) / B, y)
-
-
-def sharpened(z, sigma):
-    """Wiener's filter in the frequency domain, with H(f) = exp(-2 (pi sigma f)^2) and K = NOISE_TO_SIGNAL,
-
-        F^-1[ F[z] (1 + K) H / (H^2 + K) ],
-
-    so that constant areas and unblurred images stay as they are; z is mirrored at the frame.
-    """
-    *_, height, width = z.shape
-    margin = min(width // 4, height - 1)  # more than the reach of the widest blur
-    z = torch.nn.functional.pad(z, (margin,) * 4, mode="reflect")
-    fy = torch.fft.fftfreq(z.shape[-2], device=z.device)[:, None] * width  # cycles per width
-    fx = torch.fft.rfftfreq(z.shape[-1], device=z.device) * width
-    H = torch.exp(-2 * (torch.pi * sigma[:, None, None, None]) ** 2 * (fx**2 + fy**2))
-    K = NOISE_TO_SIGNAL
-    sharp = torch.fft.irfft2(torch.fft.rfft2(z) * (1 + K) * H / (H**2 + K), s=z.shape[-2:])
-    return sharp[..., margin : margin + height, margin : margin + width]
-
-
-def low_pass(x: Tensor, fov: Tensor, sigma: float) -> Tensor:
-    """Gaussian low-pass of x (N, C, H, W) within the field of view: blur(x fov) / blur(fov).
-
-    sigma is in image widths. The black surround does not bleed in. Outside the field of view the
-    image is continued as far as the Gaussian reaches.
-    """
-    inside, sigmas = fov.to(x), torch.full((len(x),), sigma, device=x.device)
-    return blur(x * inside, sigmas) / blur(inside, sigmas).clamp_min(1e-6)
-
-
-def continued(y, inside):
-    """y, continued smoothly beyond the mask `inside`: by the finest low-pass that still sees something of it."""
-    sigma, z, gap = FILL_SIGMA, y * inside, ~inside
-    while gap.any() and sigma <= 1:
-        reached = gap & (blur(inside.to(y), torch.full((len(y),), sigma, device=y.device)) > 0.05)
-        z = torch.where(reached, low_pass(y, inside, sigma), z)
-        gap, sigma = gap & ~reached, 2 * sigma
-    return z
+    """Wiener's deconvolution of a Gaussian blur of sigma (N,), in widths; 0 returns the image."""
+    a = deconvolution.estimate_surround(y, fov, sigma)
+    z = deconvolution.remove_surround(y, fov, sigma, a)
+    z = deconvolution.inpaint_outside(z, fov)
+    return deconvolution.wiener(z, sigma).clamp(0, 1) * fov
 
 
 def _moments(x, fov):

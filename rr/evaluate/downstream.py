@@ -20,9 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rr.data.shapes import blur
 from rr.errors import InputError
-from rr.evaluate.baselines import low_pass
+from rr.models.deconvolution import blur, low_pass
 from rr.evaluate.metrics import psnr
 
 BACKGROUND = 0.04  # sigma of the low-pass by which the green channel is divided

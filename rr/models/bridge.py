@@ -1,12 +1,15 @@
-"""A bridge from the degraded image y to the clean image x (InDI, Delbracio & Milanfar 2023, arXiv 2303.11435).
+"""A bridge from the degraded image y to the clean image x (InDI, Delbracio & Milanfar 2023,
+arXiv 2303.11435).
 
-The paper's chain starts from y buried in noise. A bridge starts from y itself:
+The paper's chain starts from a noised y. A bridge starts from y itself:
 
-    x_t = (1 - t) x + t y,    t from 1 (the degraded image) to 0 (the clean one)
+    x_t = (1 - t) x + t y,    t from 1 (the degraded image) to 0 (the clean image)
 
-A network that is trained to predict x from x_t is walked back in a few steps, each of which goes a part of the way.
-`Bridge` is such a restorer; trained at t = 1 only, it is plain regression, the one-step U-Net that any iterated method has to
-beat. `samples` is the mean and the spread of several restorations of any restorer.
+The network is trained to predict x from x_t. A restoration takes a few steps, and each step goes a
+part of the way to the prediction. A bridge that is trained at t = 1 only is plain regression: the
+one-step U-Net that every iterative method has to beat.
+
+Shapes: y, x, x_t, x_hat are (N, 3, H, W).
 """
 
 import torch
@@ -14,20 +17,19 @@ from torch import nn
 
 from rr.models import backbones
 from rr.models.diffusion import noise
-from rr.models.restorer import Restorer
-from rr.models.vae import kl
+from rr.models.restorer import Restorer, with_kl
 
 
-def between(x, y, t):
-    """x_t = (1 - t) x + t y; t in [0, 1], a number or (N, 1, 1, 1)."""
+def interpolate(x, y, t):
+    """x_t = (1 - t) x + t y. t in [0, 1] is a number or (N, 1, 1, 1)."""
     return (1 - t) * x + t * y
 
 
-def walk(predict, y, steps):
-    """From x_1 = y to x_0 in `steps` equal steps; yields (t, x_t, x_hat) per step, at last (0, x_0, x_0).
+def sample(predict, y, steps):
+    """Go from x_1 = y to x_0 in `steps` equal steps: yields (t, x_t, x_hat), finally (0, x_0, x_0).
 
-    predict(x_t, t) -> x_hat, t a number. A step from t to s < t keeps s / t of the way that is left (InDI, equation 8):
-    x_s = (s / t) x_t + (1 - s / t) x_hat. One step is plain regression, x_0 = predict(y, 1).
+    predict(x_t, t) -> x_hat, with t a number. A step from t to s < t (InDI, equation 8) is
+    x_s = (s / t) x_t + (1 - s / t) x_hat. With one step this is regression, x_0 = predict(y, 1).
     """
     x_t = y
     for k in range(steps, 0, -1):
@@ -39,11 +41,14 @@ def walk(predict, y, steps):
 
 
 class Bridge(Restorer):
-    """A bridge from y to x, with any backbone. A U-Net gives the way that is left, x_hat = x_t + t U(x_t, t), which is x_t
-    itself at t = 0 and, before any training, everywhere; the VAE gives x_hat."""
+    """A bridge from y to x with any backbone, without a condition.
 
-    STEPS = 4  # of a restoration, if not asked for otherwise
-    TIMES = 1000  # t in [0, 1] becomes a step of so many, in which the backbones tell the time
+    The VAE predicts x_hat. A U-Net predicts the remaining way, x_hat = x_t + t U(x_t, t). Its last
+    layer starts at zero, so that an untrained bridge returns y.
+    """
+
+    STEPS = 4  # steps of a restoration, unless another number is given
+    TIMES = 1000  # the backbone receives the step TIMES * t, because it expects large numbers
 
     def __init__(
         self,
@@ -52,11 +57,11 @@ class Bridge(Restorer):
         width=32,  # channels of the backbone's first convolution
         latent=128,  # length of the VAE's z
         one_step=False,  # train at t = 1 only and restore in one step: the control
-        sigma=0.02,  # noise added to y, standard deviation; without any, all samples are one
+        sigma=0.02,  # standard deviation of the noise on y; with 0 a restoration is deterministic
     ):
         super().__init__()
-        self.arguments = {"size": size, "backbone": backbone, "width": width, "latent": latent, "one_step": one_step,
-                          "sigma": sigma}  # fmt: skip
+        self.arguments = {"size": size, "backbone": backbone, "width": width, "latent": latent,
+                          "one_step": one_step, "sigma": sigma}  # fmt: skip
         self.one_step, self.sigma, self.objective = one_step, sigma, "image"
         self.backbone = backbones.backbone(backbone, size, width, latent)
         if backbone != "vae":
@@ -65,55 +70,46 @@ class Bridge(Restorer):
 
     @property
     def hot(self):
-        """See UNet.hot."""
+        """The modules that torch.compile compiles on a GPU."""
         return self.backbone.hot
 
     def forward(self, x_t, t, generator=None):
-        """x_t (N, 3, H, W), t (N,) in [0, 1] => Output with x_hat (N, 3, H, W), not clipped."""
+        """x_t (N, 3, H, W) and t (N,) in [0, 1] => Output with x_hat (N, 3, H, W), not clipped."""
         output = self.backbone(x_t, self.TIMES * t, generator)
         if output.mu is not None:
             return output
         return output._replace(prediction=x_t + t[:, None, None, None] * output.prediction.float())
 
     def loss(self, y, x, generator):
-        """{"loss": mean |x_hat - x|} at a random t, which is 1 in half of the images (one_step: in all), where restoration
-        begins; of a VAE + KL over the number of values."""
+        """{"loss": mean |x_hat - x|, for a VAE + KL} at a random t per image.
+
+        t is 1, where a restoration begins, for half of the images (one_step: for all of them).
+        """
         t = torch.rand(len(x), generator=generator)
-        t = torch.where(
-            torch.rand(len(x), generator=generator) < (1.0 if self.one_step else 0.5),
-            torch.ones(()),
-            t,
-        )
+        share = 1.0 if self.one_step else 0.5
+        t = torch.where(torch.rand(len(x), generator=generator) < share, torch.ones(()), t)
         t, y = t.to(x.device, non_blocking=True), y + self.sigma * noise(y, generator)
-        output = self(between(x, y, t[:, None, None, None]), t, generator)
-        loss = (output.prediction.float() - x).abs().mean()
-        if output.mu is None:
-            return {"loss": loss}
-        divergence = kl(output.mu, output.logvar).mean() / x[0].numel()
-        return {"loss": loss + divergence, "l1": loss, "kl": divergence}
+        output = self(interpolate(x, y, t[:, None, None, None]), t, generator)
+        return with_kl("l1", (output.prediction.float() - x).abs().mean(), output)
 
     @torch.no_grad()
     def trajectory(self, y, generator, steps=None):
-        """From y, with its noise, to x in `steps` steps: yields (t, x_t, x_hat), x_hat in [0, 1], see `walk`."""
+        """From y + noise to x_0: yields (t, x_t, x_hat) with x_hat in [0, 1], see `sample`."""
         y = y + self.sigma * noise(y, generator)
 
         def predict(x_t, t):
-            return (
-                self(x_t, torch.full((len(x_t),), t, device=x_t.device))
-                .prediction.float()
-                .clamp(0, 1)
-            )
+            output = self(x_t, torch.full((len(x_t),), t, device=x_t.device))
+            return output.prediction.float().clamp(0, 1)
 
-        yield from walk(predict, y, steps or (1 if self.one_step else self.STEPS))
+        yield from sample(predict, y, steps or (1 if self.one_step else self.STEPS))
 
 
-def samples(model, y, fov, generator, k, **options):
-    """k restorations by anything with `.restore`: their mean (N, 3, H, W), and the uncertainty map (N, 1, H, W), the standard
-    deviation per pixel, root mean square over the channels.
+def mean_and_spread(model, y, fov, generator, k, **options):
+    """Restore y k times: the mean (N, 3, H, W) and the uncertainty map (N, 1, H, W).
 
-    Each draws on from `generator`. The map is 0 everywhere for a restorer that draws nothing, and with k = 1. It is the spread
-    of the method, which need not be the size of its error.
+    The map is the standard deviation per pixel, root mean square over the channels. It is 0 for
+    k = 1 and for a deterministic restorer. It measures the spread, not the error, of the method.
     """
-    drawn = torch.stack([model.restore(y, fov, generator, **options) for _ in range(k)])
-    variance = drawn.var(0, correction=min(1, k - 1))
-    return drawn.mean(0), variance.mean(1, keepdim=True).sqrt()
+    restored = torch.stack([model.restore(y, fov, generator, **options) for _ in range(k)])
+    variance = restored.var(0, correction=min(1, k - 1))
+    return restored.mean(0), variance.mean(1, keepdim=True).sqrt()

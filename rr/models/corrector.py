@@ -1,124 +1,71 @@
-"""The recommended restorer: a bridge whose network looks at 128 pixels and corrects a photograph at its own resolution.
+"""The recommended restorer: a bridge that corrects a photograph at its own resolution.
 
     x_hat = d + g (A d + b),   d = z + up(W_sigma z - z)
 
-    z        x without the surround that blur has mixed into its rim
-    W_sigma  Wiener's deconvolution at 256 pixels, tapered towards the rim, of a Gaussian blur whose sigma, one per image, a small
-             network estimates from how much detail there is at each scale; for sigma = 0 the identity, and z is x
-    A, b     (3 x 3, 3) per place of a 32 x 32 grid, from a U-Net: mixing of colours and offset, which undo brightness,
-             contrast, saturation, haloes, dark holes and spots
-    g        in (0, 1), per image, from its estimated quality: how much to correct; 0 for a good photograph
+    z        x without the surround that the blur has mixed into its rim
+    W_sigma  Wiener's deconvolution at 256 pixels, tapered towards the rim, of a Gaussian blur. A
+             small network estimates sigma, one per image, from the amount of detail at several
+             scales. For sigma = 0, W_sigma is the identity and z is x
+    A, b     (3 x 3) and (3) at each place of a 32 x 32 grid, from a U-Net that sees 128 pixels:
+             they mix and shift the colours, which undoes brightness, contrast, saturation, haloes,
+             dark holes and spots
+    g        in (0, 1), one per image, from the estimated quality; 0 leaves a good photograph alone
 
-The networks decide, they do not paint: colours change smoothly over the image, edges are those of the photograph, but where the
-blur is taken for wider than it is they ring. Detail finer than the networks' pixels stays. All lengths are fractions of
-the image width. The bridge's equations are those of rr.bridge; the default, one step, is plain regression.
+The networks predict smooth colour corrections and a blur width. The edges come from the photograph.
+If the blur width is overestimated, the deconvolution rings. The bridge is that of rr.models.bridge;
+its default of one step is plain regression.
+
+Shapes: images are (N, 3, H, H) in [0, 1], fields of view (N, 1, H, H), bool. Sigma is a fraction of
+the image width.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from rr.data import degrade
-from rr.evaluate.baselines import continued, sharpened, surround, unmixed
-from rr.models.bridge import between, walk
+from rr.models import deconvolution
+from rr.models.bridge import interpolate, sample
+from rr.models.deconvolution import FINE, BlurEstimate, blur
 from rr.models.diffusion import noise
 
-SIZE, GRID, FINE = (
-    128,
-    32,
-    256,
-)  # px: what the U-Net sees, its output, where blur is measured and undone
-SIGMAS = (0.6, 1.0, 1.6, 2.6, 4.2, 7.0)  # of the scales at which detail is measured, px of FINE
-SHARP = 0.5 / 512  # an estimated sigma below this is no blur
-ROWS = 256  # of a large photograph that are corrected at once
-LEARN = 38  # dB: up to about this estimated quality training asks for corrections
-LEAVE = 28  # dB: an image of this estimated quality is corrected by half, one of 32 dB and more not at all; far below LEARN,
-#             since of a camera that nobody trained on the estimate may be too low by as much
+SIZE, GRID = 128, 32  # px: input and output of the U-Net
+ROWS = 256  # of a large photograph that are corrected at a time, to save memory
+LEARN = 38  # dB: an image of a better estimated quality does not train the correction
+# An image of 28 dB estimated quality is corrected by half, one of 32 dB or more not at all. This is
+# far below LEARN because the estimate can be too low by that much for an unknown camera.
+LEAVE = 28
 
 
 class Decision(NamedTuple):
-    """How to correct N images, see Corrector."""
+    """How N images are corrected."""
 
-    affine: torch.Tensor  # (N, 12, GRID, GRID): g A and g b
-    sigma: torch.Tensor  # (N,): estimated blur, in widths
-    level: torch.Tensor  # (N, 3, 1, 1): of the surround that it has mixed into the rim
-    detail: torch.Tensor  # (N, 3, FINE, FINE): what the deconvolution adds
-    gate: torch.Tensor  # (N,): g
-    quality: (
-        torch.Tensor
-    )  # (N,): estimated PSNR of x in dB, as far as light and colour go: it does not see blur
-    error: torch.Tensor  # (N, 1, GRID, GRID): estimated absolute error of the result, of a photograph that is corrected
+    affine: Tensor  # (N, 12, GRID, GRID): g A and g b
+    sigma: Tensor  # (N,): estimated blur; 0: none
+    surround: Tensor  # (N, 3, 1, 1): level of the surround that the blur mixed into the rim
+    detail: Tensor  # (N, 3, FINE, FINE): what the deconvolution adds, W_sigma z - z
+    gate: Tensor  # (N,): g
+    quality: Tensor  # (N,): estimated PSNR of light and colour in dB; it does not include blur
+    error: Tensor  # (N, 1, GRID, GRID): estimated absolute error of the result
 
 
 class Restored(NamedTuple):
-    image: torch.Tensor  # (N, 3, H, H) in [0, 1]
-    quality: torch.Tensor  # (N,): estimated PSNR of the input in dB, as far as light and colour go
-    sigma: torch.Tensor  # (N,): estimated blur of the input, in widths; 0: none
-    amount: torch.Tensor  # (N,): how much of the colours' correction was done, 0 to 1
-    uncertainty: torch.Tensor  # (N, 1, H, H): see Decision.error
+    """Restored images and the first decision about them."""
 
-
-class Blur(nn.Module):
-    """sigma (N,), in widths, of the Gaussian blur of x (N, 3, FINE, FINE); 0 where there is none.
-
-    From detail, the root mean square of x - G_k x well inside the field of view, and from the rim, where blur mixes the black
-    surround into the image; in green, at the scales SIGMAS.
-    """
-
-    def __init__(self):
-        super().__init__()
-        n = 2 * len(SIGMAS) + 1
-        self.head = nn.Sequential(nn.BatchNorm1d(n, affine=False), nn.Linear(n, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
-                                  nn.Linear(64, 1))  # fmt: skip
-        nn.init.zeros_(self.head[-1].weight)  # the start: no blur
-        nn.init.constant_(self.head[-1].bias, math.log(0.5))
-
-    @torch.no_grad()
-    def features(self, x, fov):
-        """(N, 2 K + 1): per scale the logarithm of the detail and the relative fall of light at the rim; the mean green."""
-        green, mask = x[:, 1:2], fov.to(x)
-        scales = [x.new_full((len(x),), s / FINE) for s in SIGMAS]
-        core = fov & (degrade.blur(mask, scales[-1]) > 0.9)
-        rim, inside = fov & ~core, core.sum((1, 2, 3)).clamp_min(1)
-        found = []
-        for sigma in scales:
-            blurred, covered = degrade.blur(torch.cat([green * mask, mask], 1), sigma).split(1, 1)
-            detail = (green - blurred / covered.clamp_min(1e-3)) * core
-            fall = ((green - blurred) * rim).sum((1, 2, 3)) / ((green * rim).sum((1, 2, 3)) + 1e-6)
-            found += [
-                ((detail**2).sum((1, 2, 3)) / inside + 1e-9).log(),
-                torch.where(rim.sum((1, 2, 3)) > 50, fall, 0),
-            ]
-        return torch.stack([*found, (green * core).sum((1, 2, 3)) / inside], 1)
-
-    def forward(self, x, fov):
-        sigma = (self.head(self.features(x, fov))[:, 0].exp() - 0.5) / 512  # see `fit`
-        return torch.where(sigma > SHARP, sigma, 0)
-
-    def fit(self, features, sigma, generator, steps=3000, batch=128):
-        """Learn log(512 sigma + 1/2) from features (M, 2 K + 1) by least absolute deviations; returns the last ones' mean."""
-        target = (512 * sigma + 0.5).log()
-        optimizer = torch.optim.AdamW(self.parameters(), 3e-3, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, steps)
-        losses = []
-        self.train()
-        for _ in range(steps):
-            rows = torch.randint(len(features), (batch,), generator=generator)
-            loss = (self.head(features[rows])[:, 0] - target[rows]).abs().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-        self.eval()
-        return sum(losses[-100:]) / 100
+    image: Tensor  # (N, 3, H, H) in [0, 1], black outside the field of view
+    quality: Tensor  # (N,), see Decision
+    sigma: Tensor  # (N,), see Decision
+    gate: Tensor  # (N,): share of the colour correction that was applied
+    uncertainty: Tensor  # (N, 1, H, H): estimated absolute error of the image
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a 1x1 path; the step t is a bias between them."""
+    """Two 3x3 convolutions beside a 1x1 path. The bridge's t is a bias between the two.
+
+    layers.Residual is similar, but it has a second normalisation and a longer code of t. With it,
+    the published weights (rr/recommended) would not load.
+    """
 
     def __init__(self, c_in, c_out):
         super().__init__()
@@ -134,40 +81,32 @@ class Block(nn.Module):
 
 
 class Corrector(nn.Module):
-    """Square images x (N, 3, H, H) in [0, 1] with fields of view (N, 1, H, H) => corrected images of the same size."""
+    """Degraded images of any size H => corrected images of the same size."""
 
-    hot = ()  # modules that a GPU compiles, see train: none, for its U-Net is a method
+    hot = ()  # the modules that torch.compile compiles on a GPU
 
     def __init__(self, width=40):
         super().__init__()
         self.arguments = {"width": width}
         c = [width, 2 * width, 4 * width, 6 * width]
-        shuffle = SIZE // GRID
-        self.down = nn.ModuleList(Block(a, b) for a, b in zip([3 * shuffle**2 + 3, *c], c))
+        channels = 3 * (SIZE // GRID) ** 2 + 3
+        self.down = nn.ModuleList(Block(a, b) for a, b in zip([channels, *c], c))
         self.up = nn.ModuleList(Block(c[i] + c[i + 1], c[i]) for i in range(3))
         self.affine = nn.Conv2d(width, 12, 3, padding=1)  # A and b
-        self.error = nn.Conv2d(width, 1, 3, padding=1)  # log of the absolute error that is left
+        self.error = nn.Conv2d(width, 1, 3, padding=1)  # log of the absolute error
         self.quality = nn.Sequential(nn.Linear(c[3], 128), nn.SiLU(), nn.Linear(128, 1))
-        self.blur = Blur()
-        for layer in (self.affine, self.error, self.quality[-1]):  # the start is the identity
+        self.blur = BlurEstimate()
+        for layer in (self.affine, self.error, self.quality[-1]):  # untrained: the identity
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def fields(self, x, fov, t):
-        """x (N, 3, SIZE, SIZE), t (N,) => affine (N, 12, GRID, GRID), A and b; quality (N,), the PSNR of x as estimated, dB;
-        error (N, 1, GRID, GRID), the absolute error of the result as estimated."""
-        t, place = t[:, None], torch.linspace(-1, 1, GRID, device=x.device)
-        place = torch.stack(torch.meshgrid(place, place, indexing="ij"))[None].expand(
-            len(x), -1, -1, -1
-        )
-        h = torch.cat(
-            [
-                2 * F.pixel_unshuffle(x, SIZE // GRID) - 1,
-                F.avg_pool2d(fov.to(x), SIZE // GRID),
-                place,
-            ],
-            1,
-        )
+    def predict_affine(self, x, fov, t):
+        """The U-Net: x (N, 3, SIZE, SIZE), t (N,) => affine, quality and error, see Decision."""
+        scale, t = SIZE // GRID, t[:, None]
+        axis = torch.linspace(-1, 1, GRID, device=x.device)
+        place = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).expand(len(x), -1, -1, -1)
+        pixels = 2 * F.pixel_unshuffle(x, scale) - 1  # N, 3 scale^2, GRID, GRID
+        h = torch.cat([pixels, F.avg_pool2d(fov.to(x), scale), place], 1)
         skips = []
         for i, block in enumerate(self.down):
             h = block(F.avg_pool2d(h, 2) if i else h, t)  # N, c_i, GRID / 2^i
@@ -178,131 +117,115 @@ class Corrector(nn.Module):
             h = self.up[i](torch.cat([skips[i], h], 1), t)
         return self.affine(h).float(), quality.float(), (self.error(h).float() - 3).exp()
 
-    def restore(self, y, fov, generator=None, steps=1, batch=8):
-        """y (N, 3, H, H) in [0, 1], fov (N, 1, H, H) => the restored images, black outside of fov, see `walk`.
-
-        Without a generator: the mean of eight decisions, for y mirrored and turned. With one: a single decision, for a
-        random one of these and a little noise, so that repeated calls differ as the decision is uncertain.
-        """
-        return torch.cat(
-            [
-                self.run(*part, generator, steps).image
-                for part in zip(y.split(batch), fov.split(batch))
-            ]
-        )
-
-    @torch.no_grad()
-    def run(self, y, fov, generator=None, steps=1):
-        """The same as `restore`, with what was judged on the way: Restored."""
-        said = []
-
-        def predict(x_t, t):
-            decision = self.decide(x_t, fov, t, generator)
-            said.append(decision)
-            if (decision.sigma > 0).any():
-                x_t = (
-                    unmixed(x_t, fov, decision.sigma, decision.level)
-                    + resized(decision.detail, y.shape[-2:]) * fov
-                )
-            return corrected(x_t, fov, decision.affine)
-
-        *_, (_, x, _) = walk(predict, y * fov, steps)
-        first = said[0]
-        return Restored(
-            x * fov,
-            first.quality,
-            first.sigma,
-            first.gate,
-            resized(first.error, y.shape[-2:]).clamp_min(0) * fov,
-        )
-
-    def decide(self, x, fov, t, generator=None):
-        """What to do with x (N, 3, H, H) of any resolution at step t (a number): a Decision.
-
-        In fewer than FINE pixels blur cannot be told from the pixels' own: then sigma is 0.
-        """
-        fine, inside = resized(x, (FINE, FINE)), resized(fov.to(x), (FINE, FINE)) > 0.5
-        sigma = self.blur(fine, inside) * (x.shape[-1] >= FINE)
-        level, detail = x.new_zeros(len(x), 3, 1, 1), torch.zeros_like(fine)
-        if (sigma > 0).any():
-            level = surround(fine, inside, sigma)
-            z = continued(unmixed(fine, inside, sigma, level), inside)
-            covered = degrade.blur(
-                inside.to(x), 4 * sigma
-            )  # 1/2 at the rim: what is not known well there would ring
-            detail = (sharpened(z, sigma) - z) * (2 * covered - 1).clamp(0, 1) ** 2
-        small, inside = resized(x, (SIZE, SIZE)), resized(fov.to(x), (SIZE, SIZE)) > 0.5
-        turns = range(8)
-        if generator is not None:
-            turns = torch.randint(8, (1,), generator=generator).tolist()
-            small = small + 0.01 * noise(small, generator)
-        time = x.new_full((len(x),), float(t))
-        every = [
-            self.fields(_turned(small, k).contiguous(), _turned(inside, k).contiguous(), time)
-            for k in turns
-        ]
-        quality = sum(quality for _, quality, _ in every) / len(every)
-        gate = (LEAVE - quality).sigmoid()
-        gate = torch.where(gate < 0.02, 0, gate)  # left alone
-        affines = (
-            torch.stack([_back(affine, k) for (affine, *_), k in zip(every, turns)])
-            * gate[:, None, None, None]
-        )
-        error = sum(_back(error, k) for (_, _, error), k in zip(every, turns)) / len(every)
-        return Decision(affines.mean(0), sigma, level, detail, gate, quality, error)
-
     def loss(self, y, x, fov, generator):
-        """{"loss", "rmse", "quality", "error"} on pairs that `randomised` makes of clean images of FINE px, at SIZE px.
+        """The loss of pairs (y, x) of SIZE px: {"loss", "rmse", "quality", "error"}.
 
-        "rmse", of x_hat from x_t, t = 1 for most images and any step for the others: mean over images of the root of the mean
-        squared error; squares would let images that need nothing be changed a little for the sake of those that need much.
-        "quality" (dB) and "error" (natural logarithm): how far off these estimates are. Blur has its own training, see `make`.
+        x_hat is predicted from x_t, with t = 1 for 70 % of the images and a random t for the rest.
+        "rmse": mean over images of the root mean squared error of x_hat; a mean of squares would
+        let good images change a little for the sake of bad ones. "quality" (dB) and "error"
+        (logarithm): mean absolute error of these estimates. The blur estimate is trained apart.
         """
         t = torch.rand(len(x), generator=generator).to(x.device)
         t = torch.where(t < 0.3, t / 0.3, 1.0)
-        x_t = between(x, y, t[:, None, None, None])
-        affine, quality, error = self.fields(x_t, fov, t)
-        learned = (
-            (LEARN - quality.detach()) / 2
-        ).sigmoid()  # images that are as good as the reference teach nothing
-        x_hat = corrected(x_t, fov, learned[:, None, None, None] * affine)
-        rmse = distance(x_hat, x).mean()
-        guess = (quality + 20 * distance(x_t, x).log10()).abs().mean()
-        left = F.avg_pool2d((x_hat - x).detach().abs().mean(1, keepdim=True), SIZE // GRID)
-        off = (error.log() - (left + 1e-3).log()).abs().mean()
-        return {
-            "loss": 10 * rmse + guess / 20 + off / 20,
-            "rmse": rmse,
-            "quality": guess,
-            "error": off,
-        }
+        x_t = interpolate(x, y, t[:, None, None, None])
+        affine, quality, error = self.predict_affine(x_t, fov, t)
+        # images that are as good as the reference do not train the correction
+        gate = ((LEARN - quality.detach()) / 2).sigmoid()
+        x_hat = corrected(x_t, fov, gate[:, None, None, None] * affine)
+        rmse = root_mean_square(x_hat - x).mean()
+        quality_error = (quality + 20 * root_mean_square(x_t - x).log10()).abs().mean()
+        true_error = F.avg_pool2d((x_hat - x).detach().abs().mean(1, keepdim=True), SIZE // GRID)
+        error_error = (error.log() - (true_error + 1e-3).log()).abs().mean()
+        loss = 10 * rmse + quality_error / 20 + error_error / 20
+        return {"loss": loss, "rmse": rmse, "quality": quality_error, "error": error_error}
+
+    def restore(self, y, fov, generator=None, steps=1, batch=8):
+        """The restored images (N, 3, H, H), black outside the field of view.
+
+        Without a generator the decision is the mean of eight, for y mirrored and turned. With a
+        generator it is one decision, for a random orientation of y and a little noise, so that
+        repeated calls differ as much as the decision is uncertain.
+        """
+        parts = zip(y.split(batch), fov.split(batch))
+        return torch.cat([self.run(*part, generator, steps).image for part in parts])
+
+    @torch.no_grad()
+    def run(self, y, fov, generator=None, steps=1):
+        """The same as `restore`, with the estimates: Restored."""
+        decisions = []
+
+        def predict(x_t, t):
+            decision = self.decide(x_t, fov, t, generator)
+            decisions.append(decision)
+            d = x_t
+            if (decision.sigma > 0).any():
+                z = deconvolution.remove_surround(x_t, fov, decision.sigma, decision.surround)
+                d = z + resized(decision.detail, y.shape[-2:]) * fov
+            return corrected(d, fov, decision.affine)
+
+        *_, (_, x, _) = sample(predict, y * fov, steps)
+        first = decisions[0]
+        uncertainty = resized(first.error, y.shape[-2:]).clamp_min(0) * fov
+        return Restored(x * fov, first.quality, first.sigma, first.gate, uncertainty)
+
+    def decide(self, x, fov, t, generator=None):
+        """The Decision for images x (N, 3, H, H) at step t, a number."""
+        sigma, surround, detail = self.decide_blur(x, fov)
+        small, inside = resized(x, (SIZE, SIZE)), resized(fov.to(x), (SIZE, SIZE)) > 0.5
+        orientations = range(8)
+        if generator is not None:
+            orientations = torch.randint(8, (1,), generator=generator).tolist()
+            small = small + 0.01 * noise(small, generator)
+        time = x.new_full((len(x),), float(t))
+        affines, qualities, errors = [], [], []
+        for k in orientations:
+            x_k, fov_k = turned(small, k).contiguous(), turned(inside, k).contiguous()
+            affine, quality, error = self.predict_affine(x_k, fov_k, time)
+            affines.append(turned_back(affine, k))
+            qualities.append(quality)
+            errors.append(turned_back(error, k))
+        affine, quality, error = (torch.stack(p).mean(0) for p in (affines, qualities, errors))
+        gate = (LEAVE - quality).sigmoid()
+        gate = torch.where(gate < 0.02, 0, gate)
+        affine = gate[:, None, None, None] * affine
+        return Decision(affine, sigma, surround, detail, gate, quality, error)
+
+    def decide_blur(self, x, fov):
+        """sigma, surround and detail of images x (N, 3, H, H), see Decision.
+
+        The pixels of an image that is smaller than FINE look like a blur: then sigma is 0.
+        """
+        fine, inside = resized(x, (FINE, FINE)), resized(fov.to(x), (FINE, FINE)) > 0.5
+        sigma = self.blur(fine, inside) * (x.shape[-1] >= FINE)
+        if not (sigma > 0).any():
+            return sigma, x.new_zeros(len(x), 3, 1, 1), torch.zeros_like(fine)
+        surround = deconvolution.estimate_surround(fine, inside, sigma)
+        z = deconvolution.remove_surround(fine, inside, sigma, surround)
+        z = deconvolution.inpaint_outside(z, inside)
+        # 0 at the rim, where the blurred mask is 1/2: there z is uncertain and would ring
+        taper = (2 * blur(inside.to(x), 4 * sigma) - 1).clamp(0, 1) ** 2
+        return sigma, surround, (deconvolution.wiener(z, sigma) - z) * taper
 
 
-def distance(x_hat, x):
-    """Root of the mean squared error, and of 1e-5 more (50 dB), per image (N,)."""
-    return ((x_hat - x).square().mean((1, 2, 3)) + 1e-5).sqrt()
+def root_mean_square(difference):
+    """Per image (N,). The 1e-5 under the root (50 dB) keeps its gradient finite."""
+    return (difference.square().mean((1, 2, 3)) + 1e-5).sqrt()
 
 
-@torch.autocast(
-    "cuda", enabled=False
-)  # in bf16 an image would have eight bits, and lose some of them
+@torch.autocast("cuda", enabled=False)  # bf16 has fewer than the eight bits of an image
 def corrected(d, fov, affine):
-    """d + A d + b inside the field of view, d as it was outside; d (N, 3, H, H) of any resolution."""
+    """d + A d + b inside the field of view, d outside; affine (N, 12, GRID, GRID)."""
     row, column = (_interpolation(GRID, side, d.device) for side in d.shape[-2:])
-    affine, done = affine @ column.mT, []
-    for rows, part, inside in zip(
-        row.split(ROWS), d.split(ROWS, -2), fov.split(ROWS, -2)
-    ):  # twelve maps at full size are large
-        maps = rows @ affine
-        shift = maps[:, 9:] + torch.stack(
-            [(maps[:, 3 * i : 3 * i + 3] * part).sum(1) for i in range(3)], 1
-        )
-        done.append(torch.where(inside, (part + shift).clamp(0, 1), part))
-    return torch.cat(done, -2)
+    affine, parts = affine @ column.mT, []  # N, 12, GRID, W
+    for rows, part, inside in zip(row.split(ROWS), d.split(ROWS, -2), fov.split(ROWS, -2)):
+        A, b = (rows @ affine).split([9, 3], 1)  # N, 9 and 3, ROWS, W
+        shift = (A.unflatten(1, (3, 3)) * part[:, None]).sum(2) + b
+        parts.append(torch.where(inside, (part + shift).clamp(0, 1), part))
+    return torch.cat(parts, -2)
 
 
 def resized(maps, side):
-    """maps (N, C, h, w) at side (H, W), larger or smaller: bicubic with antialiasing, as products with its two matrices."""
+    """maps (N, C, h, w) => (N, C, *side): bicubic with antialiasing, as products of matrices."""
     if maps.shape[-2:] == tuple(side):
         return maps
     row, column = (_interpolation(n, m, maps.device) for n, m in zip(maps.shape[-2:], side))
@@ -310,20 +233,17 @@ def resized(maps, side):
 
 
 def _interpolation(n, m, device):
-    """Matrix (m, n) that takes n pixels to m."""
-    return F.interpolate(
-        torch.eye(n, device=device)[None, None], (m, n), mode="bicubic", antialias=True
-    )[0, 0]
+    """The matrix (m, n) that interpolates n pixels to m."""
+    identity = torch.eye(n, device=device)[None, None]
+    return F.interpolate(identity, (m, n), mode="bicubic", antialias=True)[0, 0]
 
 
-def _turned(x, k):
-    """x (N, C, H, H) in one of eight orientations: turned by k quarters, from k = 4 on mirrored first."""
+def turned(x, k):
+    """Orientation k of 0..7 of x (N, C, H, H): k quarter turns, mirrored first from k = 4 on."""
     return torch.rot90(x.flip(-1) if k > 3 else x, k % 4, (-2, -1))
 
 
-def _back(x, k):
+def turned_back(x, k):
+    """The inverse of `turned`."""
     x = torch.rot90(x, -(k % 4), (-2, -1))
     return x.flip(-1) if k > 3 else x
-
-
-# --------------------------------------------------------------------------------------------------------- training
