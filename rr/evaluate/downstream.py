@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rr.errors import InputError
-from rr.models.deconvolution import blur, low_pass
 from rr.evaluate.metrics import psnr
+from rr.models.deconvolution import blur, low_pass
 
 BACKGROUND = 0.04  # sigma of the low-pass by which the green channel is divided
 RIDGE_SIGMAS = (0.002, 0.004)  # of vessels of 0.5 to 1.5 %; at least half a pixel
