@@ -38,7 +38,6 @@ def test_quoted_numbers_name_the_commit_that_made_them():
 def test_results_that_were_never_made_are_shown_as_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr(readme, "ROOT", tmp_path)
     monkeypatch.setattr(readme, "REFERENCE", tmp_path)
-    monkeypatch.setattr(readme, "FIGURES", tmp_path)
     assert readme.verdicts() == readme.tables() == readme.scale() == readme.metrics() == "not run"
     assert not re.search(r"\d s\b|\d min", readme.cost() + readme.commands())
 

@@ -9,6 +9,7 @@ part whose result file does not exist says "not run".
 
 import ast
 import sys
+import textwrap
 from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import fmean
@@ -23,21 +24,20 @@ from rr.presets import PRESETS, Preset
 from rr.workflow.jobs import jobs, result
 
 REFERENCE = ROOT / "results" / "reference" / "smoke"
-FIGURES = ROOT / "figures" / "reference" / "smoke"
-PAPER = {  # notebook: (what of the paper it makes again, its main figure)
-    "00_start_here": ("a restored photograph (ours)", "photograph"),
-    "01_data": ("the data (2.2, 3.1)", "contact_sheet"),
-    "02_readability": ("Fig. 2: confusion matrices, ROC, PR", "roc_pr"),
-    "03_features": ("the extractor of Fig. 3", "condition"),
-    "04_diffusion": ("the diffusion of Fig. 4", "forward"),
-    "05_vae": ("the VAE of Fig. 4", "reconstructions"),
-    "06_restoration": ("the method of Fig. 1", "before_after"),
-    "07_backbones": ("Fig. 5: five backbones", "eyes"),
-    "08_extractors": ("Table 1: eight extractors", "bars"),
-    "09_fusion": ("3.2: four fusions", "bars"),
-    "10_what_matters": ("what the paper leaves open (ours)", "effects"),
-    "11_summary": ("the claims C1 to C6", "ladder"),
-    "12_evaluation": ("all methods, all degradations (ours)", "families"),
+PAPER = {  # notebook: what of the paper it makes again
+    "00_start_here": "a restored photograph (ours)",
+    "01_data": "the data (2.2, 3.1)",
+    "02_readability": "Fig. 2: confusion matrices, ROC, PR",
+    "03_features": "the extractor of Fig. 3",
+    "04_diffusion": "the diffusion of Fig. 4",
+    "05_vae": "the VAE of Fig. 4",
+    "06_restoration": "the method of Fig. 1",
+    "07_backbones": "Fig. 5: five backbones",
+    "08_extractors": "Table 1: eight extractors",
+    "09_fusion": "3.2: four fusions",
+    "10_what_matters": "what the paper leaves open (ours)",
+    "11_summary": "the claims C1 to C6",
+    "12_evaluation": "all methods, all degradations (ours)",
 }
 NOTEBOOK_OF_CLAIM = dict(zip(("C1", "C2", "C3", "C4", "C5", "C6"), ("06", "07", "08", "09", "02", "06")))
 
@@ -78,7 +78,7 @@ def verdicts():
     rows = [
         (
             f"{row['claim']}: {row['says']}",
-            row["paper"].split(";")[0],
+            row["paper"].split(";")[0].split(",")[0],
             row["here"].split(";")[0],
             f"**{row['verdict']}**",
             NOTEBOOK_OF_CLAIM[row["claim"]],
@@ -94,35 +94,26 @@ def verdicts():
 
 
 def cost():
-    """Item of the paper, notebook, main figure, and seconds of one thread in preset smoke."""
+    """Item of the paper, notebook, and seconds of one thread in preset smoke."""
     rows, table_of_jobs = [], jobs()
-    for stem, (item, figure) in PAPER.items():
+    for stem, item in PAPER.items():
         runs = [reference(name) for name, job in table_of_jobs.items() if job.notebook == stem]
         seconds = [run["provenance"]["seconds"] for run in runs if run]
-        time = f"{len(seconds)} x {fmean(seconds):.0f} s" if len(seconds) > 1 else f"{sum(seconds):.0f} s"
-        picture = FIGURES / f"{stem}_{figure}.png"
-        link = f"[{figure}]({picture.relative_to(ROOT)})" if picture.is_file() else "not run"
-        rows.append((item, f"[{stem}](notebooks/{stem}.py)", link, time if seconds else "not run"))
-    return table(("item", "notebook", "main figure", "`smoke`, one thread"), rows)
+        time = f"{sum(seconds):.0f} s" if seconds else "not run"
+        if len(seconds) > 1:
+            time = f"{len(seconds)} x {fmean(seconds):.0f} s"
+        rows.append((item, f"[{stem}](notebooks/{stem}.py)", time))
+    return table(("item", "notebook", "time, `smoke`, one thread"), rows)
 
 
 def tree():
-    """The folders of the project, and every module of rr with the first sentence of its docstring."""
+    """The modules of rr, with the beginning of their docstrings."""
     lines = ["```"]
-    for text in (
-        "notebooks/           the chapters, as jupytext .py files",
-        "results/reference/   the numbers and tables that `rr check` compares yours with",
-        "figures/reference/   its figures",
-        "results/bench/       speed, measured against what one would use instead",
-        "workflow/            the Snakefile, profiles for a laptop and for SLURM",
-        "tests/               tests; tests/benchmarks measures speed",
-        "rr/                  the package",
-    ):
-        lines.append(text)
-    for path in sorted((ROOT / "rr").rglob("*.py"), key=lambda path: (len(path.parts) > len(ROOT.parts) + 2, path)):
+    for path in sorted((ROOT / "rr").rglob("*.py")):
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-        if path.name != "__init__.py" and doc:
-            lines.append(f"  {path.relative_to(ROOT / 'rr')!s:24} {doc.splitlines()[0].split('. ')[0].rstrip('.')}")
+        if path.name not in ("__init__.py", "__main__.py"):
+            comment = doc.splitlines()[0].split(". ")[0].split(": ")[0].rstrip(".:,")
+            lines.append(f"{path.relative_to(ROOT)!s:30} {textwrap.shorten(comment, 56, placeholder=' ...')}")
     return "\n".join([*lines, "```"])
 
 
