@@ -8,7 +8,7 @@ VENV := .venv
 PRESET := smoke
 BIN := $(VENV)/bin
 
-.PHONY: reproduce reference test lint lock clean
+.PHONY: reproduce reference readme test lint lock clean
 .DELETE_ON_ERROR:
 
 reproduce: $(VENV)/.installed
@@ -20,6 +20,10 @@ reference:
 	@cp -r results/$(PRESET) results/reference/
 	@cp -r figures/$(PRESET) figures/reference/
 	@git clean -fdXq results/reference figures/reference
+
+# the generated parts of README.md and of the other pages
+readme: $(VENV)/.installed
+	@$(BIN)/python workflow/readme.py
 
 test: lint
 	@echo "tests ..."

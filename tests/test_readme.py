@@ -1,4 +1,4 @@
-"""The Markdown pages: generated parts equal what the code and the results say now, links and names exist, commands work."""
+"""The Markdown pages: generated parts are up to date, links and names exist, commands work."""
 
 import importlib.util
 import re
@@ -31,7 +31,11 @@ def test_quoted_numbers_name_the_commit_that_made_them():
     """A reader takes numbers of an older version for those of today."""
     for name, job in (("commands", None), ("verdicts", "11_summary")):
         part = TEXTS["README.md"].split(f"<!-- begin: {name} -->")[1].split("<!-- end")[0]
-        path = ROOT / "results" / "commands.json" if job is None else readme.result(readme.REFERENCE, job)
+        path = (
+            ROOT / "results" / "commands.json"
+            if job is None
+            else readme.result(readme.REFERENCE, job)
+        )
         assert read_json(path)["provenance"]["commit"][:9] in part
 
 
@@ -71,8 +75,12 @@ def test_commands_and_options_exist(name):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make ([\w-]+)$", TEXTS[name], re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target
-    for command, rest in re.findall(r"\brr (run|reproduce|check|restore|train|doctor|data prepare)\b([^`\n]*)", TEXTS[name]):
-        help_text = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"}).output
+    for command, rest in re.findall(
+        r"\brr (run|reproduce|check|restore|train|doctor|data prepare)\b([^`\n]*)", TEXTS[name]
+    ):
+        help_text = (
+            CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"}).output
+        )
         for option in re.findall(r"--[a-z]+", rest):
             assert option in help_text, (command, option)
 

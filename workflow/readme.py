@@ -3,22 +3,17 @@
 
     make readme
 
-A part stands between two comments, <!-- begin: NAME --> and <!-- end: NAME -->. No number in a part is typed by hand. A
-part whose result file does not exist says "not run".
+A part stands between two comments, <!-- begin: NAME --> and <!-- end: NAME -->. No number in a
+part is typed by hand. A part whose result file does not exist says "not run".
 """
 
 import ast
-import sys
 import textwrap
-from dataclasses import asdict, fields
-from pathlib import Path
+from dataclasses import fields
 from statistics import fmean
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from rr.errors import InputError
-from rr.files import read_json, write_text
+from rr.files import ROOT, read_json, write_text
 from rr.paper import CHOICES
 from rr.presets import PRESETS, Preset
 from rr.workflow.jobs import jobs, result
@@ -39,7 +34,9 @@ PAPER = {  # notebook: what of the paper it makes again
     "11_summary": "the claims C1 to C6",
     "12_evaluation": "all methods, all degradations (ours)",
 }
-NOTEBOOK_OF_CLAIM = dict(zip(("C1", "C2", "C3", "C4", "C5", "C6"), ("06", "07", "08", "09", "02", "06")))
+NOTEBOOK_OF_CLAIM = dict(
+    zip(("C1", "C2", "C3", "C4", "C5", "C6"), ("06", "07", "08", "09", "02", "06"))
+)
 
 
 def table(head, rows):
@@ -64,10 +61,17 @@ def commands():
     if not path.is_file():
         return "The two commands have not been timed yet."
     times = read_json(path)
-    purposes = {"make reproduce": "all figures and tables of preset `smoke`", "make test": "lint and tests"}
+    purposes = {
+        "make reproduce": "all figures and tables of preset `smoke`",
+        "make test": "lint and tests",
+    }
     rows = [(f"`{name}`", text, f"{times[name] / 60:.0f} min") for name, text in purposes.items()]
-    note = f"Measured in a fresh clone at {made_at(times['provenance'])}, on {times['machine']}, after an installation of "
-    return table(("command", "what it does", "time"), rows) + f"\n\n{note}{times['install'] / 60:.0f} min."
+    note = f"Measured in a fresh clone at {made_at(times['provenance'])}, on {times['machine']}, "
+    note += "after an installation of "
+    return (
+        table(("command", "what it does", "time"), rows)
+        + f"\n\n{note}{times['install'] / 60:.0f} min."
+    )
 
 
 def verdicts():
@@ -87,8 +91,9 @@ def verdicts():
     ]
     numbers, provenance = summary["numbers"], summary["provenance"]
     note = (
-        f"Preset `smoke` at {made_at(provenance)}: {numbers['data']} data, {numbers['n']} test images of "
-        f"{numbers['size']} px, {numbers['seeds']} training(s) per configuration. Intervals are 95 % over images."
+        f"Preset `smoke` at {made_at(provenance)}: {numbers['data']} data, {numbers['n']} test images "
+        f"of {numbers['size']} px, {numbers['seeds']} training(s) per configuration. Intervals are "
+        "95 % over images."
     )
     return table(("claim", "paper", "ours", "verdict", "notebook"), rows) + f"\n\n{note}"
 
@@ -107,20 +112,27 @@ def cost():
 
 
 def tree():
-    """The modules of rr, with the beginning of their docstrings."""
+    """The modules of rr by folder, with the beginning of their docstrings."""
     lines = ["```"]
-    for path in sorted((ROOT / "rr").rglob("*.py")):
-        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-        if path.name not in ("__init__.py", "__main__.py"):
+    folders = [ROOT / "rr", *sorted(path for path in (ROOT / "rr").iterdir() if path.is_dir())]
+    for folder in folders:
+        modules = [path for path in sorted(folder.glob("*.py")) if "__" not in path.name]
+        if modules:
+            lines.append(f"{folder.relative_to(ROOT)}/")
+        for path in modules:
+            doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
             comment = doc.splitlines()[0].split(". ")[0].split(": ")[0].rstrip(".:,")
-            lines.append(f"{path.relative_to(ROOT)!s:30} {textwrap.shorten(comment, 56, placeholder=' ...')}")
+            lines.append(f"  {path.name:18} {textwrap.shorten(comment, 50, placeholder=' ...')}")
     return "\n".join([*lines, "```"])
 
 
 def presets():
     names = [field.name for field in fields(Preset) if field.name not in ("name", "seed")]
     shown = ("smoke", "course", "paper")
-    return table(("value", *shown), [(f"`{name}`", *(getattr(PRESETS[p], name) for p in shown)) for name in names])
+    return table(
+        ("value", *shown),
+        [(f"`{name}`", *(getattr(PRESETS[p], name) for p in shown)) for name in names],
+    )
 
 
 def choices():
@@ -128,12 +140,24 @@ def choices():
 
 
 def tables():
-    """All tables of the reference, the verdicts first, each under a heading with the commit that made it."""
+    """All tables of the reference, the verdicts first, each with the commit that made it."""
     parts = []
-    paths = sorted((REFERENCE / "tables").glob("*.md"), key=lambda path: ("verdicts" not in path.stem, path.stem))
+    paths = sorted(
+        (REFERENCE / "tables").glob("*.md"),
+        key=lambda path: ("verdicts" not in path.stem, path.stem),
+    )
     for path in paths:
-        stem = path.stem if reference(path.stem) else max(
-            (name for name in (*PAPER, "12_evaluation_photographs") if path.stem.startswith(name)), key=len
+        stem = (
+            path.stem
+            if reference(path.stem)
+            else max(
+                (
+                    name
+                    for name in (*PAPER, "12_evaluation_photographs")
+                    if path.stem.startswith(name)
+                ),
+                key=len,
+            )
         )
         made = reference(stem)
         where = f" ({made_at(made['provenance'])})" if made else ""
@@ -147,17 +171,34 @@ def weights():
     made, rows = config["provenance"], []
     for name, stage in config["stages"].items():
         changes = ", with changes" if stage["dirty"] else ""
-        rows.append((
-            f"U-Net, stage {name}",
-            f"commit {stage['commit'][:9]}{changes}; {stage['epoch'] + 1} of {stage['epochs']} epochs, "
-            f"learning rate {stage['lr']}, {stage['seconds'] / 60:.0f} min",
-        ))
+        rows.append(
+            (
+                f"U-Net, stage {name}",
+                f"commit {stage['commit'][:9]}{changes}; "
+                f"{stage['epoch'] + 1} of {stage['epochs']} epochs, "
+                f"learning rate {stage['lr']}, {stage['seconds'] / 60:.0f} min",
+            )
+        )
     rows += [
-        ("seed, device", f"{made['seed']}; {made['device']}, {made['threads']} thread(s); {made['machine']}"),
-        ("images", f"{made['eyes']} embedded eyes, {made['photographs']} photographs; {made['held_out']} for validation"),
-        ("optimizer", f"{made['optimizer']}, batches of {made['batch']}, weights averaged with decay {made['ema']}"),
+        (
+            "seed, device",
+            f"{made['seed']}; {made['device']}, {made['threads']} thread(s); {made['machine']}",
+        ),
+        (
+            "images",
+            f"{made['eyes']} embedded eyes, {made['photographs']} photographs; "
+            f"{made['held_out']} for validation",
+        ),
+        (
+            "optimizer",
+            f"{made['optimizer']}, batches of {made['batch']}, "
+            f"weights averaged with decay {made['ema']}",
+        ),
         ("blur", "; ".join(f"{name}: {value:.4g}" for name, value in config["blur"].items())),
-        ("versions", ", ".join(f"{name} {made['versions'][name]}" for name in ("torch", "torchvision"))),
+        (
+            "versions",
+            ", ".join(f"{name} {made['versions'][name]}" for name in ("torch", "torchvision")),
+        ),
         ("sha256", config["sha256"]),
     ]
     return table(("", ""), rows)
@@ -165,9 +206,18 @@ def weights():
 
 def metrics():
     """All methods on photographs that nobody trained on, and on embedded eyes."""
-    names = ("_photographs", "_photographs_ssim", "_photographs_undegraded", "_photographs_downstream", "")
+    names = (
+        "_photographs",
+        "_photographs_ssim",
+        "_photographs_undegraded",
+        "_photographs_downstream",
+        "",
+    )
     paths = [REFERENCE / "tables" / f"12_evaluation{name}.md" for name in names]
-    return "\n\n".join(path.read_text(encoding="utf-8").strip() for path in paths if path.is_file()) or "not run"
+    return (
+        "\n\n".join(path.read_text(encoding="utf-8").strip() for path in paths if path.is_file())
+        or "not run"
+    )
 
 
 def scale():
@@ -176,7 +226,13 @@ def scale():
     if not path.is_file():
         return "not run"
     measured = read_json(path)
-    head = ("embedded images", "seconds to prepare", "memory of all processes, MiB", "disk, GB", "images/s when read")
+    head = (
+        "embedded images",
+        "seconds to prepare",
+        "memory of all processes, MiB",
+        "disk, GB",
+        "images/s when read",
+    )
     rows = [
         (
             f"{row['images']:,}",
@@ -188,7 +244,10 @@ def scale():
         for row in measured["numbers"]["rows"]
     ]
     made = measured["provenance"]
-    return table(head, rows) + f"\n\n{made['size']} px, {made['workers']} processes; {made['machine']}; {made_at(made)}."
+    return (
+        table(head, rows)
+        + f"\n\n{made['size']} px, {made['workers']} processes; {made['machine']}; {made_at(made)}."
+    )
 
 
 PAGES = {
@@ -201,7 +260,10 @@ PAGES = {
 
 
 def fill(name, text):
-    """The text of a page with every part made again. Raises InputError if the comments of a part are missing."""
+    """The text of a page with every part made again.
+
+    Raises InputError if the comments of a part are missing.
+    """
     for make in PAGES[name]:
         begin, end = f"<!-- begin: {make.__name__} -->", f"<!-- end: {make.__name__} -->"
         if text.count(begin) != 1 or text.count(end) != 1:
