@@ -46,8 +46,7 @@ from rr import files as io
 from rr.data import pairs
 from rr.data.dataset import Packed
 from rr.evaluate import factorial as factors
-from rr.evaluate import figures, matters, metrics, runs, statistics, tables
-from rr.evaluate import harness as evaluation
+from rr.evaluate import figures, harness, inputs, metrics, runs, statistics, tables
 from rr.evaluate import sentences as words
 from rr.models import features, vae
 from rr.models.bridge import mean_and_spread
@@ -61,14 +60,14 @@ P = choose_preset(preset)
 home, pictures = io.results(preset, out), io.figures(preset, out)
 packed = Packed(home / "data", P.size)
 where = distributed.fabric(device).device
-bench = matters.bench(home, packed, where)
-x, y, fov = bench.x, bench.y, bench.fov
+y, test = inputs.test_pairs(packed)
+x, fov = test.x, test.fov
 every = {
     each: [runs.read(home, each, seed) for seed in range(seeds)]
     for each in studies.STUDIES["matters"]
 }
 ours, shown = studies.RETINAREGEN, ("psnr", "ssim")
-answers, sentences = matters.Answers(), []
+answers, sentences = [], []
 scores_of = statistics.scores(
     {each: group for each, group in every.items() if each.protocol == "paired"}
 )
@@ -92,12 +91,11 @@ for backbone in studies.FACTORS["backbone"]:
     for objective in studies.FACTORS["objective"]:
         each = studies.cell(backbone, objective)
         cells[backbone, objective, "pure noise"] = scores_of[each]
-        cells[backbone, objective, "noised input"] = [
-            bench.scored(
-                bench.restored(bench.weights(each, seed), seed, steps=studies.STEPS, start=P.start)
-            )
-            for seed in range(seeds)
-        ]
+        cells[backbone, objective, "noised input"] = []
+        for seed in range(seeds):
+            model = inputs.load_restorer(home, each, seed, where)
+            method = inputs.trained(model, seed, steps=studies.STEPS, start=P.start)
+            cells[backbone, objective, "noised input"].append(test.score(method(y, fov)))
 cells = {
     (b, o, s): cells[b, o, s]
     for b, o, s in sorted(cells, key=lambda key: (key[0] != "vae", *key[1:]))
@@ -135,20 +133,15 @@ panels = {
 figures.save(figures.forest(panels), pictures, "10_what_matters_effects")
 
 # %%
-for row in main.itertuples():
-    answers.note(
-        4,
-        f"{row.factor}: {row.better} better than {row.worse}",
-        (row.difference, row.low, row.high, row.verdict),
-    )
-for row in shares.itertuples():
-    share = (row.difference, row.low, row.high, row.verdict)
-    answers.note(
-        4,
-        f"share of {row.factor} in the difference of the corners",
-        share,
-        {statistics.BETTER: "a gain", statistics.WORSE: "a loss"},
-    )
+answers += [
+    words.answer(4, f"{row.factor}: {row.better} better than {row.worse}", row)
+    for row in main.itertuples()
+]
+gain_or_loss = {statistics.BETTER: "a gain", statistics.WORSE: "a loss"}
+answers += [
+    words.answer(4, f"share of {row.factor} in the difference of the corners", row, gain_or_loss)
+    for row in shares.itertuples()
+]
 largest = shares.iloc[:-1].sort_values("difference").iloc[-1]
 sentences.append(
     f"Between the corners lie {tables.interval(*shares.iloc[-1][['difference', 'low', 'high']])} dB, of which "
@@ -173,15 +166,16 @@ Markdown(sentences[-1])
 swaps = {"do nothing": nothing, "c": []}
 moved, outputs = {}, {}
 for seed in range(seeds):
-    model, folder = bench.weights(ours, seed), io.extractor_folder(home, ours.extractor, seed)
+    model = inputs.load_restorer(home, ours, seed, where)
+    method, folder = inputs.trained(model, seed), io.extractor_folder(home, ours.extractor, seed)
     eye = checkpoint.load(folder, features.Extractor, where)
     c = model.c.clone()
-    as_is = bench.restored(model, seed)
-    swaps["c"].append(bench.scored(as_is))
+    as_is = method(y, fov)
+    swaps["c"].append(test.score(as_is))
     for name in conditions.CONTROLS:
         model.c.copy_(conditions.control_condition(name, c, eye, packed, seed))
-        output = bench.restored(model, seed)
-        swaps.setdefault(name, []).append(bench.scored(output))
+        output = method(y, fov)
+        swaps.setdefault(name, []).append(test.score(output))
         moved.setdefault(name, []).append(255 * ((output - as_is) ** 2).mean().sqrt().item())
         outputs.setdefault(name, output)
     outputs.setdefault("c", as_is)
@@ -210,24 +204,25 @@ figures.save(
 
 # %%
 said = [
-    answers.better(
-        1, f"the same weights do better with c than with {name}", swaps["c"], swaps[name], pairs=3
+    words.answer(
+        1,
+        f"the same weights do better with c than with {name}",
+        statistics.compare(swaps["c"], swaps[name], "psnr", 3),
     )
     for name in moved
 ]
 said += [
-    answers.better(
+    words.answer(
         1,
         f"trained with c better than with the condition: {name}",
-        scores_of[twins[name]],
-        anew[name],
-        pairs=len(twins),
+        statistics.compare(scores_of[twins[name]], anew[name], "psnr", len(twins)),
     )
     for name in studies.CONDITIONS
 ]
+answers += said
 gap = "; ".join(f"{name}: {sum(values) / seeds:.1f}" for name, values in moved.items())
 sentences.append(
-    " ".join(said) + f" The output moves by (root mean square, grey levels of 255) {gap}."
+    words.answers(said) + f" The output moves by (root mean square, grey levels of 255) {gap}."
 )
 Markdown(sentences[-1])
 
@@ -243,8 +238,8 @@ Markdown(sentences[-1])
 state = {"do nothing": nothing, "input only": swaps["c"], "state": []}
 drift = []
 for seed in range(seeds):
-    model = bench.weights(ours, seed)
-    state["state"].append(bench.scored(bench.restored(model, seed, condition_on_state=True)))
+    model = inputs.load_restorer(home, ours, seed, where)
+    state["state"].append(test.score(inputs.trained(model, seed, condition_on_state=True)(y, fov)))
     for name, choice in (("input only", False), ("state", True)):
         way = model.trajectory(
             y[:16].to(where), torch.Generator().manual_seed(seed), condition_on_state=choice
@@ -265,11 +260,9 @@ both = figures.curves(
 figures.save(both, pictures, "10_what_matters_state")
 
 # %%
-sentences.append(
-    answers.better(
-        2, "c added to the input better than to the state", state["input only"], state["state"]
-    )
-)
+outcome = statistics.compare(state["input only"], state["state"], "psnr")
+answers.append(words.answer(2, "c added to the input better than to the state", outcome))
+sentences.append(words.answers(answers[-1:]))
 Markdown(sentences[-1])
 
 # %% [markdown]
@@ -308,13 +301,11 @@ curve = {  # name: configuration, most steps, options
 points = []
 for name, (each, most, options) in curve.items():
     for steps in [k for k in asked if k <= most]:
-        values = [
-            metrics.psnr(
-                x[:few],
-                bench.restored(bench.weights(each, seed), seed, few, steps=steps, **options),
-            )
-            for seed in range(seeds)
-        ]
+        values = []
+        for seed in range(seeds):
+            model = inputs.load_restorer(home, each, seed, where)
+            method = inputs.trained(model, seed, steps=steps, **options)
+            values.append(metrics.psnr(x[:few], method(y[:few], fov[:few])))
         points.append((name, steps, *statistics.bootstrap(sum(values) / seeds)))
 points = pd.DataFrame(points, columns=["method", "steps", "mean", "low", "high"])
 level = {
@@ -347,54 +338,46 @@ Markdown(sentences[-1])
 #
 # Two trainings, paired and literal, are each evaluated with both protocols. *Paired* compares with
 # the eye before the known degradation. *Literal* compares with the unreadable image itself. Under
-# the literal protocol *do nothing* is perfect. Its PSNR is infinite and is left out of the figure.
+# the literal protocol *do nothing* is perfect, so it is left out of the figure.
 
 # %%
-literally = matters.bench(home, packed, where, "literal")
-judged = {"paired": {"do nothing": nothing}, "literal": {}}
+y_literal, test_literal = inputs.test_pairs(packed, "literal")
+by_protocol = {"paired": {"do nothing": nothing}, "literal": {}}
 for protocol, each in (("paired", ours), ("literal", studies.LITERAL)):
     for seed in range(seeds):
-        model = bench.weights(each, seed)
-        judged["paired"].setdefault(f"trained {protocol}", []).append(
-            bench.scored(bench.restored(model, seed))
-        )
-        table = literally.scored(literally.restored(model, seed))
-        judged["literal"].setdefault(f"trained {protocol}", []).append(table)
-protocols = {name: statistics.study(group, "trained paired") for name, group in judged.items()}
+        method = inputs.trained(inputs.load_restorer(home, each, seed, where), seed)
+        table = test.score(method(y, fov))
+        by_protocol["paired"].setdefault(f"trained {protocol}", []).append(table)
+        table = test_literal.score(method(y_literal, test_literal.fov))
+        by_protocol["literal"].setdefault(f"trained {protocol}", []).append(table)
+protocols = {name: statistics.study(group, "trained paired") for name, group in by_protocol.items()}
 both = pd.concat(
-    [table.assign(method=table.method + f", judged {name}") for name, table in protocols.items()]
+    [table.assign(method=table.method + f", scored {name}") for name, table in protocols.items()]
 )
 figures.save(
-    figures.bars(both, shown, rungs=["do nothing, judged paired"]),
+    figures.bars(both, shown, rungs=["do nothing, scored paired"]),
     pictures,
     "10_what_matters_protocols",
 )
 
 # %%
 means = {name: {method: sum(table["psnr"].mean() for table in group) / len(group) for method, group in each.items()}
-         for name, each in judged.items()}  # fmt: skip
+         for name, each in by_protocol.items()}  # fmt: skip
+paired, literal = (
+    {name: group[f"trained {name}"] for name in pairs.PROTOCOLS} for group in by_protocol.values()
+)
+questions = {
+    "literal training better than doing nothing": (paired["literal"], nothing),
+    "paired training better than literal, scored paired": (paired["paired"], paired["literal"]),
+    "paired training better than literal, scored literal": (literal["paired"], literal["literal"]),
+}
+said = [
+    words.answer(5, claim, statistics.compare(*pair, "psnr", len(questions)))
+    for claim, pair in questions.items()
+]
+answers += said
 sentences.append(
-    answers.better(
-        5,
-        "literal training better than doing nothing",
-        judged["paired"]["trained literal"],
-        nothing,
-        pairs=3,
-    )
-    + " "
-    + answers.better(
-        5,
-        "paired training better than literal, judged paired",
-        *(judged["paired"][f"trained {name}"] for name in pairs.PROTOCOLS),
-        pairs=3,
-    )
-    + " "
-    + answers.better(
-        5,
-        "paired training better than literal, judged literal",
-        *(judged["literal"][f"trained {name}"] for name in pairs.PROTOCOLS),
-        pairs=3,
-    )
+    words.answers(said)
     + f" The same weights (trained paired) have {means['paired']['trained paired']:.2f} dB by one question and "
     f"{means['literal']['trained paired']:.2f} by the other, on other images: numbers of two protocols share no table."
 )
@@ -416,7 +399,7 @@ fits, terms = (
 with torch.no_grad():
     for name, each in studies.LIKELIHOODS.items():
         for seed in range(seeds):
-            model = bench.weights(each, seed)
+            model = inputs.load_restorer(home, each, seed, where)
             noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed))
             t = torch.full((len(y),), model.t_0, device=where)
             output = model(model.diffusion.add_noise(y.to(where), t, noise.to(where)), t)
@@ -442,13 +425,17 @@ Markdown(
 
 # %%
 bce = terms.loc["bce"]
+said = [
+    words.answer(
+        6, f"bce better than {name}", statistics.compare(fits["bce"], fits[name], "psnr", 2)
+    )
+    for name in ("mse", "continuous-bernoulli")
+]
+answers += said
 sentences.append(
     f"Of {bce['its BCE']:.4f} nats per value, {entropy:.4f} are the entropy of the image, which no model can leave: "
     f"{entropy / (bce['its BCE'] + bce['KL']):.1%} of the loss; {bce['its BCE'] - entropy:.4f} are error, {bce['KL']:.4f} KL. "
-    + " ".join(
-        answers.better(6, f"bce better than {name}", fits["bce"], fits[name], pairs=2)
-        for name in ("mse", "continuous-bernoulli")
-    )
+    + words.answers(said)
 )
 Markdown(sentences[-1])
 
@@ -475,13 +462,15 @@ figures.save(
 )
 
 # %%
-sentences.append(
-    " ".join(
-        answers.better(
-            7, f"resnet34 better than {name}", table1["resnet34"], controls[name], pairs=2
-        )
-        for name in controls
+said = [
+    words.answer(
+        7, f"resnet34 better than {name}", statistics.compare(table1["resnet34"], scores, "psnr", 2)
     )
+    for name, scores in controls.items()
+]
+answers += said
+sentences.append(
+    words.answers(said)
     + f" Extractors: {words.spread_sentence(table1, 'psnr')}"
     + f" Fusions: {words.spread_sentence(fusions | {ours.fusion: scores_of[ours]}, 'psnr')}"
     + (" With one seed chance cannot be told." if seeds == 1 else "")
@@ -548,9 +537,12 @@ beyond |= {
     "y concatenated": scores_of[studies.CONCATENATED],
 }
 beyond |= {"one-step U-Net": scores_of[studies.ONE_STEP], "bridge": scores_of[studies.BRIDGE]}
-drawn = [mean_and_spread(bench.weights(studies.BRIDGE, seed), y.to(where), fov.to(where), torch.Generator().manual_seed(seed), 8)
-         for seed in range(seeds)]  # fmt: skip
-beyond["bridge, mean of 8"] = [bench.scored(mean) for mean, _ in drawn]
+drawn = []
+for seed in range(seeds):
+    model = inputs.load_restorer(home, studies.BRIDGE, seed, where)
+    generator = torch.Generator().manual_seed(seed)
+    drawn.append(mean_and_spread(model, y.to(where), fov.to(where), generator, 8))
+beyond["bridge, mean of 8"] = [test.score(mean) for mean, _ in drawn]
 extended = statistics.study(beyond, "one-step U-Net")
 figures.save(
     figures.bars(extended, shown, rungs=statistics.BASELINES, reference="one-step U-Net"),
@@ -568,7 +560,7 @@ spread = drawn[0][1].cpu()
 wrong = (drawn[0][0].cpu() - x).abs().mean(1, keepdim=True)
 images = {"input": y[picks], "RetinaRegen": outputs["c"][picks]}
 images |= {
-    name: bench.restored(bench.weights(each, 0), 0, **options)[picks]
+    name: inputs.trained(inputs.load_restorer(home, each, 0, where), 0, **options)(y, fov)[picks]
     for name, each, options in (
         ("y concatenated", studies.CONCATENATED, {"steps": studies.STEPS}),
         ("one-step U-Net", studies.ONE_STEP, {}),
@@ -590,7 +582,7 @@ figures.save(
 )
 
 # %%
-agree = statistics.bootstrap(evaluation.certain_of(spread, drawn[0][0].cpu(), x, fov))
+agree = statistics.bootstrap(harness.error_uncertainty_correlation(spread, drawn[0][0].cpu(), x, fov))
 questions = {
     "y concatenated better than without": ("y concatenated", "U-Net, v, pure noise"),
     "one-step U-Net better than doing nothing": ("one-step U-Net", "do nothing"),
@@ -598,11 +590,13 @@ questions = {
     "bridge better than one-step U-Net": ("bridge", "one-step U-Net"),
     "mean of eight samples of the bridge better than one": ("bridge, mean of 8", "bridge"),
 }
+said = [
+    words.answer(0, claim, statistics.compare(beyond[a], beyond[b], "psnr", len(questions)))
+    for claim, (a, b) in questions.items()
+]
+answers += said
 sentences.append(
-    " ".join(
-        answers.better(0, claim, beyond[a], beyond[b], pairs=len(questions))
-        for claim, (a, b) in questions.items()
-    )
+    words.answers(said)
     + f" Rank correlation of the pixels' spread and error within an image: {agree[0]:.2f} [{agree[1]:.2f}, {agree[2]:.2f}]."
 )
 Markdown(sentences[-1])

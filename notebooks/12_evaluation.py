@@ -52,9 +52,9 @@ from IPython.display import Markdown
 from rr import checkpoint, restore, studies
 from rr import files as io
 from rr.data.dataset import Packed
-from rr.evaluate import baselines, downstream, figures, metrics, statistics, tables
-from rr.evaluate import harness as evaluation
-from rr.evaluate.harness import FULL, REFERENCE, UNDEGRADED
+from rr.evaluate import baselines, downstream, figures, harness, inputs, metrics, statistics, tables
+from rr.evaluate.harness import REFERENCE
+from rr.evaluate.inputs import FULL, UNDEGRADED
 from rr.models import bridge
 from rr.models.readability import Readability
 from rr.models.restorer import Denoiser
@@ -79,10 +79,10 @@ on = fabric(device).device
 train_rows = packed.references("train")
 size = 256 if photos else P.size
 images = (
-    evaluation.photographs(photos, size, names) if photos else evaluation.test_images(packed, limit)
+    inputs.photographs(photos, size, names) if photos else inputs.test_images(packed, limit)
 )
 others = (
-    evaluation.photographs(train_photos, size, apart_from=images if photos else None)
+    inputs.photographs(train_photos, size, exclude=images if photos else None)
     if train_photos
     else None
 )
@@ -96,7 +96,7 @@ known = (
 strangers = (
     others.x
     if others
-    else evaluation.resize(packed.batch(train_rows[:100]) * packed.fov(train_rows[:100]), size)
+    else inputs.resize(packed.batch(train_rows[:100]) * packed.fov(train_rows[:100]), size)
 )
 source = (
     f"photographs ({Path(photos).name})"
@@ -104,7 +104,7 @@ source = (
     else f"{packed.manifest['recipe']['source']['kind']} data"
 )
 Markdown(
-    f"{len(images.names)} images of {size} px, {source}; {len(evaluation.CONDITIONS)} conditions."
+    f"{len(images.names)} images of {size} px, {source}; {len(inputs.CONDITIONS)} conditions."
 )
 
 # %% [markdown]
@@ -133,25 +133,25 @@ models = {
 }
 trained = {
     name: [
-        evaluation.at_size(evaluation.trained(model, i), P.size) for i, model in enumerate(group)
+        inputs.at_size(inputs.trained(model, i), P.size) for i, model in enumerate(group)
     ]
     for name, group in models.items()
 }
 
 # %%
-lowest = {name: [method] for name, method in evaluation.know_nothing(strangers).items()}
+lowest = {name: [method] for name, method in inputs.uninformed(strangers).items()}
 classical = {name: [method] for name, method in baselines.baselines(known).items()}
 methods = classical | {name: trained[name] for name in studies.EVALUATED}
 models["recommended"] = [restore.load_recommended(on)]
 methods["recommended"] = [
-    evaluation.trained(models["recommended"][0], None)
+    inputs.trained(models["recommended"][0], None)
 ]  # the mean of its decisions
 judges = {
     name: (checkpoint.load(home / "checkpoints" / folder, Readability, on), P.size)
     for name, folder in {"classifier": "readability", "second judge": "judge"}.items()
 }
-whole = evaluation.screened(judges["classifier"][0], models["RetinaRegen"][0])
-methods["RetinaRegen, screened"] = [evaluation.at_size(whole, P.size)]
+whole = inputs.screened(judges["classifier"][0], models["RetinaRegen"][0])
+methods["RetinaRegen, screened"] = [inputs.at_size(whole, P.size)]
 lpips = metrics.load_lpips(weights=P.weights, device=on)
 print(
     lpips.note
@@ -169,13 +169,13 @@ print(
 # %%
 table = pd.concat(
     [
-        evaluation.evaluate(lowest, images, (FULL,), judges=judges, lpips=lpips, seed=seed),
-        evaluation.evaluate(methods, images, judges=judges, lpips=lpips, seed=seed),
-        evaluation.evaluate(
+        harness.evaluate(lowest, images, (FULL,), classifiers=classifiers, lpips=lpips, seed=seed),
+        harness.evaluate(methods, images, classifiers=classifiers, lpips=lpips, seed=seed),
+        harness.evaluate(
             {name: trained[name] for name in backbones},
             images,
             (FULL,),
-            judges=judges,
+            classifiers=classifiers,
             lpips=lpips,
             seed=seed,
         ),
@@ -184,7 +184,7 @@ table = pd.concat(
 )
 io.write_table(home / f"{stem}_per_image.csv", table.round(4))
 everywhere = table[table.method.isin(methods)]
-ladder = evaluation.summarize(
+ladder = harness.summarize(
     table[(table.family == FULL.family) & (table.severity == FULL.severity)]
 )
 untrained = [*lowest, *classical]
@@ -199,11 +199,11 @@ figures.save(figures.bars(ladder, shown, rungs=untrained), pictures, f"{stem}_la
 
 # %%
 one = [
-    evaluation.degraded(images, condition, seed)[0][0] for condition in evaluation.CONDITIONS[1:]
+    inputs.degraded(images, condition, seed)[0][0] for condition in inputs.CONDITIONS[1:]
 ]
-rows = {family: one[3 * i : 3 * i + 3] for i, family in enumerate(evaluation.OPERATORS)}
+rows = {family: one[3 * i : 3 * i + 3] for i, family in enumerate(inputs.OPERATORS)}
 figures.save(
-    figures.grid(rows, [f"severity {value:.2g}" for value in evaluation.SEVERITIES]),
+    figures.grid(rows, [f"severity {value:.2g}" for value in inputs.SEVERITIES]),
     pictures,
     f"{stem}_conditions",
 )
@@ -217,19 +217,19 @@ figures.save(
 # image with 8 bits, because an unchanged image would make the mean infinite.
 
 # %%
-summary = evaluation.summarize(everywhere)
+summary = harness.summarize(everywhere)
 note = (
     f"Gain over doing nothing, whose own value is in the first row: mean over {len(images.names)} images and three severities, "
     f"with its 95 % bootstrap interval over images{', ± standard deviation over seeds' if seeds > 1 else '; one training each'}. "
     f"Images: {source}, {size} px. Haze: no method was trained on it. Known blur: told its true width. PSNR is counted "
-    f"up to {evaluation.ROUNDING} dB."
+    f"up to {metrics.PSNR_MAX} dB."
 )
-gains = evaluation.gains(summary, "psnr")
+gains = harness.gains(summary, "psnr")
 tables.write(home / "tables", stem, summary, gains, f"PSNR in dB. {note}")
 Markdown(tables.markdown(gains, f"PSNR in dB. {note}"))
 
 # %%
-of_ssim = evaluation.gains(summary, "ssim")
+of_ssim = harness.gains(summary, "ssim")
 tables.write(
     home / "tables", f"{stem}_ssim", summary[summary.metric == "ssim"], of_ssim, f"SSIM. {note}"
 )
@@ -240,11 +240,11 @@ Markdown(tables.markdown(of_ssim, f"SSIM. {note}"))
 # of each block.
 
 # %%
-by_severity = evaluation.summarize(everywhere, ("family", "severity"), ["psnr", "ssim", "lpips"])
+by_severity = harness.summarize(everywhere, ("family", "severity"), ["psnr", "ssim", "lpips"])
 io.write_table(home / "tables" / f"{stem}_severities.csv", by_severity)
 gain = by_severity[by_severity.metric == "psnr"]
 gain = gain.pivot(index="method", columns=["family", "severity"], values="difference")
-gain = gain.loc[[name for name in methods if name != REFERENCE], list(evaluation.CONDITIONS[1:])]
+gain = gain.loc[[name for name in methods if name != REFERENCE], list(inputs.CONDITIONS[1:])]
 figures.save(
     figures.heat(gain, "gain in PSNR over doing nothing / dB", 10), pictures, f"{stem}_families"
 )
@@ -272,8 +272,8 @@ Markdown(
 )
 
 # %%
-passed = {evaluation.PASSED + judge: (evaluation.PASSED + judge, 2) for judge in judges}
-reading = evaluation.shown(ladder, evaluation.READING | passed)
+passed = {harness.PASSED + judge: (harness.PASSED + judge, 2) for judge in judges}
+reading = harness.shown(ladder, harness.DOWNSTREAM | passed)
 caption = (
     f"All three families at full strength, {len(images.names)} images, {source}: mean with its 95 % bootstrap interval over "
     "images. Passed: share of images whose four labels a judge calls readable; before restoration: do nothing. The classifier "
@@ -292,7 +292,7 @@ Markdown(tables.markdown(reading, caption))
 # counts the share with a PSNR below 36 dB, which is a visible change.
 
 # %%
-good = evaluation.over_enhancement(everywhere)
+good = harness.over_enhancement(everywhere)
 unasked = pd.DataFrame(
     {
         "median PSNR / dB": [f"{value:.1f}" for value in good.psnr],
@@ -304,7 +304,7 @@ unasked = pd.DataFrame(
 )
 caption = (
     f"Undegraded images given to each method ({len(images.names)}, {source}): median PSNR to the image itself (counted up to "
-    f"{evaluation.ROUNDING}), and the share that is changed visibly (below {evaluation.UNCHANGED:.0f} dB), with its 95 % "
+    f"{metrics.PSNR_MAX}), and the share that is changed visibly (below {harness.UNCHANGED:.0f} dB), with its 95 % "
     "bootstrap interval over images."
 )
 tables.write(
@@ -324,15 +324,15 @@ Markdown(tables.markdown(unasked, caption))
 
 # %%
 failures = {
-    name: evaluation.worst(everywhere, name) for name in ("RetinaRegen", "bridge", "recommended")
+    name: harness.worst(everywhere, name) for name in ("RetinaRegen", "bridge", "recommended")
 }
 galleries = {
-    name: evaluation.gallery(rows, methods[name][0], images, seed)
+    name: harness.gallery(rows, methods[name][0], images, seed)
     for name, rows in failures.items()
 }
 io.write_table(
     home / "tables" / f"{stem}_failures.csv",
-    pd.concat(failures.values())[[*evaluation.KEYS, "psnr", "difference"]],
+    pd.concat(failures.values())[[*harness.KEYS, "psnr", "difference"]],
 )
 titles = ["input", "output", "reference"] * max(
     len(row) // 3 for rows in galleries.values() for row in rows.values()
@@ -362,14 +362,14 @@ figures.save(
 # sharper in the literature, but PSNR compares with one reference.
 
 # %%
-middle = evaluation.Condition("all", 2 / 3)
-y, params, _ = evaluation.degraded(images, middle, seed)
+middle = inputs.Condition("all", 2 / 3)
+y, params, _ = inputs.degraded(images, middle, seed)
 counts, own_size = (1, 2, 4, 8), {"bridge": P.size, "recommended": size}
 rows = []
 for name, side in own_size.items():
     for steps in counts:
-        again = evaluation.at_size(
-            evaluation.trained(models[name][0], None if name == "recommended" else 0, steps), side
+        again = inputs.at_size(
+            inputs.trained(models[name][0], None if name == "recommended" else 0, steps), side
         )
         rows.append(
             (name, steps, *statistics.bootstrap(metrics.psnr(images.x, again(y, images.fov, None))))
@@ -395,8 +395,8 @@ figures.save(
 
 # %%
 K = 8  # restorations
-small = [evaluation.resize(image, P.size) for image in (y, images.x)]
-inside = evaluation.resize(images.fov.float(), P.size) > 0.5
+small = [inputs.resize(image, P.size) for image in (y, images.x)]
+inside = inputs.resize(images.fov.float(), P.size) > 0.5
 drawn = {
     name: bridge.mean_and_spread(
         models[name][0], small[0].to(on), inside.to(on), torch.Generator().manual_seed(seed), K
@@ -404,11 +404,11 @@ drawn = {
     for name in ("RetinaRegen", "bridge")
 }
 certain = {
-    name: evaluation.certain_of(sd.cpu(), mean.cpu(), small[1], inside)
+    name: harness.error_uncertainty_correlation(sd.cpu(), mean.cpu(), small[1], inside)
     for name, (mean, sd) in drawn.items()
 }
 own = models["recommended"][0].run(y.to(on), images.fov.to(on))
-certain["recommended"] = evaluation.certain_of(
+certain["recommended"] = harness.error_uncertainty_correlation(
     own.uncertainty.cpu(), own.image.cpu(), images.x, images.fov
 )
 correlation = {
@@ -430,7 +430,7 @@ Markdown(
 
 # %%
 ten = torch.linspace(0, len(images.names) - 1, min(10, len(images.names))).round().int().tolist()
-restored = {name: evaluation.restored(name, methods[name][0], y, images.fov, params)
+restored = {name: harness.restored(name, methods[name][0], y, images.fov, params)
             for name in ("CLAHE", "RetinaRegen", "bridge", "recommended")}  # fmt: skip
 maps = own.uncertainty.cpu()[ten, 0]
 rows = {"clean": images.x, "degraded =\ndo nothing": y} | restored
@@ -452,13 +452,13 @@ best = (
     .tail(1)
 )
 best = best.set_index("family")["method"]
-against = evaluation.summarize(everywhere, only=["psnr"], reference="recommended").set_index(
+against = harness.summarize(everywhere, only=["psnr"], reference="recommended").set_index(
     ["family", "method"]
 )
 numbers = {
     "images": images.names, "n": len(images.names), "size": size, "source": source, "seeds": seeds,
     "lpips": lpips.note if lpips else "n/a",
-    "conditions": [condition._asdict() for condition in evaluation.CONDITIONS],
+    "conditions": [condition._asdict() for condition in inputs.CONDITIONS],
     "ladder": ladder.to_dict("records"),
     "families": summary[summary.metric.isin(["psnr", "ssim", "lpips"])].to_dict("records"),
     "undegraded": good.to_dict("index"),

@@ -14,7 +14,9 @@ from rr.evaluate.statistics import (
     needed,
     spread,
 )
-from rr.evaluate.tables import best, number, short, untested
+from rr.evaluate.tables import best, interval, number, short, untested
+
+ANSWERS = {BETTER: "yes", WORSE: "no, worse"}  # to a claim that one method is better
 
 
 def findings(scores, reference):
@@ -92,4 +94,24 @@ def spread_sentence(scores, metric):
     return (
         f"{sentence}, and {chance:.{digits}f}{unit} by chance alone (F test, p = {p:.2g}): the "
         f"configurations differ by {judged} chance explains."
+    )
+
+
+def answer(point, claim, comparison, words=ANSWERS):
+    """One row of notebook 10's table: point, claim, answer, difference, low, high (dB).
+
+    comparison: a Comparison, or a row with the same columns. words: {verdict: answer}; another
+    verdict is its own answer.
+    """
+    verdict = comparison.verdict
+    row = {"point": point, "claim": claim, "answer": words.get(verdict, verdict)}
+    return row | {end: getattr(comparison, end) for end in ("difference", "low", "high")}
+
+
+def answers(rows):
+    """Rows of `answer` as sentences."""
+    return " ".join(
+        f"{row['claim']}: {row['answer']}, "
+        f"{interval(row['difference'], row['low'], row['high'])} dB."
+        for row in rows
     )
