@@ -582,7 +582,9 @@ figures.save(
 )
 
 # %%
-agree = statistics.bootstrap(harness.error_uncertainty_correlation(spread, drawn[0][0].cpu(), x, fov))
+agree = statistics.bootstrap(
+    harness.error_uncertainty_correlation(spread, drawn[0][0].cpu(), x, fov)
+)
 questions = {
     "y concatenated better than without": ("y concatenated", "U-Net, v, pure noise"),
     "one-step U-Net better than doing nothing": ("one-step U-Net", "do nothing"),

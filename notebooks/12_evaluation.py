@@ -57,7 +57,6 @@ from rr.evaluate.harness import REFERENCE
 from rr.evaluate.inputs import FULL, UNDEGRADED
 from rr.models import bridge
 from rr.models.readability import Readability
-from rr.models.restorer import Denoiser
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result
 from rr.train.distributed import fabric
@@ -78,9 +77,7 @@ on = fabric(device).device
 # %%
 train_rows = packed.references("train")
 size = 256 if photos else P.size
-images = (
-    inputs.photographs(photos, size, names) if photos else inputs.test_images(packed, limit)
-)
+images = inputs.photographs(photos, size, names) if photos else inputs.test_images(packed, limit)
 others = (
     inputs.photographs(train_photos, size, exclude=images if photos else None)
     if train_photos
@@ -103,9 +100,7 @@ source = (
     if photos
     else f"{packed.manifest['recipe']['source']['kind']} data"
 )
-Markdown(
-    f"{len(images.names)} images of {size} px, {source}; {len(inputs.CONDITIONS)} conditions."
-)
+Markdown(f"{len(images.names)} images of {size} px, {source}; {len(inputs.CONDITIONS)} conditions.")
 
 # %% [markdown]
 # ## The methods
@@ -123,18 +118,12 @@ backbones = {
     for each in studies.STUDIES["backbones"]
     if each != studies.RETINAREGEN
 }
-kinds = {"diffusion": Denoiser, "one-step": bridge.Bridge, "bridge": bridge.Bridge}
 models = {
-    name: [
-        checkpoint.load(studies.folder(home, each, i) / "denoiser", kinds[each.method], on)
-        for i in range(seeds)
-    ]
+    name: [inputs.load_restorer(home, each, i, on) for i in range(seeds)]
     for name, each in (studies.EVALUATED | backbones).items()
 }
 trained = {
-    name: [
-        inputs.at_size(inputs.trained(model, i), P.size) for i, model in enumerate(group)
-    ]
+    name: [inputs.at_size(inputs.trained(model, i), P.size) for i, model in enumerate(group)]
     for name, group in models.items()
 }
 
@@ -146,11 +135,11 @@ models["recommended"] = [restore.load_recommended(on)]
 methods["recommended"] = [
     inputs.trained(models["recommended"][0], None)
 ]  # the mean of its decisions
-judges = {
+classifiers = {
     name: (checkpoint.load(home / "checkpoints" / folder, Readability, on), P.size)
-    for name, folder in {"classifier": "readability", "second judge": "judge"}.items()
+    for name, folder in {"classifier": "readability", "held-out classifier": "judge"}.items()
 }
-whole = inputs.screened(judges["classifier"][0], models["RetinaRegen"][0])
+whole = inputs.screened(classifiers["classifier"][0], models["RetinaRegen"][0])
 methods["RetinaRegen, screened"] = [inputs.at_size(whole, P.size)]
 lpips = metrics.load_lpips(weights=P.weights, device=on)
 print(
@@ -184,9 +173,7 @@ table = pd.concat(
 )
 io.write_table(home / f"{stem}_per_image.csv", table.round(4))
 everywhere = table[table.method.isin(methods)]
-ladder = harness.summarize(
-    table[(table.family == FULL.family) & (table.severity == FULL.severity)]
-)
+ladder = harness.summarize(table[(table.family == FULL.family) & (table.severity == FULL.severity)])
 untrained = [*lowest, *classical]
 shown = ["psnr", "ssim", "psnr_fov", "ssim_fov"] + (["lpips"] if lpips else [])
 figures.save(figures.bars(ladder, shown, rungs=untrained), pictures, f"{stem}_ladder")
@@ -198,9 +185,7 @@ figures.save(figures.bars(ladder, shown, rungs=untrained), pictures, f"{stem}_la
 # model and was in no training. At 80 px the mild blur is narrower than a pixel.
 
 # %%
-one = [
-    inputs.degraded(images, condition, seed)[0][0] for condition in inputs.CONDITIONS[1:]
-]
+one = [inputs.degraded(images, condition, seed)[0][0] for condition in inputs.CONDITIONS[1:]]
 rows = {family: one[3 * i : 3 * i + 3] for i, family in enumerate(inputs.OPERATORS)}
 figures.save(
     figures.grid(rows, [f"severity {value:.2g}" for value in inputs.SEVERITIES]),
@@ -272,15 +257,15 @@ Markdown(
 )
 
 # %%
-passed = {harness.PASSED + judge: (harness.PASSED + judge, 2) for judge in judges}
-reading = harness.shown(ladder, harness.DOWNSTREAM | passed)
+passed = {harness.PASSED + name: (harness.PASSED + name, 2) for name in classifiers}
+shown_downstream = harness.shown(ladder, harness.DOWNSTREAM | passed)
 caption = (
     f"All three families at full strength, {len(images.names)} images, {source}: mean with its 95 % bootstrap interval over "
-    "images. Passed: share of images whose four labels a judge calls readable; before restoration: do nothing. The classifier "
-    "steers RetinaRegen where it is screened, the second judge steers nothing."
+    "images. Passed: share of images whose four labels a classifier calls readable, with Wilson's interval; before restoration: "
+    "do nothing. The classifier selects the images of RetinaRegen, screened; the held-out classifier only evaluates."
 )
-tables.write(home / "tables", f"{stem}_reading", ladder, reading, caption)
-Markdown(tables.markdown(reading, caption))
+tables.write(home / "tables", f"{stem}_downstream", ladder, shown_downstream, caption)
+Markdown(tables.markdown(shown_downstream, caption))
 
 # %% [markdown]
 # The classifiers are in the last columns. Compare them with *another eye*: what passes there is
@@ -304,8 +289,8 @@ unasked = pd.DataFrame(
 )
 caption = (
     f"Undegraded images given to each method ({len(images.names)}, {source}): median PSNR to the image itself (counted up to "
-    f"{metrics.PSNR_MAX}), and the share that is changed visibly (below {harness.UNCHANGED:.0f} dB), with its 95 % "
-    "bootstrap interval over images."
+    f"{metrics.PSNR_MAX}), and the share that is changed visibly (below {harness.UNCHANGED:.0f} dB), with "
+    "Wilson's 95 % interval over images."
 )
 tables.write(
     home / "tables",
@@ -327,8 +312,7 @@ failures = {
     name: harness.worst(everywhere, name) for name in ("RetinaRegen", "bridge", "recommended")
 }
 galleries = {
-    name: harness.gallery(rows, methods[name][0], images, seed)
-    for name, rows in failures.items()
+    name: harness.gallery(rows, methods[name][0], images, seed) for name, rows in failures.items()
 }
 io.write_table(
     home / "tables" / f"{stem}_failures.csv",
@@ -369,7 +353,7 @@ rows = []
 for name, side in own_size.items():
     for steps in counts:
         again = inputs.at_size(
-            inputs.trained(models[name][0], None if name == "recommended" else 0, steps), side
+            inputs.trained(models[name][0], None if name == "recommended" else 0, steps=steps), side
         )
         rows.append(
             (name, steps, *statistics.bootstrap(metrics.psnr(images.x, again(y, images.fov, None))))

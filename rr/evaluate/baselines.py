@@ -1,7 +1,7 @@
 """Classical restoration methods: the baselines that a trained restorer must exceed.
 
-Defines `population` (statistics of readable images), `baselines` ({name: method}) and `low_pass`. A
-method is a function (y, fov, params) => x_hat of
+Defines `population` (statistics of readable images) and `baselines` ({name: method}). A method is a
+function (y, fov, params) => x_hat of
 
     y (N, 3, H, W) in [0, 1], the degraded images
     fov (N, 1, H, W) bool, their fields of view
@@ -121,11 +121,7 @@ def unsharp(y, fov, params):
 
 def wiener(y, fov, params):
     """Wiener deconvolution with the blur width of `params`, assumed equal in the whole image."""
-    return deconvolved(y, fov, blur_width(params))
-
-
-def deconvolved(y, fov, sigma):
-    """Wiener's deconvolution of a Gaussian blur of sigma (N,), in widths; 0 returns the image."""
+    sigma = blur_width(params)  # N, in image widths
     a = deconvolution.estimate_surround(y, fov, sigma)
     z = deconvolution.remove_surround(y, fov, sigma, a)
     z = deconvolution.inpaint_outside(z, fov)

@@ -124,7 +124,7 @@ def summarize(table, by=("family",), only=None, reference=REFERENCE):
             for method, rows in group.groupby("method", sort=False)
         }
         study = statistics.study(scores, reference)
-        for i in study.index[study.metric.str.startswith(PASSED)]:
+        for i in study.index[study.metric.str.startswith(PASSED) & (study.n > 0)]:
             study.loc[i, ["low", "high"]] = _wilson(study["mean"][i], study.n[i])
         parts.append(study.assign(**dict(zip(by, key))))
     summary = pd.concat(parts, ignore_index=True)
@@ -151,7 +151,7 @@ def gains(summary, metric):
 
 
 def shown(summary, columns):
-    """Methods x columns as strings: means with their intervals; columns: {metric: (head, digits)}."""
+    """Methods x columns as strings: means with intervals; columns: {metric: (head, digits)}."""
     methods = list(dict.fromkeys(summary.method))
     table = pd.DataFrame(index=methods)
     for metric, (head, digits) in columns.items():

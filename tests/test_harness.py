@@ -1,4 +1,4 @@
-"""The harness: perfect and idle methods, the same degradation for everyone, what is refused, failures by rule."""
+"""The harness and its inputs: the same degradations for all methods, errors, tables, failures."""
 
 import drawn
 import numpy as np
@@ -8,12 +8,16 @@ import torch
 from PIL import Image
 from torch import nn
 
+from rr import checkpoint, studies
 from rr.data import synthetic
 from rr.data.photo import to_tensor
 from rr.errors import InputError
-from rr.evaluate import harness as evaluation
-from rr.evaluate import metrics
-from rr.evaluate.harness import CONDITIONS, FULL, KEYS, REFERENCE, UNDEGRADED, Condition
+from rr.evaluate import harness, inputs, metrics
+from rr.evaluate.classification import share
+from rr.evaluate.harness import KEYS, REFERENCE
+from rr.evaluate.inputs import CONDITIONS, FULL, UNDEGRADED, Condition
+from rr.models.bridge import Bridge
+from rr.models.restorer import Denoiser
 
 BLUR = Condition("blur", 1.0)
 
@@ -32,7 +36,7 @@ def images():
     eyes = [synthetic.fundus(0, i, 64) for i in range(4)]
     fov = torch.stack([torch.from_numpy(eye.fov)[None] for eye in eyes])
     disc = torch.tensor([[float(v) / 64 for v in eye.disc_circle] for eye in eyes])
-    return evaluation.Images(
+    return inputs.Images(
         ["a", "b", "c", "d"], torch.cat([to_tensor(eye.image) for eye in eyes]) * fov, fov, disc
     )
 
@@ -41,7 +45,7 @@ def oracle(images):
     return lambda y, fov, params: images.x
 
 
-# --------------------------------------------------------------------------------------------------------- conditions
+# --------------------------------------------------------------------------------------- conditions
 
 
 def test_every_family_at_three_severities_and_undegraded():
@@ -53,20 +57,20 @@ def test_every_family_at_three_severities_and_undegraded():
 
 @pytest.mark.parametrize("condition", CONDITIONS, ids=str)
 def test_a_condition_is_replayed_and_does_what_its_name_says(images, condition):
-    y, _, A = evaluation.degraded(images, condition)
-    assert torch.equal(y, evaluation.degraded(images, condition)[0]) and torch.equal(y, A(images.x))
+    y, _, A = inputs.degraded(images, condition)
+    assert torch.equal(y, inputs.degraded(images, condition)[0]) and torch.equal(y, A(images.x))
     assert (y[~images.fov.expand_as(y)] == 0).all()
     if condition == UNDEGRADED:
         assert torch.equal(y, images.x)
     elif condition.family != "mild blur" or condition.severity == 1:  # less is nothing at 64 pixels
         assert all(not torch.equal(a, b) for a, b in zip(y, images.x))
-        assert not torch.equal(y, evaluation.degraded(images, condition, seed=1)[0])
+        assert not torch.equal(y, inputs.degraded(images, condition, seed=1)[0])
 
 
-@pytest.mark.parametrize("family", [name for name in evaluation.OPERATORS if name != "mild blur"])
+@pytest.mark.parametrize("family", [name for name in inputs.OPERATORS if name != "mild blur"])
 def test_severities_are_the_same_degradation_made_stronger(images, family):
     weak, strong = (
-        evaluation.degraded(images, Condition(family, severity)) for severity in (1 / 3, 1.0)
+        inputs.degraded(images, Condition(family, severity)) for severity in (1 / 3, 1.0)
     )
     for name in set(weak[1]) - {"severity"}:
         assert torch.equal(weak[1][name], strong[1][name]), name
@@ -76,7 +80,7 @@ def test_severities_are_the_same_degradation_made_stronger(images, family):
 
 def test_mild_blur_is_milder_than_blur(images):
     mild, full = (
-        evaluation.degraded(images, Condition(family, 1.0))[1]["blur_sigma"] * 512
+        inputs.degraded(images, Condition(family, 1.0))[1]["blur_sigma"] * 512
         for family in ("mild blur", "blur")
     )
     assert (1.5 <= mild).all() and (mild <= 4).all() and (full >= 5).all()
@@ -86,10 +90,10 @@ def test_an_unknown_family_is_named(images):
     with pytest.raises(
         InputError, match="degradation 'fog': unknown; choose one of illumination, blur, mild blur"
     ):
-        evaluation.degraded(images, Condition("fog", 1.0))
+        inputs.degraded(images, Condition("fog", 1.0))
 
 
-# ------------------------------------------------------------------------------------------------------------- scores
+# ------------------------------------------------------------------------------------------- scores
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +103,7 @@ def table(images):
         "oracle": [oracle(images)],
         "grey": [average(0.4), average(0.5)],
     }
-    return evaluation.evaluate(methods, images, (UNDEGRADED, FULL, BLUR, Condition("blur", 1 / 3)))
+    return harness.evaluate(methods, images, (UNDEGRADED, FULL, BLUR, Condition("blur", 1 / 3)))
 
 
 def test_one_row_per_image_condition_method_and_seed(table):
@@ -119,7 +123,7 @@ def test_lpips_of_the_reference_is_zero_and_an_unknown_trunk_is_not_available(im
     def distance(a, b):
         return (a - b).abs().mean((1, 2, 3)).double()
 
-    found = evaluation.evaluate(
+    found = harness.evaluate(
         {REFERENCE: [nothing], "oracle": [oracle(images)]}, images, (FULL,), lpips=distance
     )
     assert (found[found.method == "oracle"].lpips == 0).all() and (
@@ -128,15 +132,15 @@ def test_lpips_of_the_reference_is_zero_and_an_unknown_trunk_is_not_available(im
 
 
 def test_do_nothing_differs_from_itself_by_exactly_nothing(table):
-    summary = evaluation.summarize(table)
+    summary = harness.summarize(table)
     mine = summary[(summary.method == REFERENCE) & summary["mean"].notna()]
     assert (mine[["difference", "difference_low", "difference_high"]] == 0).all(axis=None)
     assert set(mine.family) == {"undegraded", "all", "blur"}
 
 
 def test_a_summary_averages_over_severities_pairs_by_image_and_spreads_over_seeds(table):
-    summary = evaluation.summarize(table, only=["psnr"]).set_index(["family", "method"])
-    blur = table[table.family == "blur"].assign(psnr=table.psnr.clip(upper=evaluation.ROUNDING))
+    summary = harness.summarize(table, only=["psnr"]).set_index(["family", "method"])
+    blur = table[table.family == "blur"]
     blur = blur.pivot_table(
         index="image", columns=["method", "seed"], values="psnr", aggfunc="mean"
     )
@@ -149,32 +153,17 @@ def test_a_summary_averages_over_severities_pairs_by_image_and_spreads_over_seed
     assert (
         paired.min() <= row.difference_low <= row.difference <= row.difference_high <= paired.max()
     )
-    each = evaluation.summarize(table, by=("family", "severity"), only=["psnr"])
+    each = harness.summarize(table, by=("family", "severity"), only=["psnr"])
     assert len(each[each.family == "blur"]) == 2 * 3
-
-
-def test_means_count_no_psnr_above_that_of_rounding_to_eight_bits(table):
-    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert metrics.psnr(x, (x * 255).round() / 255).item() == pytest.approx(
-        evaluation.ROUNDING, abs=0.1
-    )
-    rows = evaluation.summarize(table[table.family == "all"]).set_index(["method", "metric"])
-    nothing = rows.loc[(REFERENCE, "psnr"), "mean"]
-    assert (
-        rows.loc[("oracle", "psnr"), ["mean", "low", "high"]].tolist() == [evaluation.ROUNDING] * 3
-    )
-    assert rows.loc[("oracle", "psnr"), "difference"] == pytest.approx(
-        evaluation.ROUNDING - nothing
-    )
 
 
 def test_a_summary_needs_something_to_compare_with(table):
     with pytest.raises(InputError, match="no method 'do nothing' to compare with"):
-        evaluation.summarize(table[table.method != REFERENCE])
+        harness.summarize(table[table.method != REFERENCE])
 
 
 def test_gains_are_absolute_for_doing_nothing_and_differences_for_the_others(table):
-    shown = evaluation.gains(evaluation.summarize(table), "psnr")
+    shown = harness.gains(harness.summarize(table), "psnr")
     assert list(shown.columns) == ["undegraded", "all", "blur"] and list(shown.index) == [
         REFERENCE,
         "oracle",
@@ -187,24 +176,41 @@ def test_gains_are_absolute_for_doing_nothing_and_differences_for_the_others(tab
 
 
 class Bright(nn.Module):
-    """A judge that passes bright images and remembers their side."""
+    """A classifier that calls bright images readable and remembers their side."""
 
     def probabilities(self, x):
         self.side = x.shape[-1]
         return (x.mean((1, 2, 3)) > 0.3).float()[:, None].expand(-1, 4)
 
 
-def test_judges_see_images_of_their_own_size_before_and_after(images):
-    judge = Bright()
+def test_classifiers_see_images_of_their_own_size_before_and_after(images):
+    model, column = Bright(), "passed: held-out classifier"
     methods = {REFERENCE: [average(0.0)], "grey": [average(0.5)]}
-    found = evaluation.evaluate(
-        methods, images, (FULL,), judges={"second judge": (judge, 32)}
-    ).set_index("method")
-    assert judge.side == 32 and (found["passed: second judge"][REFERENCE] == 0).all()
-    assert (found["passed: second judge"]["grey"] == 1).all()
+    classifiers = {"held-out classifier": (model, 32)}
+    table = harness.evaluate(methods, images, (FULL,), classifiers=classifiers)
+    rows = table.set_index("method")
+    assert model.side == 32
+    assert (rows[column][REFERENCE] == 0).all() and (rows[column]["grey"] == 1).all()
 
 
-# ------------------------------------------------------------------------------------------------------------ methods
+def test_shares_have_wilson_intervals_also_if_no_image_passes():
+    """The percentile bootstrap would give [0, 0] for 0 of 12."""
+    rows = [
+        {"image": f"{i:02}", "family": "all", "severity": 1.0, "method": method, "seed": 0,
+         "psnr": 20.0, "passed: c": float(i < hits)}
+        for method, hits in ((REFERENCE, 0), ("mine", 5)) for i in range(12)
+    ]  # fmt: skip
+    summary = harness.summarize(pd.DataFrame(rows)).set_index(["metric", "method"])
+    for method, hits in ((REFERENCE, 0), ("mine", 5)):
+        expected = share(np.arange(12) < hits)
+        row = summary.loc[("passed: c", method)]
+        assert [row["mean"], row.low, row.high] == pytest.approx(
+            [expected[key] for key in ("share", "low", "high")], abs=1e-3
+        )
+    assert summary.loc[("passed: c", REFERENCE), "high"] == pytest.approx(0.24, abs=0.005)
+
+
+# ------------------------------------------------------------------------------------------ methods
 
 
 def test_every_method_gets_the_same_images_and_only_who_says_so_the_parameters(images):
@@ -217,7 +223,7 @@ def test_every_method_gets_the_same_images_and_only_who_says_so_the_parameters(i
 
         return [method]
 
-    evaluation.evaluate(
+    harness.evaluate(
         {name: spy(name) for name in ("a", "b", "Wiener (known blur)")}, images, (FULL, BLUR)
     )
     for (ya, pa), (yb, pb), (yc, pc) in zip(seen["a"], seen["b"], seen["Wiener (known blur)"]):
@@ -245,7 +251,7 @@ def test_every_method_gets_the_same_images_and_only_who_says_so_the_parameters(i
 )
 def test_what_is_no_image_is_refused_in_one_line(images, wrong, message):
     with pytest.raises(InputError, match=message) as error:
-        evaluation.evaluate({"mine": [lambda y, fov, params: wrong(y)]}, images, (FULL,))
+        harness.evaluate({"mine": [lambda y, fov, params: wrong(y)]}, images, (FULL,))
     drawn.line(error)
 
 
@@ -262,38 +268,38 @@ class Noisy(nn.Module):
 
 
 def test_a_trained_method_is_deterministic_and_works_at_its_own_size(images):
-    method = evaluation.at_size(evaluation.trained(Noisy()), 16)
+    method = inputs.at_size(inputs.trained(Noisy()), 16)
     once, twice = method(images.x, images.fov, None), method(images.x, images.fov, None)
     assert (
         torch.equal(once, twice)
         and once.shape == images.x.shape
         and (once[~images.fov.expand_as(once)] == 0).all()
     )
-    other = evaluation.at_size(evaluation.trained(Noisy(), seed=1), 16)(images.x, images.fov, None)
+    other = inputs.at_size(inputs.trained(Noisy(), seed=1), 16)(images.x, images.fov, None)
     assert not torch.equal(once, other)
 
 
 def test_resizing_keeps_a_flat_eye_flat_up_to_its_rim(images):
     flat = 0.5 * images.fov.expand_as(images.x)
-    back = evaluation.at_size(nothing, 32)(flat, images.fov, None)
+    back = inputs.at_size(nothing, 32)(flat, images.fov, None)
     assert (back - flat).abs().max() < 0.15 and (back - flat).abs().mean() < 0.005
 
 
-def test_the_lowest_rungs_do_not_look_at_the_image(images):
+def test_uninformed_methods_ignore_the_image(images):
     others = images.x.flip(0)
-    for name, method in evaluation.know_nothing(others).items():
+    for name, method in inputs.uninformed(others).items():
         assert torch.equal(
             method(images.x, images.fov, None), method(1 - images.x, images.fov, None)
         ), name
-    rungs = evaluation.know_nothing(others)
-    assert (rungs["mid-grey"](others, None, None) == 0.5).all() and (
-        rungs["black"](others, None, None) == 0
+    methods = inputs.uninformed(others)
+    assert (methods["mid-grey"](others, None, None) == 0.5).all() and (
+        methods["black"](others, None, None) == 0
     ).all()
-    pasted = rungs["another eye"](images.x, None, None)
+    pasted = methods["another eye"](images.x, None, None)
     assert all(any(torch.equal(each, other) for other in others) for each in pasted)
 
 
-# ----------------------------------------------------------------------------------------------- what is read off it
+# ------------------------------------------------------------------------------ what is read off it
 
 
 def long(losses, family="all"):
@@ -305,12 +311,12 @@ def long(losses, family="all"):
 
 def test_the_gallery_shows_the_worst_five_percent_and_at_least_three():
     losses = np.random.default_rng(0).permutation(100.0 * np.arange(100) / 100)
-    found = evaluation.worst(long(losses), "mine")
+    found = harness.worst(long(losses), "mine")
     assert found.difference.tolist() == [-99, -98, -97, -96, -95]
     assert [losses[int(name)] for name in found.image] == [99, 98, 97, 96, 95]
     assert (
-        len(evaluation.worst(long(losses[:10]), "mine")) == 3
-        and len(evaluation.worst(long(losses[:2]), "mine")) == 2
+        len(harness.worst(long(losses[:10]), "mine")) == 3
+        and len(harness.worst(long(losses[:2]), "mine")) == 2
     )
 
 
@@ -321,7 +327,7 @@ def test_the_gallery_goes_by_the_difference_family_by_family_and_leaves_undegrad
     table.loc[(table.family == "blur") & (table.image == "00"), "psnr"] -= (
         15  # a poor image to begin with
     )
-    found = evaluation.worst(table, "mine")
+    found = harness.worst(table, "mine")
     assert found.family.tolist() == ["blur"] * 3 + ["haze"] * 3
     assert found.image.tolist() == ["03", "02", "01", "08", "07", "06"]
 
@@ -330,14 +336,14 @@ def test_the_gallery_restores_again_what_was_scored(images):
     def darker(y, fov, params):  # the second image worst of all
         return y * torch.tensor([0.9, 0.2, 0.8, 0.7])[:, None, None, None]
 
-    table = evaluation.evaluate(
+    table = harness.evaluate(
         {REFERENCE: [nothing], "mine": [darker]},
         images,
         (FULL, Condition("all", 1 / 3)),
-        closely=(),
+        downstream_conditions=(),
     )
-    rows = evaluation.worst(table, "mine")
-    shown = evaluation.gallery(rows, darker, images)
+    rows = harness.worst(table, "mine")
+    shown = harness.gallery(rows, darker, images)
     assert (
         list(shown) == ["all"] and len(shown["all"]) == 3 * len(rows) == 9 and rows.image[0] == "b"
     )
@@ -349,8 +355,8 @@ def test_the_gallery_restores_again_what_was_scored(images):
 
 
 def test_what_a_reader_sees_are_means_with_intervals(table):
-    summary = evaluation.summarize(table[table.family == "all"])
-    shown = evaluation.shown(summary, {"psnr": ("PSNR", 1), "lpips": ("LPIPS", 2)})
+    summary = harness.summarize(table[table.family == "all"])
+    shown = harness.shown(summary, {"psnr": ("PSNR", 1), "lpips": ("LPIPS", 2)})
     mean, low, high = summary[(summary.metric == "psnr") & (summary.method == "grey")][
         ["mean", "low", "high"]
     ].to_numpy()[0]
@@ -361,13 +367,16 @@ def test_what_a_reader_sees_are_means_with_intervals(table):
 
 
 def test_over_enhancement_counts_what_was_changed():
-    table = long([0, 0, 0, 0], UNDEGRADED.family)
-    table["psnr"] = np.inf
-    table.loc[table.method == "mine", "psnr"] = [50, 41, 36, 35.9]
-    found = evaluation.over_enhancement(table)
-    assert found.loc[REFERENCE].tolist() == [evaluation.ROUNDING, 0, 0, 0]
-    assert found.loc["mine", "psnr"] == 38.5 and found.loc["mine", "changed"] == 0.25
-    assert 0 <= found.loc["mine", "low"] < 0.25 < found.loc["mine", "high"]
+    table = long([0] * 12, UNDEGRADED.family)
+    table["psnr"] = metrics.PSNR_MAX
+    table.loc[table.method == "mine", "psnr"] = [50, 41, 36, 35.9] * 3
+    rows = harness.over_enhancement(table)
+    assert rows.loc[REFERENCE].tolist() == pytest.approx([metrics.PSNR_MAX, 0, 0, 0.24], abs=5e-3)
+    assert rows.loc["mine", "psnr"] == 38.5 and rows.loc["mine", "changed"] == 0.25
+    wilson = share(np.arange(12) < 3)
+    assert rows.loc["mine", ["low", "high"]].tolist() == pytest.approx(
+        [wilson["low"], wilson["high"]], abs=1e-3
+    )
 
 
 def test_a_map_that_knows_the_errors_has_rank_correlation_one():
@@ -380,25 +389,29 @@ def test_a_map_that_knows_the_errors_has_rank_correlation_one():
     fov[:, :, :4] = False
     sd = (error**2).expand(-1, 3, -1, -1).clone()
     sd[:, :, :4] = 9  # outside, where it does not count
-    assert np.allclose(evaluation.certain_of(sd, x + error, x, fov), 1)
-    assert np.allclose(evaluation.certain_of(-sd, x + error, x, fov), -1)
+    assert np.allclose(harness.error_uncertainty_correlation(sd, x + error, x, fov), 1)
+    assert np.allclose(harness.error_uncertainty_correlation(-sd, x + error, x, fov), -1)
     assert (
         abs(
-            evaluation.certain_of(torch.rand(2, 3, 16, 16, generator=generator), x + error, x, fov)
+            harness.error_uncertainty_correlation(
+                torch.rand(2, 3, 16, 16, generator=generator), x + error, x, fov
+            )
         ).max()
         < 0.2
     )
-    assert np.isnan(evaluation.certain_of(torch.zeros_like(x), x + error, x, fov)).all()
+    assert np.isnan(
+        harness.error_uncertainty_correlation(torch.zeros_like(x), x + error, x, fov)
+    ).all()
 
 
-# -------------------------------------------------------------------------------------------------------- photographs
+# -------------------------------------------------------------------------------------- photographs
 
 
 def test_photographs_are_cropped_named_and_kept_apart_from_test_images(tmp_path):
     for i in range(4):
         photo = synthetic.fundus(3, i, 96).image
         Image.fromarray(np.pad(photo, ((0, 0), (20, 30), (0, 0)))).save(tmp_path / f"eye_{i}.png")
-    test = evaluation.photographs(tmp_path, 64, "eye_[12]*")
+    test = inputs.photographs(tmp_path, 64, "eye_[12]*")
     assert (
         test.names == ["eye_1.png", "eye_2.png"]
         and test.x.shape == (2, 3, 64, 64)
@@ -406,29 +419,47 @@ def test_photographs_are_cropped_named_and_kept_apart_from_test_images(tmp_path)
     )
     assert 0.6 < test.fov.float().mean() < 0.8 and (test.x[~test.fov.expand_as(test.x)] == 0).all()
     Image.open(tmp_path / "eye_1.png").resize((292, 192)).save(tmp_path / "again.jpg")
-    training = evaluation.photographs(tmp_path, 64, apart_from=test)
+    training = inputs.photographs(tmp_path, 64, exclude=test)
     assert training.names == ["eye_0.png", "eye_3.png"], (
         "also the resized copy of a test image is left out"
     )
-    assert evaluation.photographs(tmp_path, 64, "eye_0*, eye_3*").names == training.names
+    assert inputs.photographs(tmp_path, 64, "eye_0*, eye_3*").names == training.names
     with pytest.raises(InputError, match="no photograph matches 'x' that is not a test image"):
-        evaluation.photographs(tmp_path, 64, "x", apart_from=test)
+        inputs.photographs(tmp_path, 64, "x", exclude=test)
     with pytest.raises(InputError, match="no photograph matches 'x'$"):
-        evaluation.photographs(tmp_path, 64, "x")
+        inputs.photographs(tmp_path, 64, "x")
 
 
-def test_test_images_are_clean_references(packed_eyes):
-    found = evaluation.test_images(packed_eyes, 3)
-    rows = packed_eyes.references("test")[:3]
+def test_test_images_are_clean_references(eyes80):
+    found = inputs.test_images(eyes80, 3)
+    rows = eyes80.references("test")[:3]
     assert (
-        found.names == packed_eyes.table["name"].iloc[rows].tolist()
-        and len(found.x) == len(rows) <= 3
+        found.names == eyes80.table["name"].iloc[rows].tolist() and len(found.x) == len(rows) <= 3
     )
-    assert torch.equal(found.x, packed_eyes.batch(rows) * packed_eyes.fov(rows))
+    assert torch.equal(found.x, eyes80.batch(rows) * eyes80.fov(rows))
 
 
-@pytest.fixture(scope="module")
-def packed_eyes(tmp_path_factory):
-    from rr.data import packing, sources
+def test_test_pairs_are_scored_with_the_weights_of_a_run(eyes80, tmp_path):
+    y, test = inputs.test_pairs(eyes80)
+    made = {
+        studies.BRIDGE: Bridge(80, width=4),
+        studies.RETINAREGEN: Denoiser(80, width=4, latent=4, T=10, condition=(8, 3, 3)),
+    }
+    for configuration, model in made.items():
+        folder = studies.folder(tmp_path, configuration, 3) / "denoiser"
+        checkpoint.save(folder, model, {})
+        loaded = inputs.load_restorer(tmp_path, configuration, 3, "cpu")
+        assert type(loaded) is type(model)
+        x_hat = inputs.trained(loaded, seed=5)(y, test.fov)
+        expected = model.eval().restore(y, test.fov, torch.Generator().manual_seed(5))
+        assert torch.allclose(x_hat, expected, atol=1e-6)
+        table = test.score(x_hat)
+        assert list(table.index) == test.names
+        assert table.psnr.to_numpy() == pytest.approx(metrics.psnr(test.x, x_hat).numpy())
+    with pytest.raises(InputError, match="no checkpoint there"):
+        inputs.load_restorer(tmp_path, studies.ONE_STEP, 3, "cpu")
 
-    return packing.pack(sources.embedded(40), 32, tmp_path_factory.mktemp("pack"))
+
+def test_in_the_literal_protocol_doing_nothing_is_perfect(eyes80):
+    y, test = inputs.test_pairs(eyes80, "literal")
+    assert (test.score(y).psnr == metrics.PSNR_MAX).all()
