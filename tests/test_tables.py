@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pandas as pd
+import pytest
 from test_statistics import made, random
 
 from rr.evaluate import sentences, statistics, tables
@@ -138,3 +139,20 @@ def test_markdown_keeps_the_cells():
         "b",
         "**2.00**",
     ]
+
+
+def test_an_answer_is_the_verdict_in_words():
+    scores = {"a": 20.0, "b": 21.5}
+    groups = {
+        name: [pd.DataFrame({"psnr": [mean, mean + 1, mean + 2]}) for _ in range(3)]
+        for name, mean in scores.items()
+    }
+    better = statistics.compare(groups["b"], groups["a"], "psnr")
+    row = sentences.answer(1, "b over a", better)
+    assert row["answer"] == "yes" and row["difference"] == pytest.approx(1.5)
+    assert sentences.answers([row]) == "b over a: yes, +1.50 [+1.50, +1.50] dB."
+    worse = statistics.compare(groups["a"], groups["b"], "psnr")
+    assert sentences.answer(1, "a over b", worse)["answer"] == "no, worse"
+    assert sentences.answer(1, "a over b", worse, {"worse": "a loss"})["answer"] == "a loss"
+    same = statistics.compare(groups["a"], groups["a"], "psnr")
+    assert sentences.answer(1, "same", same)["answer"] == statistics.UNCLEAR
