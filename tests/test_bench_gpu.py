@@ -40,7 +40,7 @@ class Toy(nn.Module):
         super().__init__()
         self.grouped = nn.Conv2d(3, 6, 3, groups=3)
         self.upwards = nn.ConvTranspose2d(6, 2, 2, stride=2)
-        self.hot = [self.grouped]
+        self.compile_targets = [self.grouped]
 
     def loss(self, batch, generator):
         return {"loss": (self.upwards(self.grouped(batch.x)) ** 2).mean()}

@@ -7,7 +7,7 @@ from rr.errors import InputError
 from rr.models import diffusion
 from rr.models.diffusion import OBJECTIVES, SCHEDULES, Diffusion, seeded
 
-EVERY = [(name, T) for name in SCHEDULES for T in (20, 200, 1000)]
+SCHEDULES_AND_T = [(name, T) for name in SCHEDULES for T in (20, 200, 1000)]
 
 
 def images(n=2, seed=0):
@@ -28,7 +28,7 @@ def test_schedules_equal_those_of_diffusers_at_1000_steps(name, ours):
     assert torch.allclose(d.alpha_bar[1:].float(), oracle.alphas_cumprod, atol=1e-5)
 
 
-@pytest.mark.parametrize("schedule, T", EVERY)
+@pytest.mark.parametrize("schedule, T", SCHEDULES_AND_T)
 def test_alpha_bar_falls_from_one_to_almost_nothing(schedule, T):
     a = Diffusion(T, schedule).alpha_bar
     assert a[0] == 1 and len(a) == T + 1
@@ -41,7 +41,7 @@ def test_unknown_schedule_names_the_choices():
         Diffusion(10, "quadratic")
 
 
-@pytest.mark.parametrize("schedule, T", EVERY)
+@pytest.mark.parametrize("schedule, T", SCHEDULES_AND_T)
 def test_forward_process_has_the_mean_and_variance_of_the_equation(schedule, T):
     d, t = Diffusion(T, schedule), T // 3
     x_0 = torch.full((1, 3, 256, 256), 0.7)
@@ -63,12 +63,19 @@ def test_noise_target_is_the_true_noise_where_input_and_target_agree():
     assert torch.allclose(d.target("noise", d.add_noise(x, t, epsilon), t, x), epsilon, atol=1e-3)
 
 
-def test_weight_caps_the_weight_on_the_image_error():
-    d, t = Diffusion(100, "cosine"), torch.arange(1, 101)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_same_error_of_x_0_has_the_same_loss_whatever_is_predicted(objective):
+    """Predictions that imply x_0 + e: their weighted squared error is min(SNR, 5) e^2."""
+    d, t = Diffusion(100, "cosine").double(), torch.arange(1, 101)
+    y, x, e = (
+        torch.rand(100, 3, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(3)
+    )
+    x_t = d.add_noise(y, t, e)
+    error = d.target(objective, x_t, t, x + e) - d.target(objective, x_t, t, x)
     snr = (d.alpha_bar / (1 - d.alpha_bar))[1:].float().view(-1, 1, 1, 1)
-    assert torch.allclose(d.weight("noise", t) * snr, snr.clamp(max=5), rtol=1e-4)
-    assert torch.allclose(d.weight("v", t) * (snr + 1), snr.clamp(max=5), rtol=1e-4)
-    assert (d.weight("image", t) == 1).all()
+    expected = snr.clamp(max=5) * e**2
+    assert torch.allclose(d.weight(objective, t) * error**2, expected, rtol=2e-3, atol=1e-4)
+    assert snr.max() > 5 > snr.min()  # both sides of the cap
 
 
 def test_ddpm_and_ddim_steps_equal_those_of_diffusers():
@@ -103,8 +110,8 @@ def test_ddpm_and_ddim_steps_equal_those_of_diffusers():
 
 
 @pytest.mark.parametrize("steps", [1, 4, 15])
-@pytest.mark.parametrize("schedule, T", EVERY)
-def test_ddim_with_the_true_noise_walks_back_through_the_forward_process_to_x_0(schedule, T, steps):
+@pytest.mark.parametrize("schedule, T", SCHEDULES_AND_T)
+def test_ddim_with_the_true_noise_goes_back_through_the_forward_process_to_x_0(schedule, T, steps):
     """The oracle is one constant, asked for nothing on the way: only right steps stay on the path."""
     d, x, epsilon = Diffusion(T, schedule), images(), noise()
     chain = list(
@@ -201,7 +208,7 @@ def test_a_devices_generator_follows_from_one_draw():
     assert not torch.equal(first, draws(torch.Generator().manual_seed(4))[0])
 
 
-def test_a_walk_asks_no_value_of_the_device():
+def test_the_reverse_process_asks_no_value_of_the_device():
     """On the meta device there are none: .item(), a branch on a tensor or a copy to the CPU would fail."""
     d = Diffusion(20, "cosine").to("meta")
     x = torch.empty(2, 3, 8, 8, device="meta")

@@ -6,10 +6,10 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from rr.errors import InputError
+from rr.models.layers import Output
 from rr.models.vae import (
     LIKELIHOODS,
     VAE,
-    Output,
     bce,
     continuous_bernoulli,
     kl,
@@ -62,9 +62,7 @@ def test_bce_is_the_sum_of_the_equation_and_smallest_at_x():
     x, x_hat = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
     by_hand = -(x * x_hat.log() + (1 - x) * (1 - x_hat).log()).sum((1, 2, 3))
     assert torch.allclose(bce(x_hat, x), by_hand, rtol=1e-5)
-    assert (bce(x, x) < bce(x_hat, x)).all() and (
-        bce(x, x) > 0
-    ).all()  # the floor: the entropy of x
+    assert (bce(x, x) < bce(x_hat, x)).all() and (bce(x, x) > 0).all()  # the entropy of x
 
 
 def test_reparameterized_samples_have_mean_mu_and_deviation_sigma():
@@ -93,14 +91,12 @@ def test_bce_of_dark_and_bright_pixels_survives_bf16():
     torch.manual_seed(0)
     model, x = VAE(32, 8, 4), torch.ones(1, 3, 32, 32)
     torch.nn.init.constant_(model.transposed[-1].bias, 8.0)
-    exact = bce(model.eval()(x, torch.tensor([1])).prediction, 1 - x)
+    exact = bce(model.eval()(x, torch.tensor([1])).prediction, 1 - x)  # 3072 values of 8 nats
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(x, torch.tensor([1]))
         rough = bce(output.prediction, 1 - x)
     assert output.prediction.dtype == output.mu.dtype == torch.float32
-    assert exact.item() > 20_000 and torch.allclose(
-        rough, exact, rtol=0.01
-    )  # 3072 values of about 8 nats each
+    assert exact.item() > 20_000 and torch.allclose(rough, exact, rtol=0.01)
 
 
 def test_without_time_there_are_no_parameters_for_it():

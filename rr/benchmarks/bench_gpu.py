@@ -1,6 +1,6 @@
 """The rows of `rr bench gpu`: each function prepares one comparison, and yields it as rr.bench.Task.
 
-Training is measured as rr.train does it: on a GPU bf16 autocast and the `hot` parts compiled, with optimizer and average of the
+Training is measured as rr.train does it: on a GPU bf16 autocast and the compile_targets compiled, with optimizer and average of the
 weights. Compiled without CUDA graphs: a step of these sizes takes longer than its launches, and a graph's outputs are
 overwritten by its next replay, which gradients that add up over micro-batches do not survive.
 
@@ -88,7 +88,7 @@ def training(component, device, optimizer="adamw", lr=1e-4, fast=True):
 
 
 def compiled(component, device):
-    """Have the component's hot parts compiled, on a GPU."""
+    """Have the component's compile_targets compiled, on a GPU."""
     if device == "cuda":
         train.compiled(component)
 
@@ -258,7 +258,7 @@ class Noise(nn.Module):
 
     def __init__(self, network, T=1000):
         super().__init__()
-        self.network, self.diffusion, self.hot = network, Diffusion(T), [network]
+        self.network, self.diffusion, self.compile_targets = network, Diffusion(T), [network]
 
     def loss(self, batch, generator):
         t = torch.randint(1, self.diffusion.T + 1, (len(batch.x),), generator=generator).to(

@@ -69,9 +69,9 @@ class Bridge(Restorer):
             nn.init.zeros_(self.backbone.head.bias)
 
     @property
-    def hot(self):
+    def compile_targets(self):
         """The modules that torch.compile compiles on a GPU."""
-        return self.backbone.hot
+        return self.backbone.compile_targets
 
     def forward(self, x_t, t, generator=None):
         """x_t (N, 3, H, W) and t (N,) in [0, 1] => Output with x_hat (N, 3, H, W), not clipped."""

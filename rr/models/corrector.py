@@ -83,7 +83,7 @@ class Block(nn.Module):
 class Corrector(nn.Module):
     """Degraded images of any size H => corrected images of the same size."""
 
-    hot = ()  # the modules that torch.compile compiles on a GPU
+    compile_targets = ()  # the modules that torch.compile compiles on a GPU
 
     def __init__(self, width=40):
         super().__init__()

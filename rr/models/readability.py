@@ -1,9 +1,7 @@
-"""The readability classifier of section 2.2: four independent labels, how it is reported, and a second judge beside it.
+"""The readability classifier of section 2.2: a network with four independent sigmoid outputs.
 
-Labels, in the paper's order: is this a fundus image; are macula, optic disc, retinal region readable.
-
-The paper's classifier is an InceptionV3. It steers the restoration, so it is no witness for it: a `Readability` of another
-architecture, trained apart, judges and steers nothing.
+The paper's classifier is an InceptionV3. Because it selects the images to restore, a second
+classifier evaluates the result: a ResNet18 that is trained separately and used for evaluation only.
 """
 
 from collections.abc import Callable
@@ -16,82 +14,82 @@ from torch import nn
 
 from rr.errors import InputError, choose
 from rr.models import pretrained
-from rr.paper import LABELS
 
+# the order of the outputs: is this a fundus image; are macula, optic disc, retinal region readable
+LABELS = ("fundus", "macula", "disc", "retina")
 
-class Architecture(NamedTuple):
-    build: Callable  # torchvision's network, at random, with four outputs
-    weights: str  # torchvision's name of it
-    head: str  # its last layer: not taken from ImageNet
-    side: int  # px; below it the last feature map vanishes
-    mean: tuple  # of the images that torchvision trained it on, per channel
-    std: tuple
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
 
 
 def _inception():
-    model = tv.inception_v3(
+    network = tv.inception_v3(
         weights=None, aux_logits=False, transform_input=False, init_weights=False
     )
-    model.fc = nn.Linear(2048, len(LABELS))
-    return model
+    network.fc = nn.Linear(2048, len(LABELS))
+    return network
 
 
 def _resnet18():
     return tv.resnet18(num_classes=len(LABELS))
 
 
-HALF, MEAN, STD = (0.5,) * 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+class Architecture(NamedTuple):
+    """A network of torchvision with four outputs."""
+
+    build: Callable  # the network at random initialisation
+    weights: str  # torchvision's name of it
+    side: int  # smallest image, px; below it the last feature map vanishes
+    mean: tuple  # of the images that torchvision trained it on, per channel
+    std: tuple
+
+
 ARCHITECTURES = {
-    "inception": Architecture(
-        _inception, "inception_v3", "fc.", 75, HALF, HALF
-    ),  # the paper's classifier (2.2)
-    "resnet18": Architecture(_resnet18, "resnet18", "fc.", 32, MEAN, STD),  # the second judge
+    "inception": Architecture(_inception, "inception_v3", 75, HALF, HALF),
+    "resnet18": Architecture(_resnet18, "resnet18", 32, IMAGENET_MEAN, IMAGENET_STD),
 }
 
 
 class Readability(nn.Module):
-    """A network with four sigmoid outputs: x (N, 3, H, W) in [0, 1], sides at least 75 px (inception) => logits (N, 4).
+    """x (N, 3, H, W) in [0, 1] => logits (N, 4), in the order of LABELS.
 
-    Raises InputError for an unknown architecture.
+    Raises InputError for an unknown architecture, and for images that are too small for it.
     """
 
     def __init__(self, architecture="inception"):
         super().__init__()
         self.arguments = {"architecture": architecture}
         self.architecture = choose("architecture", architecture, ARCHITECTURES)
-        self.add_module(
-            architecture, self.architecture.build()
-        )  # its weights are called by the architecture's name
+        self.add_module(architecture, self.architecture.build())  # the name is in the checkpoint
         self.register_buffer("pos_weight", torch.ones(len(LABELS)))
-        self.register_buffer(
-            "mean", torch.tensor(self.architecture.mean).view(3, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "std", torch.tensor(self.architecture.std).view(3, 1, 1), persistent=False
-        )
-        self.to(
-            memory_format=torch.channels_last
-        )  # a tenth faster with batch normalisation, on a CPU
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(self.architecture, name)).view(3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+        self.to(memory_format=torch.channels_last)  # 10 % faster on a CPU
 
     @property
     def network(self):
         return self.get_submodule(self.arguments["architecture"])
 
     @property
-    def hot(self):
-        """The parts in which a step spends its time, for torch.compile."""
+    def compile_targets(self):
+        """The modules that torch.compile compiles."""
         return [self.network]
 
     def start_from(self, weights, folder=None):
-        """Load ImageNet weights ("imagenet") or keep the random start ("none"); returns what was used, one line.
+        """Load ImageNet weights ("imagenet") or none ("none"); returns one line of provenance.
 
-        The layer of 1000 classes, and InceptionV3's auxiliary head, are dropped. Raises InputError if they cannot be had.
+        The last layer and InceptionV3's auxiliary head are not loaded. Raises InputError if the
+        weights cannot be had, see `pretrained.load`.
         """
-        skip = (self.architecture.head, "AuxLogits.")
-        return pretrained.load(self.network, self.architecture.weights, weights, folder, skip=skip)
+        skip = ("fc.", "AuxLogits.")
+        return pretrained.load(self.network, self.architecture.weights, weights, folder, skip)
 
     def weigh_classes(self, labels):
-        """Class weights of the loss (2.2), per label: negatives / positives of labels (N, 4), within [1/20, 20]."""
+        """Set the class weights w of the loss (2.2): negatives / positives of labels (N, 4).
+
+        They are limited to [1/20, 20].
+        """
         positive = labels.sum(0)
         self.pos_weight.copy_(((len(labels) - positive) / positive.clamp(min=1)).clamp(1 / 20, 20))
 
@@ -99,23 +97,28 @@ class Readability(nn.Module):
         side = min(x.shape[-2:])
         if side < self.architecture.side:
             raise InputError(
-                f"image side {side}: {self.architecture.weights} needs at least {self.architecture.side} px"
+                f"image side {side}: {self.architecture.weights} needs at least "
+                f"{self.architecture.side} px"
             )
         return self.network((x - self.mean) / self.std)
 
     @torch.no_grad()
     def probabilities(self, x, batch=64):
-        """Probability of each label, (N, 4), on the CPU; evaluation mode, whatever the mode before."""
+        """Probability of each label (N, 4), corrected for the class weights; on the CPU.
+
+        The weighted cross-entropy is lowest at w times the true odds, so log w is subtracted from
+        the logits. A label counts as readable at 0.5 or more. The network is evaluated in
+        evaluation mode; its mode does not change.
+        """
         was_training = self.training
         self.eval()
-        device = self.pos_weight.device
-        p = torch.cat([self(part.to(device)).sigmoid().float().cpu() for part in x.split(batch)])
+        shift = self.pos_weight.log()
+        logits = [self(part.to(shift.device)).float() - shift for part in x.split(batch)]
         self.train(was_training)
-        return p
+        return torch.cat(logits).sigmoid().cpu()
 
     def loss(self, x, labels, generator=None):
-        """{"loss": weighted binary cross-entropy (2.2) of images x (N, 3, H, W) and labels (N, 4)}."""
+        """{"loss": binary cross-entropy with class weights (2.2)}; labels (N, 4) of 0 and 1."""
         logits = self(x).float()
-        return {
-            "loss": F.binary_cross_entropy_with_logits(logits, labels, pos_weight=self.pos_weight)
-        }
+        loss = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=self.pos_weight)
+        return {"loss": loss}

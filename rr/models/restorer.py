@@ -78,7 +78,7 @@ class Denoiser(Restorer):
         self.objective = choose("objective", objective, OBJECTIVES)
         self.diffusion = Diffusion(T, schedule)
         self.t_0 = self.first_step(start)
-        channels = 3 + 3 * choose("fusion", fusion, FUSIONS).get("beside", False)
+        channels = 3 + 3 * choose("fusion", fusion, FUSIONS).concat
         if objective != "image":
             likelihood = "normal"  # noise and v are not in [0, 1], so the VAE must have no sigmoid
         self.backbone = backbones.backbone(backbone, size, width, latent, channels, likelihood)
@@ -93,9 +93,10 @@ class Denoiser(Restorer):
         return self
 
     @property
-    def hot(self):
+    def compile_targets(self):
         """The modules that torch.compile compiles on a GPU."""
-        return self.backbone.hot + (self.extractor.hot if self.extractor else [])
+        of_extractor = self.extractor.compile_targets if self.extractor else []
+        return self.backbone.compile_targets + of_extractor
 
     def first_step(self, start):
         """t_0 = start * T, rounded. Only start = 1 (pure noise) gives T, others give 1..T-1."""
@@ -157,7 +158,7 @@ class Denoiser(Restorer):
                 f"start {start}: this restorer was trained up to {self.arguments['start']} of T; "
                 "give that value or a smaller one"
             )
-        if condition_on_state and (self.fusion.beside or self.fusion.film):
+        if condition_on_state and (self.fusion.kind.concat or self.fusion.kind.film):
             raise InputError(
                 f"fusion {self.arguments['fusion']!r}: is not a plain sum; condition_on_state "
                 "needs one of the paper's four fusions"

@@ -1,8 +1,9 @@
-"""The variational autoencoder of section 2.5: three convolutions, mu and log sigma^2, a fully connected layer back to
-feature maps, three transposed convolutions, a sigmoid; and its two losses, of which the reconstruction has three likelihoods.
+"""The variational autoencoder of section 2.5: network, losses, and the likelihoods of its decoder.
 
-It serves alone (notebook 05) and as the backbone of the diffusion model (2.1: the fused noisy image enters the
-encoder, the decoder returns the clear image), where the time step t enters as one more bias of the first convolution.
+Three convolutions, mu and log sigma^2, a fully connected layer back to feature maps, three
+transposed convolutions, a sigmoid. Notebook 05 trains it alone. In the diffusion model it is a
+backbone (2.1): the encoder sees the fused noisy image, the decoder returns the clear image, and the
+time step t is a bias of the first convolution.
 """
 
 from collections.abc import Callable
@@ -10,57 +11,24 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.distributions import ContinuousBernoulli
 
 from rr.errors import InputError, choose
 from rr.models.diffusion import noise
-
-
-class Output(NamedTuple):
-    """What every backbone returns: the prediction (N, 3, H, W) and, of a VAE, mu and log sigma^2 (N, latent), and what its
-    decoder returned before the last nonlinearity (N, 3, H, W)."""
-
-    prediction: Tensor
-    mu: Tensor | None = None
-    logvar: Tensor | None = None
-    logits: Tensor | None = None
-
-
-class TimeEmbedding(nn.Sequential):
-    """t (N,) => (N, width): sines and cosines of t at 32 frequencies from 1 to 1/1000, then a linear layer."""
-
-    def __init__(self, width):
-        super().__init__(nn.Linear(64, width), nn.SiLU())
-        self.register_buffer("frequencies", torch.logspace(0, -3, 32), persistent=False)
-
-    def forward(self, t):
-        angles = t.float()[:, None] * self.frequencies
-        return super().forward(torch.cat([angles.sin(), angles.cos()], 1))
-
-
-class Convolutions(nn.ModuleList):
-    """The encoder's three convolutions, each with its ReLU."""
-
-    def forward(self, x, bias=None):
-        """x (N, channels, H, W), bias (N, width) on the first convolution or None => (N, 2 width, H/8, W/8)."""
-        first, second, third = self
-        h = first(x)  # N, width, H/2, W/2
-        if bias is not None:
-            h = h + bias[:, :, None, None]
-        return F.relu(third(F.relu(second(F.relu(h)))))
+from rr.models.layers import Output, TimeEmbedding
 
 
 class VAE(nn.Module):
-    """VAE of section 2.5 for images of a fixed size."""
+    """The VAE for images of a fixed size. Raises InputError for a size that is no multiple of 8."""
 
     def __init__(
         self,
         size,  # side of the image, px; a multiple of 8 (three halvings)
         latent=128,  # length of z
-        width=32,  # channels of the first convolution; then 2 width, 2 width
-        timed=True,  # whether it is told the step t, as the backbone of a diffusion is
-        likelihood="bce",  # a key of LIKELIHOODS: p(x | z)
+        width=32,  # channels of the first convolution; the other two have 2 width
+        timed=True,  # whether the network takes the step t, as the backbone of a diffusion does
+        likelihood="bce",  # p(x | z), a key of LIKELIHOODS
         channels=3,  # of the input
     ):
         super().__init__()
@@ -68,26 +36,22 @@ class VAE(nn.Module):
             raise InputError(
                 f"image size {size}: the VAE halves it three times; use a multiple of 8"
             )
-        self.arguments = {"size": size, "latent": latent, "width": width, "timed": timed, "likelihood": likelihood,
-                          "channels": channels}  # fmt: skip
-        self.mean, self.nll = choose("likelihood", likelihood, LIKELIHOODS)
+        self.arguments = {"size": size, "latent": latent, "width": width, "timed": timed,
+                          "likelihood": likelihood, "channels": channels}  # fmt: skip
         self.likelihood = likelihood
+        self.mean, self.nll = choose("likelihood", likelihood, LIKELIHOODS)
         self.shape = (2 * width, size // 8, size // 8)
         flat = 2 * width * (size // 8) ** 2
-        self.convolutions = Convolutions(
-            [
-                nn.Conv2d(channels, width, 4, stride=2, padding=1),
-                nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
-                nn.Conv2d(2 * width, 2 * width, 4, stride=2, padding=1),
-            ]
-        )
+        self.first = nn.Conv2d(channels, width, 4, stride=2, padding=1)
+        self.convolutions = nn.Sequential(
+            nn.ReLU(), nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+            nn.ReLU(), nn.Conv2d(2 * width, 2 * width, 4, stride=2, padding=1), nn.ReLU(),
+        )  # fmt: skip
         self.time = nn.Sequential(TimeEmbedding(64), nn.Linear(64, width)) if timed else None
         self.mu = nn.Linear(flat, latent)
         self.logvar = nn.Linear(flat, latent)
-        nn.init.zeros_(
-            self.logvar.weight
-        )  # sigma = e^-2 at the start: no exploding first steps, and less noise than signal
-        nn.init.constant_(self.logvar.bias, -4.0)
+        nn.init.zeros_(self.logvar.weight)  # sigma = e^-2 at the start: less noise than signal,
+        nn.init.constant_(self.logvar.bias, -4.0)  # and no exploding first steps
         self.fully_connected = nn.Linear(latent, flat)
         self.transposed = nn.Sequential(
             nn.ConvTranspose2d(2 * width, 2 * width, 4, stride=2, padding=1), nn.ReLU(),
@@ -96,63 +60,61 @@ class VAE(nn.Module):
         )  # fmt: skip
 
     @property
-    def hot(self):
-        """The parts in which a step spends its time, for torch.compile; between them small vectors, and noise."""
-        return [self.convolutions, self.transposed]
+    def compile_targets(self):
+        """The modules that torch.compile compiles; small vectors and noise stay outside."""
+        return [self.first, self.convolutions, self.transposed]
 
     def encode(self, x, t=None):
-        """x (N, channels, H, W), t (N,), None if not timed => mu, log sigma^2, each (N, latent), float32."""
-        h = self.convolutions(x, None if self.time is None else self.time(t)).flatten(
-            1
-        )  # N, 2 width * H/8 * W/8
+        """x (N, channels, H, W), t (N,) if timed => mu, log sigma^2, each (N, latent), float32."""
+        h = self.first(x)  # N, width, H/2, W/2
+        if self.time is not None:
+            h = h + self.time(t)[:, :, None, None]
+        h = self.convolutions(h).flatten(1)  # N, 2 width * H/8 * W/8
         return self.mu(h).float(), self.logvar(h).float().clamp(-20, 10)
 
     def decode_logits(self, z):
         """z (N, latent) => (N, 3, H, W), before the sigmoid."""
-        return self.transposed(F.relu(self.fully_connected(z)).unflatten(1, self.shape))
+        h = F.relu(self.fully_connected(z)).unflatten(1, self.shape)  # N, 2 width, H/8, W/8
+        return self.transposed(h)
 
     def decode(self, z):
-        """z (N, latent) => x_hat (N, 3, H, W), the mean of p(x | z); in [0, 1] but for the likelihood "normal"."""
-        return self.mean(
-            self.decode_logits(z).float()
-        )  # in bf16 every logit above 6 would be 1, and its log lost
+        """z (N, latent) => x_hat (N, 3, H, W), the mean of p(x | z); in [0, 1] unless "normal"."""
+        return self.mean(self.decode_logits(z).float())
 
     def forward(self, x, t=None, generator=None):
-        """x_hat with its mu and log sigma^2. In training z is sampled; in evaluation z = mu, so the result is one."""
+        """Output with x_hat, mu and log sigma^2. z is sampled in training; in evaluation z = mu."""
         mu, logvar = self.encode(x, t)
         z = reparameterize(mu, logvar, generator) if self.training else mu
-        logits = self.decode_logits(z).float()
+        logits = self.decode_logits(z).float()  # the sigmoid of a bf16 logit above 6 would be 1
         return Output(self.mean(logits), mu, logvar, logits)
 
     def elbo(self, output, x):
-        """{"loss": reconstruction + KL, likelihood: reconstruction, "kl"} (2.5): nats, mean over images, over the number of
-        values of an image. The division changes no ratio between the two terms; it lets one learning rate serve all sizes."""
+        """The loss of section 2.5 and its two terms: {"loss", likelihood: reconstruction, "kl"}.
+
+        Nats, mean over images, divided by the number of values of an image. The division changes no
+        ratio between the terms; it makes one learning rate fit all image sizes.
+        """
         values = x[0].numel()
-        reconstruction, divergence = (
-            self.nll(output, x).mean() / values,
-            kl(output.mu, output.logvar).mean() / values,
-        )
-        return {
-            "loss": reconstruction + divergence,
-            self.likelihood: reconstruction,
-            "kl": divergence,
-        }
+        reconstruction = self.nll(output, x).mean() / values
+        divergence = kl(output.mu, output.logvar).mean() / values
+        loss = reconstruction + divergence
+        return {"loss": loss, self.likelihood: reconstruction, "kl": divergence}
 
     def loss(self, x, generator=None):
-        """The VAE alone (notebook 05): {"loss", "bce", "kl"} of reconstructing x, see `elbo`."""
+        """The loss of the VAE alone (notebook 05), which reconstructs x: see `elbo`."""
         return self.elbo(self(x, generator=generator), x)
 
 
 def reparameterize(mu, logvar, generator=None):
-    """z = mu + epsilon * sigma (2.5, first equation), epsilon ~ N(0, 1) by a CPU generator, see diffusion.noise."""
+    """z = mu + epsilon * sigma (2.5, first equation), epsilon ~ N(0, 1), see diffusion.noise."""
     return mu + noise(mu, generator) * torch.exp(logvar / 2)
 
 
 def bce(x_hat, x):
-    """Reconstruction loss (2.5, second equation), nats per image (N,): summed over pixels and channels.
+    """Reconstruction loss (2.5, second equation): nats per image (N,), summed over its values.
 
-    The paper prints the sum without its minus sign; what is minimized is the negative log-likelihood. For pixels
-    between 0 and 1 its minimum, at x_hat = x, is the entropy of x and not 0: see notebook 05.
+    The paper prints the sum without its minus sign; the negative log-likelihood is what is
+    minimized. For pixels between 0 and 1 its minimum, at x_hat = x, is the entropy of x and not 0.
     """
     with torch.autocast(x_hat.device.type, enabled=False):
         return F.binary_cross_entropy(x_hat.float(), x.float(), reduction="none").flatten(1).sum(1)
@@ -164,43 +126,41 @@ def kl(mu, logvar):
 
 
 def squared(x_hat, x):
-    """Squared error summed over pixels and channels, per image (N,): -log of N(x; x_hat, 1/2), up to a constant.
+    """Squared error per image (N,), summed over its values: -log N(x; x_hat, 1/2) + constant.
 
-    Beside a KL term of weight 1 this is a beta-VAE (Higgins et al. 2017) with beta = 1 at that variance.
+    With a KL term of weight 1 this is a beta-VAE (Higgins et al. 2017) with beta = 1.
     """
     with torch.autocast(x_hat.device.type, enabled=False):
         return ((x_hat.float() - x.float()) ** 2).flatten(1).sum(1)
 
 
 def continuous_bernoulli(logits, x):
-    """-log of the continuous Bernoulli density (Loaiza-Ganem & Cunningham 2019), nats per image (N,), summed likewise.
+    """-log of the continuous Bernoulli density (Loaiza-Ganem & Cunningham 2019): nats (N,).
 
-    It is the BCE less log C(lambda), the logarithm of the constant by which the BCE's "density" misses an integral of 1
-    over pixels in [0, 1]. A density: it may be negative, and it has no floor at the entropy of x.
+    It is the BCE minus log C(lambda), where C makes the integral of the density over [0, 1] equal
+    to 1. Therefore it can be negative, and the entropy of x is no lower bound.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        density = ContinuousBernoulli(
-            logits=logits.float(), validate_args=False
-        )  # whose checks would make a GPU wait
+        # validate_args=False: the check of the arguments would make a GPU wait
+        density = ContinuousBernoulli(logits=logits.float(), validate_args=False)
         return -density.log_prob(x.float()).flatten(1).sum(1)
 
 
 class Likelihood(NamedTuple):
     """p(x | z) of a decoder."""
 
-    mean: Callable  # logits (N, 3, H, W) => the mean of p(x | z), the restored image
+    mean: Callable  # logits (N, 3, H, W) => the mean of p(x | z), which is the restored image
     nll: Callable  # (Output, x) => -log p(x | z) (N,)
 
 
-# the mean of a continuous Bernoulli is not its lambda = sigmoid(logits)
 LIKELIHOODS = {
     "bce": Likelihood(torch.sigmoid, lambda output, x: bce(output.prediction, x)),
     "mse": Likelihood(torch.sigmoid, lambda output, x: squared(output.prediction, x)),
+    # the mean of a continuous Bernoulli differs from its parameter lambda = sigmoid(logits)
     "continuous-bernoulli": Likelihood(
         lambda logits: ContinuousBernoulli(logits=logits).mean,
         lambda output, x: continuous_bernoulli(output.logits, x),
     ),
-    "normal": Likelihood(
-        lambda logits: logits, lambda output, x: squared(output.prediction, x)
-    ),  # noise, v: not in [0, 1]
+    # for noise and v, which are not restricted to [0, 1]
+    "normal": Likelihood(lambda logits: logits, lambda output, x: squared(output.prediction, x)),
 }

@@ -168,7 +168,7 @@ def check_finite(row, lr):
 def compile_model(model):
     """Compile the parts of a model that take most of the time, in place."""
     torch.compiler.reset()  # the compiler stops after eight graphs in one process
-    for part in model.hot:
+    for part in model.compile_targets:
         part.compile(dynamic=False)
 
 
