@@ -54,7 +54,6 @@ from rr.evaluate.classification import (
     reliability,
     report,
     share,
-    unweighted,
 )
 from rr.models.readability import Readability
 from rr.paper import LABELS
@@ -180,30 +179,33 @@ figures.save(figures.roc_pr(points, scores), pictures, "02_readability_roc_pr")
 #
 # A probability is calibrated if 80 % of the images with a probability of 0.8 are readable. Class
 # weights destroy calibration: the weighted loss is smallest at odds that are $w$ times the true
-# odds. The correction divides the odds by $w$:
+# odds. `Readability.probabilities` divides the odds by $w$, so that the logit $z$ becomes
 #
-# $$ p' = \frac{p}{p + w\,(1 - p)}. $$
+# $$ p = \sigma(z - \log w). $$
 #
-# The expected calibration error (ECE, ten bins) is given before and after the correction. With few
-# images even a perfect classifier has an ECE above zero. The column *calibrated* is the value that
-# 95 % of perfect classifiers would not exceed.
+# Adding $\log w$ again gives the uncorrected $\sigma(z)$. The expected calibration error (ECE, ten
+# bins) is given for both. With few images even a perfect classifier has an ECE above zero. The
+# column *calibrated* is the value that 95 % of perfect classifiers would not exceed.
 
 # %%
-true_odds = {name: unweighted(found[name], each.pos_weight.cpu()) for name, each in judges.items()}
-points = {name: reliability(packed.labels[test], p) for name, p in true_odds.items()}
+uncorrected = {
+    name: (found[name].logit() + each.pos_weight.cpu().log()).sigmoid()
+    for name, each in judges.items()
+}
+points = {name: reliability(packed.labels[test], p) for name, p in found.items()}
 calibration = pd.DataFrame(
     {
         "judge": name,
-        "label": before.label,
+        "label": corrected.label,
         "weight": float(w),
-        "ece": before.ece,
-        "ece_unweighted": after.ece,
-        "ece_calibrated": after.ece_calibrated,
+        "ece": corrected.ece,
+        "ece_uncorrected": raw.ece,
+        "ece_calibrated": corrected.ece_calibrated,
     }
     for name, each in judges.items()
-    for before, after, w in zip(
+    for corrected, raw, w in zip(
         report(packed.labels[test], found[name]).itertuples(),
-        report(packed.labels[test], true_odds[name]).itertuples(),
+        report(packed.labels[test], uncorrected[name]).itertuples(),
         each.pos_weight,
     )
 )

@@ -59,9 +59,9 @@ fabric = distributed.fabric(device)
 # %% [markdown]
 # ## From image to tokens to features
 #
-# The trunk maps $x$ (3, H, W) to a grid of H/32 x W/32 positions. Each position becomes a token
-# $f_i$ of 256 numbers. In each of the 8 heads every token attends to all tokens, where $Q_k, K_k,
-# V_k$ are linear in $f$, and $W_O$ mixes the heads:
+# The trunk maps $x$ (3, H, W) to a grid of H/32 x W/32 positions, rounded up. Each position becomes a
+# token $f_i$ of 256 numbers. In each of the 8 heads every token attends to all tokens, where $Q_k,
+# K_k, V_k$ are linear in $f$, and $W_O$ mixes the heads:
 #
 # $$ A_k = \mathrm{softmax}\!\left( \frac{Q_k K_k^\top}{\sqrt{256 / 8}} \right), \qquad
 #    f \leftarrow f + W_O \, [A_1 V_1, \dots, A_8 V_8] . $$

@@ -13,7 +13,9 @@
 # differences "relatively small" and chooses ResNet34. Are there any differences?
 #
 # This chapter follows section 3.2 (second study) and remakes Table 1 in its order. Every row is
-# one configuration of notebook 06. The backbone and the fusion are the paper's choice.
+# one configuration of notebook 06. The backbone and the fusion are the paper's choice. All eight
+# extractors give $c$ the same resolution, H/32 x W/32 positions rounded up: the feature maps of
+# AlexNet and VGG16 are max-pooled to it, and zeros complete the last patches of *attention*.
 #
 # **What would be misleading.** The condition is *static*: it is the mean of the features over all
 # readable images. For every extractor, the restorer gets one constant per position, the same for
