@@ -111,10 +111,11 @@ def test_a_weighted_classifier_is_calibrated_after_the_correction_only():
     assert ((raw.mean(0) - prevalence).abs()[unbalanced] > 0.08).all()
     assert (corrected - truth).abs().max() < 0.1  # for every image, and not on average only
     good, bad = report(labels[:500], corrected[:500]), report(labels[:500], raw[:500])
-    assert (good.ece < good.ece_calibrated).all() and (good.above_majority > -0.01).all()
+    assert (good.ece < good.ece_calibrated).all() and (good.above_majority > 0).all()
     unbalanced = unbalanced.numpy()
     assert (bad.ece > bad.ece_calibrated)[unbalanced].all()
-    assert (bad.above_majority < good.above_majority - 0.01)[unbalanced].all()
+    # uncorrected, a good classifier of a frequent label is worse than the majority class
+    assert bad.above_majority[0] < 0 < good.above_majority[0]
 
 
 def test_screening_and_verification_decide_by_corrected_probabilities():
