@@ -9,10 +9,25 @@ from rr.models.diffusion import SCHEDULES
 from rr.presets import PRESETS, preset
 
 
-def test_the_papers_values():
-    paper = preset("paper")
-    assert (paper.size, paper.classifier_lr, paper.weights) == (224, 1e-4, "imagenet")
-    assert (paper.attention, paper.heads) == (256, 8)
+def test_the_preset_of_the_paper_is_this():
+    """Fails if any value of the preset `paper` changes. The paper names those in `stated`."""
+    stated = {"size": 224, "weights": "imagenet", "classifier_lr": 1e-4}
+    stated |= {"attention": 256, "heads": 8}
+    data = {"name": "paper", "n": 20000, "batch": 64, "ema": 0.999, "lr": 2e-4, "seed": 0}
+    sizes = {"width": 64, "latent": 512, "T": 1000, "schedule": "linear", "start": 0.15}
+    epochs = {
+        "classifier_epochs": 30, "extractor_epochs": 30, "diffusion_epochs": 60, "vae_epochs": 60,
+        "restorer_epochs": 100, "unet_epochs": 100, "factorial_epochs": 100,
+    }  # fmt: skip
+    assert dataclasses.asdict(preset("paper")) == {**stated, **data, **sizes, **epochs}
+
+
+def test_smaller_presets_keep_what_does_not_depend_on_size():
+    """Fails if a small preset leaves out a training, or changes a value that costs no time."""
+    for row in map(dataclasses.asdict, PRESETS.values()):
+        shared = {"attention": 256, "heads": 8, "classifier_lr": 1e-4, "start": 0.15, "seed": 0}
+        assert row.items() >= shared.items()
+        assert all(value >= 1 for name, value in row.items() if name.endswith("_epochs"))
 
 
 @pytest.mark.parametrize("name", PRESETS)
