@@ -96,9 +96,15 @@ print(
 
 # %% [markdown]
 # ## Training
+#
+# First the configuration of this training, then the loop, which is the same for every model of
+# this project. It saves the averaged weights of the epoch with the lowest validation loss.
 
 # %%
 config
+
+# %%
+Code(getsource(loop.train), language="python")
 
 # %%
 log = loop.run(config, fabric)

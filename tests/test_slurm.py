@@ -1,4 +1,4 @@
-"""The cluster path, on a real SLURM: jobs go through sbatch, a cancelled one is tried again, one out of time is named.
+"""The cluster path on a real SLURM: sbatch, a cancelled job, a job that runs out of time, srun.
 
 Skipped where no SLURM answers; `eval "$(tests/slurm/start FOLDER)"` makes one of this machine.
 """
@@ -16,15 +16,13 @@ from collections import Counter
 import pytest
 import yaml
 
-from rr import files as io
-from rr.data import packing, sources
-from rr.files import ROOT
+from rr.files import ROOT, read_json
 from rr.provenance import read_result
 from rr.workflow import jobs as workflow
 
 
 def answers():
-    """Whether this machine can submit jobs: there is an sbatch, and its controller answers within 20 seconds."""
+    """Whether this machine can submit jobs: there is an sbatch, and its controller answers."""
     if not shutil.which("sbatch"):
         return False
     try:
@@ -34,13 +32,14 @@ def answers():
     return ping.returncode == 0 and " is UP" in ping.stdout
 
 
-pytestmark = pytest.mark.skipif(
-    not answers(), reason="no SLURM: sbatch is absent or no controller answers"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not answers(), reason="no SLURM: no sbatch, or no controller answers"),
+]
 
 
 def project(folder):
-    """A copy of the project whose last notebook takes five minutes, which its SLURM job has not; returns its profile."""
+    """A copy of the project. Its last notebook takes five minutes, more than its job is given."""
     for part in ("rr", "notebooks", "workflow"):
         shutil.copytree(ROOT / part, folder / part)
     slow = folder / "notebooks" / "09_fusion.py"
@@ -48,9 +47,7 @@ def project(folder):
         slow.read_text().replace("started = time.time()", "started = time.time()\ntime.sleep(300)")
     )
     profile = folder / "workflow" / "profiles" / "slurm" / "config.yaml"
-    values = yaml.safe_load(
-        profile.read_text()
-    )  # the profile that is tested, made quick and small enough for one node
+    values = yaml.safe_load(profile.read_text())  # made quick, and small enough for one node
     values["default-resources"] |= {"cpus_per_task": 1, "runtime": 10, "mem_mb": 3000}
     values |= {
         "set-resources": {"09_fusion": {"runtime": 1}},
@@ -61,15 +58,15 @@ def project(folder):
 
 
 def jobs(folder):
-    """{SLURM's job number: (rule, state)} of the jobs submitted from `folder`, finished ones included."""
+    """{job number: (rule, state)} of all jobs that were submitted from `folder`."""
     lines = subprocess.check_output(
         ["squeue", "--noheader", "--states=all", "--format=%i|%k|%T|%Z"], text=True
     )
     rows = [line.split("|") for line in lines.splitlines()]
     return {
         number: (re.search(r"\d\d_[a-z_]+?(?=_wildcards|$)", rule)[0], state)
-        for number, rule, state, where in rows
-        if where == str(folder)
+        for number, rule, state, submitted_from in rows
+        if submitted_from == str(folder)
     }
 
 
@@ -88,24 +85,12 @@ def cancel(folder, rule, process, seconds=200):
 
 
 def test_the_workflow_goes_through_slurm(tmp_path):
-    """Jobs succeed; one is cancelled and tried again; one runs out of time and is named in the summary."""
+    """One job is cancelled and tried again; one runs out of time and is named at the end."""
     copy, out = tmp_path / "project", tmp_path / "out"
     project(copy)
-    words = [
-        "reproduce",
-        "--preset",
-        "mini",
-        "--study",
-        "fusion",
-        "--profile",
-        "slurm",
-        "--out",
-        str(out),
-    ]
-    command, environment = (
-        [sys.executable, "-m", "rr", *words],
-        {**os.environ, "PYTHONPATH": str(copy)},
-    )
+    command = [sys.executable, "-m", "rr", "reproduce", "--preset", "mini", "--study", "fusion"]
+    command += ["--profile", "slurm", "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
     with open(tmp_path / "output", "w") as output:
         process = subprocess.Popen(
             command, cwd=copy, env=environment, stdout=output, stderr=subprocess.STDOUT
@@ -124,40 +109,33 @@ def test_the_workflow_goes_through_slurm(tmp_path):
     states = jobs(out / "mini")
     assert states[cancelled] == ("02_readability", "CANCELLED")
     assert Counter(states.values()) == {
-        ("01_data", "COMPLETED"): 1, ("02_readability", "CANCELLED"): 1, ("02_readability", "COMPLETED"): 1,
-        ("03_features", "COMPLETED"): 1, ("06_restoration", "COMPLETED"): 4, ("09_fusion", "TIMEOUT"): 2,
-    }  # fmt: skip
+        ("01_data", "COMPLETED"): 1,
+        ("02_readability", "CANCELLED"): 1,
+        ("02_readability", "COMPLETED"): 1,
+        ("03_features", "COMPLETED"): 1,
+        ("06_restoration", "COMPLETED"): 4,
+        ("09_fusion", "TIMEOUT"): 2,
+    }
     results = {job: workflow.result(out / "mini", job) for job in workflow.jobs(study="fusion")}
     assert [job for job, result in results.items() if not result.is_file()] == ["09_fusion"]
-    facts = read_result(workflow.result(out / "mini", "02_readability"))["provenance"]
-    assert facts["threads"] == 1, "as many as SLURM reserved"
+    result = read_result(workflow.result(out / "mini", "02_readability"))
+    assert result["provenance"]["threads"] == 1, "as many as SLURM reserved"
 
 
-def test_srun_starts_the_processes_of_one_training(tmp_path):
-    """Two tasks of a job are the two processes of tests/ranks.py, with one set of weights in the end."""
-    packed = packing.pack(sources.embedded(72, 0), 80, tmp_path / "data")
-    words = json.dumps(
-        {"out": str(tmp_path / "two"), "data": str(packed.path), "component": "plain", "devices": 2}
-    )
-    command = [
-        "srun",
-        "--ntasks-per-node",
-        "2",
-        "--time",
-        "5",
-        sys.executable,
-        str(ROOT / "tests" / "ranks.py"),
-        words,
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def test_srun_starts_the_processes_of_one_training(tmp_path, eyes80):
+    """Two tasks of a job are the two processes of tests/ranks.py, which train one model."""
+    out = tmp_path / "two"
+    words = {"out": str(out), "data": str(eyes80.path), "component": "plain", "devices": 2}
+    command = ["srun", "--ntasks-per-node", "2", "--time", "5", sys.executable]
+    command += [str(ROOT / "tests" / "ranks.py"), json.dumps(words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    made = io.read_json(tmp_path / "two" / "config.json")["provenance"]
-    assert made["processes"] == 2
-    seen = [
-        set(json.loads((tmp_path / "two" / f"seen-{rank}.json").read_text())[0])
-        for rank in range(2)
-    ]
-    assert all(seen) and not seen[0] & seen[1] and len(seen[0] | seen[1]) == made["rows"]
+    record = read_json(out / "config.json")["provenance"]
+    assert record["processes"] == 2
+    first, second = (
+        set(json.loads((out / f"seen-{rank}.json").read_text())[0]) for rank in range(2)
+    )
+    assert first and second and not first & second and len(first | second) == record["rows"]

@@ -82,20 +82,18 @@ class Config:
 
 
 def train(config, fabric, micro=1, fresh=False):
-    """Train config.model in place; yields a dict per step: epoch, step, loss, images_per_s, ...
+    """Train config.model in place; yields a dict per step: epoch, step, loss, images_per_s.
 
-    The last step of an epoch has val_loss. At the end the model has the averaged weights of the
-    epoch with the lowest val_loss. fabric: of distributed.fabric, launched. micro: micro-batches
-    per step and process; more of them need less memory. fresh: start anew in any case.
+    The dict of an epoch's last step has val_loss, too. In the end the model has the averaged
+    weights of the epoch with the lowest val_loss. fabric: of distributed.fabric, launched. micro:
+    micro-batches per step and process, to save memory. fresh: do not continue what was begun.
     """
     model, world, rank = config.model, fabric.world_size, fabric.global_rank
     distributed.check_images(config, fabric, micro)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = OPTIMIZERS[config.optimizer](trainable, lr=config.lr)
-    module, optimizer = fabric.setup(model, optimizer)
+    module, optimizer = fabric.setup(model, OPTIMIZERS[config.optimizer](trainable, config.lr))
     module.mark_forward_method("loss")
-    average = get_ema_multi_avg_fn(config.ema)
-    averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
     parts = {"model": model, "averaged": averaged, "optimizer": optimizer}
     progress = state.resume(config, parts, fabric, fresh)
     if fabric.device.type == "cuda":
@@ -139,6 +137,8 @@ def train(config, fabric, micro=1, fresh=False):
     best = checkpoint.load(config.folder, type(model), fabric.device)
     model.load_state_dict(best.state_dict())
     model.eval()
+    if fabric.device.type == "cuda":
+        torch.compiler.set_stance("force_eager")  # no compilation for batches of other sizes
 
 
 @torch.no_grad()
@@ -167,6 +167,7 @@ def check_finite(row, lr):
 
 def compile_model(model):
     """Compile the parts of a model that take most of the time, in place."""
+    torch.compiler.set_stance("default")
     torch.compiler.reset()  # the compiler stops after eight graphs in one process
     for part in model.compile_targets:
         part.compile(dynamic=False)
