@@ -133,7 +133,7 @@ figures.save(figures.learning(log), pictures, "02_readability_training")
 # of the labels affect both classifiers.
 
 # %%
-config = configs.config("judge", P, packed, home)
+config = configs.config("heldout", P, packed, home)
 judge = config.model
 judge_log = loop.run(config, fabric)
 

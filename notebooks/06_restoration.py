@@ -223,7 +223,7 @@ io.write_table(folder / "readability.csv", verdicts)
 verdicts.round(3)
 
 # %%
-judge = checkpoint.load(home / "checkpoints" / "judge", Readability, fabric.device)
+judge = checkpoint.load(home / "checkpoints" / "heldout", Readability, fabric.device)
 rechecked = {
     name: {
         output: passed(each.probabilities(image[screened.cpu()].to(fabric.device)))

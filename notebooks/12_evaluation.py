@@ -137,7 +137,7 @@ methods["recommended"] = [
 ]  # the mean of its decisions
 classifiers = {
     name: (checkpoint.load(home / "checkpoints" / folder, Readability, on), P.size)
-    for name, folder in {"classifier": "readability", "held-out classifier": "judge"}.items()
+    for name, folder in {"classifier": "readability", "held-out classifier": "heldout"}.items()
 }
 whole = inputs.screened(classifiers["classifier"][0], models["RetinaRegen"][0])
 methods["RetinaRegen, screened"] = [inputs.at_size(whole, P.size)]

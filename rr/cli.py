@@ -237,7 +237,7 @@ def _targets(photos, out):
 
 TRAINED_IN = {  # component: the notebook that explains it and defines its parameters
     "readability": "02_readability",
-    "judge": "02_readability",
+    "heldout": "02_readability",
     "extractor": "03_features",
     "diffusion": "04_diffusion",
     "vae": "05_vae",

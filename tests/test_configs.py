@@ -113,7 +113,7 @@ def test_the_notebook_trains_what_rr_train_trains(component, out, monkeypatch):
 
     def run(config, fabric):
         seen.append(config)
-        if len(seen) == (2 if component == "judge" else 1):  # the second training of its notebook
+        if len(seen) == (2 if component == "heldout" else 1):  # the second training of its notebook
             raise Enough
 
     monkeypatch.setattr(loop, "run", run)

@@ -190,7 +190,7 @@ def restorer(backbone="vae", extractor="off", **words):
 
 CONFIGS = [  # component, its choices, rows, epochs, rate, optimizer, seed
     ("readability", {}, "labelled", 11, 0.03, "rmsprop", 5),
-    ("judge", {}, "labelled", 5, 0.03, "rmsprop", 6),
+    ("heldout", {}, "labelled", 5, 0.03, "rmsprop", 6),
     ("extractor", {"extractor": "attention"}, "labelled", 12, 0.07, "adamw", 5),
     ("diffusion", {}, "clean", 13, 0.7, "adamw", 5),
     ("vae", {}, "clean", 14, 0.7, "adamw", 5),
@@ -243,7 +243,7 @@ def test_optimizers_are_what_they_are_called():
     assert adamw.defaults["weight_decay"] == 1e-4
 
 
-@pytest.mark.parametrize("component", ["readability", "judge"])
+@pytest.mark.parametrize("component", ["readability", "heldout"])
 def test_class_weights_are_those_of_the_training_images(component, data, tmp_path):
     """Fails if the class weights of 2.2, negatives over positives, are not set, or if they are
     computed from other images than those of the training."""
@@ -255,7 +255,7 @@ def test_class_weights_are_those_of_the_training_images(component, data, tmp_pat
 
 @pytest.mark.parametrize(
     "component, choices",
-    [("readability", {}), ("judge", {}), ("extractor", {"extractor": "attention"})],
+    [("readability", {}), ("heldout", {}), ("extractor", {"extractor": "attention"})],
 )
 def test_what_the_network_sees_in_training(component, choices, data, tmp_path):
     """Fails if a training step augments nothing (2.2), if brightness or contrast change by more or

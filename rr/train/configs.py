@@ -47,7 +47,7 @@ def config(component, preset, data, results_dir, **choices):
         "readability": (inception,   pairs.labelled, data.labelled,   checkpoints / "readability",
                         p.classifier_epochs,           p.classifier_lr, "rmsprop", p.seed),
         # another architecture, other initial weights, another order of the images
-        "judge":       (resnet18,    pairs.labelled, data.labelled,   checkpoints / "judge",
+        "heldout":     (resnet18,    pairs.labelled, data.labelled,   checkpoints / "heldout",
                         p.classifier_epochs // 2 or 1, p.classifier_lr, "rmsprop", p.seed + 1),
         "extractor":   (extractor,   pairs.labelled, data.labelled,   extractors,
                         p.extractor_epochs,            p.lr / 10,       "adamw",   p.seed),

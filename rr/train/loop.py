@@ -64,6 +64,7 @@ class Config:
     def entries(self):
         """{name: value} of what decides the result: recorded, and compared at a resume."""
         prepare = getattr(self.prepare, "func", self.prepare)  # of a functools.partial
+        keywords = getattr(self.prepare, "keywords", {})
         names = ("epochs", "batch", "optimizer", "lr", "ema", "seed")
         return {
             "model": type(self.model).__name__,
@@ -72,6 +73,7 @@ class Config:
             "rows": len(self.rows),
             "val_rows": len(self.val_rows),
             "prepare": prepare.__name__,
+            **{f"prepare.{name}": value for name, value in keywords.items()},
             **{name: getattr(self, name) for name in names},
             **self.metadata,
         }
