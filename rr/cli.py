@@ -376,24 +376,6 @@ def prepare(
         )
 
 
-# -------------------------------------------------------------------------------------------- bench
-
-
-@app.command()
-def bench(
-    device: Annotated[str, typer.Argument(help="cpu or gpu.")] = "cpu",
-    only: Annotated[str | None, typer.Option(help="One row of the table, as T4.")] = None,
-):
-    """Measure ours and what one would use instead, by turns, and write results/bench/<device>.csv."""
-    from rr.benchmarks import bench
-
-    failed = bench.run(device, only)
-    for row, reason in failed.items():
-        fail(f"{row}: {reason}")
-    if failed:
-        raise typer.Exit(1)
-
-
 # ------------------------------------------------------------------------------------------- report
 
 

@@ -1,5 +1,5 @@
 """The degradation as the field formulates it (Shen et al. 2020, arXiv 2005.05594): shapes drawn as discs at full resolution, each
-blurred with a Gaussian kernel of its own; image by image. An oracle for rr.degrade, and the peer of `rr bench`, T6.
+blurred with a Gaussian kernel of its own; image by image. An oracle for rr.degrade, and the peer of the benchmark T6.
 
 Amplitudes and widths are those that rr.degrade documents, so that both compute the same fields; nothing else is shared.
 Kernels are separable and cut at four standard deviations.

@@ -1,19 +1,36 @@
-"""What several test modules share: a small notebook, a folder of photographs, and commands run as a user runs them."""
+"""Settings of all tests, and what several test files share."""
 
 import os
 import signal
 import subprocess
 import sys
 
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # before torch is imported: sums depend on the number of threads
+)
+
 import numpy as np
 import pytest
 import skimage.data
+import torch
 from PIL import Image
 
 from rr.files import ROOT
 
-# a shell that is not interactive starts background jobs with Ctrl-C ignored, which all processes of the tests would inherit
+# A shell that is not interactive starts background jobs with Ctrl-C ignored. All processes of the
+# tests would inherit that, and the tests of Ctrl-C would fail.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+
 
 TOY = """# ---
 # jupyter:
@@ -40,7 +57,10 @@ backbone: str = ""  # vae | unet++ | unet: replaces the preset's
 
 @pytest.fixture
 def toy(tmp_path):
-    """toy(code) writes a notebook with TOY's parameters and that code in its last cell; returns its path."""
+    """toy(code) writes a notebook with TOY's parameters and `code` in its last cell.
+
+    It returns the path of the notebook.
+    """
 
     def write(code="seed"):
         path = tmp_path / "toy.py"
@@ -52,14 +72,16 @@ def toy(tmp_path):
 
 @pytest.fixture(scope="session")
 def rr():
-    """rr("run", "01_data", ...) runs the command line in the project's root; returns the CompletedProcess."""
+    """rr("run", "01_data", ...) runs a command in the project's root.
+
+    It returns the CompletedProcess.
+    """
 
     def run(*words, timeout=600, cwd=ROOT, **environment):
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "COLUMNS": "120",
-            "OMP_NUM_THREADS": "1",
             **environment,
         }
         command = [sys.executable, "-m", "rr", *map(str, words)]
@@ -72,7 +94,7 @@ def rr():
 
 @pytest.fixture
 def photos(tmp_path):
-    """Six photographs in nested folders, every one another picture: one eye, turned and mirrored."""
+    """A folder of six different photographs in subfolders: one eye, rotated and mirrored."""
     eye = np.array(Image.fromarray(skimage.data.retina()).resize((200, 200)))
     for i, name in enumerate(
         ["a.jpg", "b.png", "part1/c.jpg", "part1/d.JPG", "part2/e.tif", "part2/f.jpeg"]

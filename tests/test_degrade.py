@@ -358,7 +358,7 @@ def test_illumination_factors_are_brightness_contrast_saturation():
     np.testing.assert_allclose(y, z.clip(0, 1), atol=1e-5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_a_gpu_gives_the_same_image_even_under_autocast():
     x, fov = eyes()
     params = degrade.sample(4, generator(), severity=torch.tensor([0.0, 0.3, 0.6, 1.0]))

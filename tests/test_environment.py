@@ -1,4 +1,7 @@
-"""One environment: pyproject.toml says what is needed, requirements.lock and environment.yml which versions."""
+"""One environment in three files.
+
+pyproject.toml names the packages; requirements.lock and environment.yml name their versions.
+"""
 
 import ast
 import re
@@ -14,7 +17,7 @@ from packaging.utils import canonicalize_name
 from rr.files import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NEEDED = [
+REQUIREMENTS = [
     Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
 ]
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -35,12 +38,12 @@ def pinned():
     return dict(line.split("==") for line in lines)
 
 
-@pytest.mark.parametrize("needed", NEEDED, ids=lambda needed: needed.name)
-def test_versions_agree(needed):
-    name = canonicalize_name(needed.name)
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda requirement: requirement.name)
+def test_versions_agree(requirement):
+    name = canonicalize_name(requirement.name)
     installed = version(name).split("+")[0]  # +cpu, +cu130: other builds of the same version
     assert installed == locked()[name]
-    assert needed.specifier.contains(installed)
+    assert requirement.specifier.contains(installed)
     conda = next(
         line.removeprefix("python=")
         for line in CONDA
@@ -50,7 +53,9 @@ def test_versions_agree(needed):
 
 
 def test_environment_lists_the_direct_dependencies_and_no_more():
-    assert sorted(pinned()) == sorted(canonicalize_name(needed.name) for needed in NEEDED)
+    assert sorted(pinned()) == sorted(
+        canonicalize_name(requirement.name) for requirement in REQUIREMENTS
+    )
 
 
 def test_lock_has_exact_versions_and_names_no_host():
@@ -60,21 +65,13 @@ def test_lock_has_exact_versions_and_names_no_host():
 
 def test_every_import_is_a_direct_dependency():
     owner = packages_distributions()
-    always = {canonicalize_name(needed.name) for needed in NEEDED}
-    peers = {
-        canonicalize_name(Requirement(line).name)
-        for line in PROJECT["optional-dependencies"]["bench"]
-    }
-    for path in [
-        *(ROOT / "rr").glob("*.py"),
-        *(ROOT / "notebooks").glob("*.py"),
-        *(ROOT / "workflow").glob("*.py"),
-    ]:
-        declared = always | peers if path.stem.startswith("bench") else always
+    declared = {canonicalize_name(requirement.name) for requirement in REQUIREMENTS}
+    folders = (ROOT / "rr", ROOT / "notebooks", ROOT / "workflow")
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"rr"}:
-                assert {canonicalize_name(each) for each in owner.get(name, [name])} & declared, (
-                    f"{path.name} imports {name}"
-                )
+                assert {
+                    canonicalize_name(package) for package in owner.get(name, [name])
+                } & declared, f"{path.name} imports {name}"

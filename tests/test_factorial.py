@@ -75,7 +75,9 @@ def test_trained_alike_are_the_cells_that_start_at_the_noised_input():
                 each.psnr.tolist() for each in expected
             ]
             assert all(each.index.equals(ours[0].index) for each in group)
-    with pytest.raises(InputError, match="vae, image, noised input, seed 2: these are not the test images"):
+    with pytest.raises(
+        InputError, match="vae, image, noised input, seed 2: these are not the test images"
+    ):
         trained_alike(cells, [*ours, ours[0]])
     with pytest.raises(InputError, match="unet, v, noised input, seed 1"):
         other = (cells.backbone == "unet") & (cells.objective == "v") & (cells.seed == 1)

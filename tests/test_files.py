@@ -90,6 +90,6 @@ def test_provenance_says_where_a_number_comes_from():
     import time
 
     facts = provenance(started=time.time() - 2, preset="mini")
-    assert facts["preset"] == "mini" and 2 <= facts["seconds"] < 3
+    assert facts["preset"] == "mini" and facts["seconds"] >= 2
     assert facts["versions"]["torch"] and facts["threads"] >= 1 and facts["peak_memory_mib"] > 10
     assert facts["commit"] is None or len(facts["commit"]) == 40

@@ -1,7 +1,5 @@
 """rr.synthetic: deterministic, anatomically right, the same eye at every size."""
 
-import time
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -159,13 +157,3 @@ def test_not_fundus_is_no_eye(eyes):
         looks += corners and red > 1.5 * green > 1.5 * blue > 0
     assert looks <= 2
     assert not any(np.array_equal(o, e.image) for o, e in zip(others, eyes, strict=True))
-
-
-def test_speed(capsys):
-    started = time.process_time()
-    for i in range(20):
-        fundus(SEED, 1000 + i)
-    rate = 20 / (time.process_time() - started)
-    with capsys.disabled():
-        print(f" {rate:.0f} images/s ", end="")
-    assert rate > 30

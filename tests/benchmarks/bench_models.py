@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from rr.data.dataset import Batch
 from rr.data.photo import to_tensor
 from rr.data.synthetic import fundus
 from rr.evaluate.metrics import psnr
@@ -32,12 +31,11 @@ def test_classifier(size, timed, batch=8):
     torch.manual_seed(0)
     model = Readability().train()
     optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-4)
-    images = Batch(torch.rand(batch, 3, size, size), torch.ones(batch, len(LABELS)), None)
-    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.rand(batch, 3, size, size), torch.ones(batch, len(LABELS))
 
     def step():
         optimizer.zero_grad()
-        loss = model.loss(images, generator)["loss"]
+        loss = model.loss(x, labels)["loss"]
         loss.backward()
         optimizer.step()
         return loss.item()
