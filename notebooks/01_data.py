@@ -41,8 +41,8 @@ from rr import files as io
 from rr.data import degrade, readable, sources, synthetic
 from rr.data.packing import pack
 from rr.data.photo import to_tensor
-from rr.data.sources import LABELS
 from rr.evaluate import figures, metrics, tables
+from rr.paper import LABELS
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result
 

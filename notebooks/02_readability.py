@@ -251,12 +251,12 @@ figures.save(
 eyes = packed.rows("test", readable=False)
 judged = [each.probabilities(packed.batch(eyes, fabric.device)) for each in judges.values()]
 eyes = eyes[~readable(judged[0]) & ~readable(judged[1])]
-clean = packed.references("test")
+clean = packed.clean_rows("test")
 strangers = clean[
     torch.randint(len(clean), (len(eyes),), generator=torch.Generator().manual_seed(seed)).numpy()
 ]
 population = baselines.population(
-    (packed.batch([i]) * packed.fov([i]), packed.fov([i])) for i in packed.references("train")
+    (packed.batch([i]) * packed.fov([i]), packed.fov([i])) for i in packed.clean_rows("train")
 )
 methods = baselines.baselines(population)
 y, fov = packed.batch(eyes) * packed.fov(eyes), packed.fov(eyes)

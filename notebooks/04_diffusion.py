@@ -87,7 +87,7 @@ figures.save(
 
 # %%
 diffusion = Diffusion(P.T, P.schedule)
-x = packed.batch(packed.references("test")[:1])
+x = packed.batch(packed.clean_rows("test")[:1])
 epsilon = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
 times = [0, *(max(1, round(P.T * share)) for share in (0.05, 0.15, 0.3, 0.5, 0.75, 1))]
 noised = torch.cat([diffusion.add_noise(x, t, epsilon) for t in times])
@@ -141,7 +141,7 @@ oracle
 
 # %%
 config = configs.config("diffusion", P, packed, home)
-model, clean = config.model, [packed.references(split) for split in ("train", "val", "test")]
+model, clean = config.model, [packed.clean_rows(split) for split in ("train", "val", "test")]
 config
 
 # %%

@@ -87,7 +87,7 @@ print(
 # even for a perfect reconstruction. We measure this floor and compare it with the KL term.
 
 # %%
-clean = [packed.references(split) for split in ("train", "val", "test")]
+clean = [packed.clean_rows(split) for split in ("train", "val", "test")]
 x = packed.batch(clean[2][:256])
 floor = vae.bce(x, x).mean().item()
 print(

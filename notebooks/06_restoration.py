@@ -158,7 +158,7 @@ figures.save(
 
 # %%
 done = regen(y.to(fabric.device), fov.to(fabric.device), seed, steps, screen=False)
-mean = packed.mean(packed.references("train")).expand_as(x) * fov
+mean = packed.mean(packed.clean_rows("train")).expand_as(x) * fov
 lpips = metrics.load_lpips(weights=P.weights, device=fabric.device)
 outputs = {"do nothing": y, "population mean": mean, "RetinaRegen": done.image.cpu()}
 scores = {name: metrics.score(x, image, fov, disc, lpips) for name, image in outputs.items()}

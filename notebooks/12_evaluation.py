@@ -75,7 +75,7 @@ on = fabric(device).device
 # images. None of them knows the test images.
 
 # %%
-train_rows = packed.references("train")
+train_rows = packed.clean_rows("train")
 size = 256 if photos else P.size
 images = inputs.photographs(photos, size, names) if photos else inputs.test_images(packed, limit)
 others = (

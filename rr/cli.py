@@ -328,52 +328,32 @@ app.add_typer(data, name="data")
 @data.command()
 def prepare(
     source: Annotated[
-        str, typer.Argument(help='A folder of images or of parquet shards, or "embedded".')
+        str, typer.Argument(help='A folder of photographs or parquet files, or "embedded".')
     ],
     out: Annotated[Path, typer.Option(help="Folder of the packed data set.")],
-    labels: Annotated[Path | None, typer.Option(help="The labels of these images, a CSV.")] = None,
-    size: Annotated[
-        int, typer.Option(min=32, max=1024, help="Side of the packed images, px.")
-    ] = 224,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Of the split; of the eyes, if they are drawn.")
-    ] = 0,
-    workers: Annotated[
-        int, typer.Option(min=1, max=256, help="Processes; the result does not depend on it.")
-    ] = 1,
-    n: Annotated[int, typer.Option(min=1, help="How many embedded eyes.")] = 1000,
+    labels: Annotated[Path | None, typer.Option(help="CSV with the labels of the images.")] = None,
+    size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the images, px.")] = 224,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split, and of embedded eyes.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Number of processes.")] = 1,
+    n: Annotated[int, typer.Option(min=1, help="Number of embedded eyes.")] = 1000,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Pack again from the beginning.")] = False,
 ):
-    """Turn images and their labels into shards of equal size, once; the same call continues where it was stopped."""
-    import resource
-    import time
-
+    """Pack images and labels for training. The same call continues after an interruption."""
     from rr.data import packing, sources
 
     if not source:
         raise InputError('the name of the source is empty; give a folder, or "embedded"')
-    started = time.time()
-    packed = packing.pack(
-        sources.source(source, str(labels or ""), n, seed), size, out, seed, workers
-    )
-    shards = {out / f"{shard['name']}.npy": shard["count"] for shard in packed.manifest["shards"]}
-    made = sum(count for path, count in shards.items() if path.stat().st_mtime >= started)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
-    if workers > 1:  # a bound: each as large as the largest
-        memory += workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    megabytes, rate = (
-        sum(path.stat().st_size for path in shards) / 1e6,
-        made / (time.time() - started),
-    )
-    print(f"{_short(out)}: {len(packed)} images of {size} px, {megabytes:.1f} MB; {made} made now, {rate:.1f} images/s; "
-          f"at most {memory / 1024:.0f} MiB of memory")  # fmt: skip
-    if skipped := packed.manifest["skipped"]:
-        print(
-            f"{len(skipped)} images could not be used and were left out (all in manifest.json), the first: {skipped[0]}"
-        )
-    if missing := packed.manifest["missing"]:
-        print(
-            f"{missing} names of the labels have no image (missing.csv), the first: {packed.manifest['missing_first'][0]}"
-        )
+    images = sources.source(source, str(labels or ""), n, seed)
+    packed = packing.pack(images, size, out, seed, workers, fresh)
+    megabytes = len(packed) * 3 * size**2 / 1e6
+    print(f"{_short(out)}: {len(packed)} images of {size} px, {megabytes:.1f} MB")
+    manifest = packed.manifest
+    if skipped := manifest["skipped"]:
+        message = f"{len(skipped)} unusable images were left out (all in manifest.json)"
+        print(f"{message}, the first: {skipped[0]}")
+    if missing := manifest["missing"]:
+        first = manifest["missing_first"][0]
+        print(f"{missing} names of the labels have no image (missing.csv), the first: {first}")
 
 
 # ------------------------------------------------------------------------------------------- report

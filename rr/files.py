@@ -46,7 +46,7 @@ def extractor_folder(results_dir, extractor, seed):
 def folder(path):
     """Make a folder and its parents; return it as a Path. Raises InputError if that fails."""
     path = Path(path)
-    with _readable_errors(path):
+    with readable_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -61,12 +61,12 @@ def writing(path):
     """
     path = Path(path)
     folder(path.parent)
-    with _readable_errors(path):
+    with readable_errors(path):
         handle, name = tempfile.mkstemp(path.suffix, f".{path.stem}{PART}", path.parent)
     os.close(handle)
     part = Path(name)
     try:
-        with _readable_errors(path, codes=()):
+        with readable_errors(path, codes=()):
             yield part
             part.chmod(0o644)
             with open(part, "rb") as file:
@@ -77,7 +77,7 @@ def writing(path):
 
 
 @contextmanager
-def _readable_errors(path, codes=NOT_WRITABLE):
+def readable_errors(path, codes=NOT_WRITABLE):
     """Turn the error of a full disk, and any of `codes`, into an InputError about `path`."""
     try:
         yield
@@ -109,7 +109,7 @@ def exclusive_lock(lock, busy, wait=True):
     from filelock import FileLock, Timeout
 
     held = FileLock(lock)
-    with _readable_errors(Path(lock)):
+    with readable_errors(Path(lock)):
         try:
             held.acquire(timeout=0)
         except Timeout:

@@ -41,7 +41,7 @@ def test_both_protocols_mask_the_field_of_view_in_training_and_in_the_test(proto
     b, rows = batch(), np.arange(4)
     data = SimpleNamespace(
         path="data", table=pd.DataFrame({"name": list("abcd")}),
-        references=lambda split: rows, rows=lambda split, **labels: rows,
+        clean_rows=lambda split: rows, rows=lambda split, **labels: rows,
         batch=lambda rows: b.x[rows], fov=lambda rows: b.fov[rows],
     )  # fmt: skip
     for y, x in (pairs.PROTOCOLS[protocol](b, generator()), pairs.test_pairs(data, protocol)[1:3]):
@@ -51,20 +51,20 @@ def test_both_protocols_mask_the_field_of_view_in_training_and_in_the_test(proto
 def test_test_pairs_can_be_replayed_from_their_table():
     b, rows = batch(), np.array([2, 0])
     data = SimpleNamespace(
-        path="data", table=pd.DataFrame({"name": list("abcd")}), references=lambda split: rows,
+        path="data", table=pd.DataFrame({"name": list("abcd")}), clean_rows=lambda split: rows,
         batch=lambda rows: b.x[rows], fov=lambda rows: b.fov[rows],
     )  # fmt: skip
     found_rows, y, x, table = pairs.test_pairs(data, "paired")
     assert list(found_rows) == [2, 0] and list(table["name"]) == ["c", "a"]
     assert table["severity"].between(0.5, 1).all()
     assert torch.equal(degrade.apply(x, degrade.from_table(table), b.fov[rows]), y)
-    data.references = lambda split: rows[:0]
+    data.clean_rows = lambda split: rows[:0]
     with pytest.raises(InputError, match="no test image"):
         pairs.test_pairs(data, "paired")
 
 
 def test_the_region_selects_the_training_images_of_the_literal_protocol():
-    data = SimpleNamespace(rows=lambda split, **labels: labels, references=lambda split: "clean")
+    data = SimpleNamespace(rows=lambda split, **labels: labels, clean_rows=lambda split: "clean")
     assert pairs.training_rows(data, "train", "literal") == {"fundus": 1, "disc": 0}
     assert pairs.training_rows(data, "train", "literal", "macula") == {"fundus": 1, "macula": 0}
     assert pairs.training_rows(data, "train", "paired", "retina") == "clean"

@@ -66,7 +66,7 @@ def training_rows(data, split, protocol, region="disc"):
     choose("protocol", protocol, PROTOCOLS)
     choose("region", region, REGIONS)
     if protocol == "paired":
-        return data.references(split)
+        return data.clean_rows(split)
     return data.rows(split, fundus=1, **{region: 0})
 
 

@@ -40,7 +40,7 @@ def make(
     """
     out = Path(out)
     source = sources.embedded(eyes, SEED)
-    source = sources.joined(source, sources.good(photos)) if photos else source
+    source = sources.joined(source, sources.assume_readable(photos)) if photos else source
     with fabric.rank_zero_first():  # the other processes find the data packed
         packed = packing.pack(source, FINE, out / "data")
     rows, val_rows, metadata = split(packed)
@@ -64,8 +64,8 @@ def make(
 def split(packed):
     """Rows to train on, rows to validate on, and their numbers. Photographs are repeated."""
     # the test split is trained on, because all tests use other eyes and other photographs
-    train = np.concatenate([packed.references("train"), packed.references("test")])
-    val = packed.references("val")
+    train = np.concatenate([packed.clean_rows("train"), packed.clean_rows("test")])
+    val = packed.clean_rows("val")
     embedded = packed.table["name"].str.startswith("embedded-").to_numpy()
     eyes, photographs = train[embedded[train]], train[~embedded[train]]
     val = np.concatenate([val[~embedded[val]], val[embedded[val]][:50]])
