@@ -15,9 +15,9 @@ from rr.data import degrade, haze, synthetic
 from rr.data.photo import to_tensor
 from rr.data.readable import RHO_MIN, readable
 from rr.data.shapes import blurred_disc
-from rr.models.deconvolution import blur
 from rr.errors import InputError
 from rr.evaluate.metrics import psnr
+from rr.models.deconvolution import blur
 
 
 def generator(seed=0):

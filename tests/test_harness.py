@@ -432,7 +432,7 @@ def test_photographs_are_cropped_named_and_kept_apart_from_test_images(tmp_path)
 
 def test_test_images_are_clean_references(eyes80):
     found = inputs.test_images(eyes80, 3)
-    rows = eyes80.references("test")[:3]
+    rows = eyes80.clean_rows("test")[:3]
     assert (
         found.names == eyes80.table["name"].iloc[rows].tolist() and len(found.x) == len(rows) <= 3
     )

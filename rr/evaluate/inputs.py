@@ -20,8 +20,8 @@ from torch import Tensor
 from rr import checkpoint, studies
 from rr.data import degrade, haze, pairs, sources
 from rr.data.fov import fov_mask
-from rr.data.packing import dhash, near_duplicates
 from rr.data.photo import to_tensor
+from rr.data.splits import dhash, near_duplicates
 from rr.errors import InputError, choose
 from rr.evaluate import metrics
 from rr.models.bridge import Bridge
@@ -48,7 +48,7 @@ class Images(NamedTuple):
 
 def test_images(packed, limit):
     """The first `limit` readable images of a data set's test split."""
-    rows = packed.references("test")[:limit]
+    rows = packed.clean_rows("test")[:limit]
     return _packed_images(packed, rows, packed.batch(rows) * packed.fov(rows))
 
 
