@@ -101,8 +101,8 @@ def test_the_denoisers_loss_is_its_equation(backbone, objective, same):
 
     snr, p = alpha_bar / (1 - alpha_bar), asked.output.prediction
     target = {"noise": towards_x, "image": x, "v": signal * towards_x - spread * x}[objective]
-    capped = {"noise": snr.clamp(max=5) / snr, "v": snr.clamp(max=5) / (snr + 1), "image": 1.0}
-    expected = ((1.0 if same else capped[objective]) * (p - target) ** 2).mean()
+    capped = snr.clamp(max=5) / {"noise": snr, "image": 1.0, "v": snr + 1}[objective]
+    expected = ((1.0 if same else capped) * (p - target) ** 2).mean()
     if backbone == "vae" and objective == "image":
         expected = -(x * p.log() + (1 - x) * (1 - p).log()).mean()
     if backbone == "vae":
