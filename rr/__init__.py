@@ -1,16 +1,19 @@
 """RetinaRegen, reproduced: readability classifier, conditional features, diffusion and VAE.
 
-Imports point one way, from left to right being "is used by":
+The map of the package, in the order of imports. A part imports only parts above it.
 
-    presets, paper, io
-    -> weights, anatomy, synthetic, degrade, metrics, photo
-    -> sources -> data
-    -> readability, features, fusion, diffusion, vae -> backbones
-    -> checkpoint -> restorer, train -> notebooks 00 to 06
-    paper, io -> studies -> tables -> comparisons -> notebooks 07 to 11, without torch; figures serve all
-    notebook (runs one) -> forked, workflow (all as jobs) -> reproduce, report, readme, __main__
+    errors, paper, presets, studies    the error for users; numbers, presets, lists of runs
+    files, provenance, checkpoint      what is written, and where it comes from
+    models                             the paper, one file per section
+    data                               drawn eyes, photographs, degradation, packed images, pairs
+    train                              the training loop and all training configurations
+    restore                            restore a photograph with a trained model
+    evaluate                           metrics, baselines, statistics, claims, tables, figures
+    workflow                           the jobs of `rr reproduce`, and running one notebook
+    cli                                the command line
 
-Images are float32 tensors (N, 3, H, W), RGB, values in [0, 1], wherever no docstring says otherwise.
+Images are float32 tensors (N, 3, H, W), RGB, with values in [0, 1], unless a docstring says
+otherwise.
 """
 
 __version__ = "0.1.0"

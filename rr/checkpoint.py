@@ -1,12 +1,11 @@
-"""A checkpoint is a folder: weights as safetensors, resolved configuration and provenance. It rebuilds its model alone.
+"""A checkpoint is a folder that rebuilds its model: weights, configuration and provenance.
 
-    weights-<first of sha256>.safetensors
-    config.json     component, arguments, name and sha256 of the weights file, and under "provenance" commit, versions,
-                    device, seconds, data hash, ...; written last
+    weights-<first digits of sha256>.safetensors
+    config.json     component, arguments, name and sha256 of the weights, provenance
 
-Nothing pickled is ever executed. The weights carry their hash in their name and config.json names them, so replacing
-config.json is the one moment at which a new checkpoint takes the place of the old: a process killed or a disk full
-before it leaves the old one whole.
+No file is unpickled. The name of the weights contains their hash, and config.json names them. So
+the moment at which config.json is replaced is the moment at which the new checkpoint takes the
+place of the old one. If the process is killed or the disk is full before, the old one is intact.
 """
 
 from pathlib import Path
@@ -17,10 +16,11 @@ from rr.errors import InputError
 from rr.files import read_json, sha256, write_json, writing
 
 
-def save(folder, model, provenance, **facts):
-    """Save `model` (an nn.Module with `arguments`, those of its constructor) to `folder`; facts go into config.json.
+def save(folder, model, provenance, **metadata):
+    """Save `model`, an nn.Module with the `arguments` of its constructor, to `folder`.
 
-    Raises InputError if the disk is full; what was in the folder before is then untouched.
+    The metadata go into config.json. Raises InputError if the disk is full; then the previous
+    content of the folder is unchanged.
     """
     folder = Path(folder)
     tensors = {
@@ -37,18 +37,19 @@ def save(folder, model, provenance, **facts):
         "weights": weights.name,
         "sha256": digest,
     }
-    write_json(folder / "config.json", {**config, **facts, "provenance": provenance})
+    write_json(folder / "config.json", {**config, **metadata, "provenance": provenance})
     for stale in folder.glob("weights-*.safetensors"):
         if stale != weights:
             stale.unlink()
 
 
 def read_config(folder):
-    """The config.json of the checkpoint in `folder`. Raises InputError if it is missing or damaged."""
+    """The config.json of a checkpoint. Raises InputError if it is missing or damaged."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise InputError(
-            f"{folder}: no checkpoint there; train one with `rr reproduce` or its notebook, or name another folder"
+            f"{folder}: no checkpoint there; train one with `rr reproduce` or its notebook, or "
+            "name another folder"
         )
     config = read_json(folder / "config.json")
     if not (
@@ -62,14 +63,14 @@ def read_config(folder):
 def load(folder, component, device="cpu"):
     """Rebuild the model in `folder`, in evaluation mode; `component` is its class.
 
-    Raises InputError if the folder holds no checkpoint, one of another architecture, or a damaged one.
+    Raises InputError if the folder holds no checkpoint, a damaged one, or one of another class.
     """
     folder = Path(folder)
     config = read_config(folder)
-    found, wanted = config["component"], component.__name__
-    if found != wanted:
+    saved, wanted = config["component"], component.__name__
+    if saved != wanted:
         raise InputError(
-            f"{folder}: a checkpoint of {found}, not of {wanted}; name the folder of a {wanted}"
+            f"{folder}: a checkpoint of {saved}, not of {wanted}; name the folder of a {wanted}"
         )
     weights = folder / config["weights"]
     if not weights.is_file() or sha256(weights) != config["sha256"]:

@@ -4,22 +4,19 @@ A configuration is what one run of notebook 06_restoration trains and evaluates;
 names that run's folder, results/<preset>/runs/<configuration>_<seed>/:
 
     result.json      numbers and provenance, written last; it holds the hashes of the next two
-    per_image.csv    image, method, and the columns of metrics.score: "do nothing", "population mean", "RetinaRegen"
-    eyes.png         EYES test images, the same in every run, side by side; below each other: input, restored, reference
+    per_image.csv    image, method (METHODS), and the columns of metrics.score
+    eyes.png         EYES test images side by side; rows: input, restored, reference
 
 rr.evaluate.runs reads these files.
 """
 
+from itertools import product
 from typing import NamedTuple
 
 from rr import paper
 
 EYES = 4  # test images in eyes.png
-METHODS = (
-    "do nothing",
-    "population mean",
-    "RetinaRegen",
-)  # of per_image.csv; the first two are the same in every run
+METHODS = ("do nothing", "population mean", "RetinaRegen")  # two baselines, and the trained one
 
 
 class Configuration(NamedTuple):
@@ -60,20 +57,18 @@ class Configuration(NamedTuple):
         )
 
 
-RETINAREGEN = Configuration(
-    "paired", "vae", "resnet34", "bilinear-static"
-)  # what the paper recommends
+RETINAREGEN = Configuration("paired", "vae", "resnet34", "bilinear-static")  # the paper's choice
 LITERAL = RETINAREGEN._replace(protocol="literal")
 BRIDGE = Configuration("paired", "unet", "off", "off", method="bridge", budget="equal")
 ONE_STEP = BRIDGE._replace(method="one-step")  # the control that any iterated method has to beat
 
-# the factorial of notebook 10. A start is no training: those of a start of 1 restore from pure noise and from the noised input
+# The factorial of notebook 10. One training with start = 1 restores from both starts.
 FACTORS = {
     "backbone": ("vae", "unet"),
     "objective": ("image", "v", "noise"),
     "start": ("noised input", "pure noise"),
 }
-STEPS = 15  # looks of the network at an image in the restorations that begin at T, whatever T is
+STEPS = 15  # network calls of a restoration that begins at T
 
 
 def cell(backbone, objective):
@@ -81,12 +76,10 @@ def cell(backbone, objective):
     return RETINAREGEN._replace(backbone=backbone, objective=objective, start=1.0, budget="equal")
 
 
-CONDITIONS = {  # name in notebook 10: trained like RETINAREGEN, or like its twin of Table 1, but for the condition
+CONDITIONS = {  # name in notebook 10: differs from RETINAREGEN or a row of Table 1 by the condition
     "none": RETINAREGEN._replace(extractor="off"),
     "random extractor": RETINAREGEN._replace(extractor="random"),
-    "features of each image": RETINAREGEN._replace(
-        extractor="attention", condition="image"
-    ),  # the smallest
+    "features of each image": RETINAREGEN._replace(extractor="attention", condition="image"),
     "depends on the step": RETINAREGEN._replace(fusion="film"),
 }
 CONCATENATED = cell("unet", "v")._replace(fusion="concat")
@@ -94,11 +87,14 @@ LIKELIHOODS = {"bce": RETINAREGEN} | {
     name: RETINAREGEN._replace(likelihood=name) for name in ("mse", "continuous-bernoulli")
 }
 
-EVALUATED = {  # name in notebook 12, which compares these and the backbones with what needs no training
-    "one-step U-Net": ONE_STEP, "RetinaRegen": RETINAREGEN, "RetinaRegen (literal)": LITERAL, "bridge": BRIDGE,
-}  # fmt: skip
+EVALUATED = {  # name in notebook 12, which compares these and the backbones with the baselines
+    "one-step U-Net": ONE_STEP,
+    "RetinaRegen": RETINAREGEN,
+    "RetinaRegen (literal)": LITERAL,
+    "bridge": BRIDGE,
+}
 
-# study: its configurations in the paper's order (Fig. 5, Table 1, 3.2); RETINAREGEN is in all three
+# The configurations of each study in the paper's order (Fig. 5, Table 1, 3.2).
 STUDIES = {
     "backbones": [
         RETINAREGEN._replace(backbone=name)
@@ -107,23 +103,29 @@ STUDIES = {
     "extractors": [RETINAREGEN._replace(extractor=name) for name in paper.EXTRACTORS],
     "fusion": [RETINAREGEN._replace(fusion=name) for name in paper.FUSIONS],
 }
-STUDIES["matters"] = list(dict.fromkeys([  # what notebook 10 reads, Table 1 and the fusions among it
-    *STUDIES["extractors"], *STUDIES["fusion"], BRIDGE, ONE_STEP, LITERAL,
-    *(cell(backbone, objective) for backbone in FACTORS["backbone"] for objective in FACTORS["objective"]),
-    CONCATENATED, *CONDITIONS.values(), *LIKELIHOODS.values(),
-]))  # fmt: skip
-VARIES = {
-    "backbones": "backbone",
-    "extractors": "extractor",
-    "fusion": "fusion",
-}  # the word that differs within the paper's
+CELLS = [cell(*levels) for levels in product(FACTORS["backbone"], FACTORS["objective"])]
+STUDIES["matters"] = list(  # everything that notebook 10 reads
+    dict.fromkeys(
+        [
+            *STUDIES["extractors"],
+            *STUDIES["fusion"],
+            *(BRIDGE, ONE_STEP, LITERAL),
+            *CELLS,
+            CONCATENATED,
+            *CONDITIONS.values(),
+            *LIKELIHOODS.values(),
+        ]
+    )
+)
+# The field that differs within each of the paper's studies.
+VARIES = {"backbones": "backbone", "extractors": "extractor", "fusion": "fusion"}
 
 
 def distinct(studies=STUDIES):
-    """The configurations of some studies, each once, in order."""
-    return list(dict.fromkeys(each for study in studies for each in STUDIES[study]))
+    """The configurations of some studies, without repetition, in order."""
+    return list(dict.fromkeys(row for study in studies for row in STUDIES[study]))
 
 
-def folder(home, configuration, seed):
-    """Where a run's files lie; home: the results of a preset (io.results)."""
-    return home / "runs" / f"{configuration}_{seed}"
+def folder(results_dir, configuration, seed):
+    """The folder of a run; results_dir is that of its preset."""
+    return results_dir / "runs" / f"{configuration}_{seed}"
