@@ -123,9 +123,11 @@ class Denoiser(Restorer):
 
         y is noised to a random step t of 1..t_0, the steps that a restoration visits. U-Nets: mean
         squared error of the prediction (2.4). VAE: -log p(x | z) + KL if it predicts the image
-        (2.5), otherwise the squared error + KL. If y is not x, the squared error is weighted, see
-        Diffusion.weight, but -log p(x | z) is not; and the target "noise" is the epsilon that leads
-        from x to x_t: the drawn one would lead back to y.
+        (2.5), otherwise the squared error + KL.
+
+        If y is not x, the squared error has the weight of Diffusion.weight (-log p(x | z) has no
+        weight), and the target "noise" is the epsilon that leads from x to x_t, because the drawn
+        epsilon would lead back to y.
         """
         t = torch.randint(1, self.t_0 + 1, (len(x),), generator=generator)
         t = t.to(x.device, non_blocking=True)
