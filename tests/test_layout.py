@@ -45,7 +45,7 @@ def test_imports_point_one_way(path):
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=lambda p: p.stem)
 def test_models_import_torch_and_other_models_only(path):
-    allowed = ("torch", "torchvision", "numpy", "rr.models", "rr.errors")
+    allowed = ("torch", "torchvision", "numpy", "safetensors", "rr.models", "rr.errors")
     for name in imported(path):
         assert name.startswith(allowed) or name.split(".")[0] in sys.stdlib_module_names, name
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 250
