@@ -46,7 +46,7 @@ from IPython.display import Code, Markdown, display
 from rr import files as io
 from rr.data.dataset import Packed
 from rr.data.pairs import augment
-from rr.evaluate import baselines, figures
+from rr.evaluate import baselines, figures, plots
 from rr.evaluate.classification import (
     curves,
     passed,
@@ -123,7 +123,7 @@ config
 
 # %%
 log = loop.run(config, fabric)
-figures.save(figures.learning(log), pictures, "02_readability_training")
+figures.save(plots.learning(log), pictures, "02_readability_training")
 
 # %% [markdown]
 # ## A second classifier
@@ -167,12 +167,12 @@ print(
 )
 
 # %%
-figures.save(figures.confusion(scores), pictures, "02_readability_confusion")
+figures.save(plots.confusion(scores), pictures, "02_readability_confusion")
 
 # %%
 points = curves(packed.labels[test], probabilities)
 io.write_table(home / "tables" / "02_readability_curves.csv", points)
-figures.save(figures.roc_pr(points, scores), pictures, "02_readability_roc_pr")
+figures.save(plots.roc_pr(points, scores), pictures, "02_readability_roc_pr")
 
 # %% [markdown]
 # ## Calibration
@@ -213,7 +213,7 @@ io.write_table(home / "tables" / "02_readability_calibration.csv", calibration)
 calibration.round(3)
 
 # %%
-figures.save(figures.reliability(points), pictures, "02_readability_calibration")
+figures.save(plots.reliability(points), pictures, "02_readability_calibration")
 
 # %% [markdown]
 # ## One eye
@@ -294,7 +294,7 @@ fooled.round(3)
 # probabilities is higher than before. The intervals are 95 % Wilson intervals over images.
 
 # %%
-figures.save(figures.shares(fooled, ("passed", "raised")), pictures, "02_readability_fooled")
+figures.save(plots.shares(fooled, ("passed", "raised")), pictures, "02_readability_fooled")
 
 # %%
 if len(eyes):

@@ -40,7 +40,7 @@ from IPython.display import Code, Markdown
 from rr import files as io
 from rr import studies
 from rr.data.dataset import Packed
-from rr.evaluate import figures
+from rr.evaluate import figures, plots
 from rr.models.features import Extractor
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result
@@ -83,7 +83,7 @@ config
 
 # %%
 log = loop.run(config, fabric)
-figures.save(figures.learning(log), pictures, "03_features_training")
+figures.save(plots.learning(log), pictures, "03_features_training")
 
 # %% [markdown]
 # ## Attention over one eye

@@ -37,7 +37,7 @@ from IPython.display import Code, Markdown
 
 from rr import files as io
 from rr.data.dataset import Packed
-from rr.evaluate import figures
+from rr.evaluate import figures, plots
 from rr.evaluate.metrics import psnr
 from rr.models.diffusion import SCHEDULES, Diffusion
 from rr.presets import preset as choose_preset
@@ -80,7 +80,7 @@ values.append(
 curves = pd.concat(values)
 io.write_table(home / "tables" / "04_diffusion_schedules.csv", curves)
 figures.save(
-    figures.lines(curves, "t", "alpha_bar", "schedule", "step t", r"$\bar\alpha_t$"),
+    plots.lines(curves, "t", "alpha_bar", "schedule", "step t", r"$\bar\alpha_t$"),
     pictures,
     "04_diffusion_schedules",
 )
@@ -146,7 +146,7 @@ config
 
 # %%
 log = loop.run(config, fabric)
-figures.save(figures.learning(log), pictures, "04_diffusion_training")
+figures.save(plots.learning(log), pictures, "04_diffusion_training")
 
 # %% [markdown]
 # ## From which step can it come back?

@@ -38,7 +38,7 @@ from IPython.display import Code, Markdown
 
 from rr import files as io
 from rr.data.dataset import Packed
-from rr.evaluate import figures
+from rr.evaluate import figures, plots
 from rr.evaluate.metrics import psnr, ssim
 from rr.models import vae
 from rr.presets import preset as choose_preset
@@ -108,7 +108,7 @@ Code(getsource(loop.train), language="python")
 
 # %%
 log = loop.run(config, fabric)
-figures.save(figures.learning(log, ("loss", "bce", "kl")), pictures, "05_vae_training")
+figures.save(plots.learning(log, ("loss", "bce", "kl")), pictures, "05_vae_training")
 
 # %% [markdown]
 # ## What survives

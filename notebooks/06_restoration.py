@@ -56,7 +56,7 @@ from rr import files as io
 from rr.data import pairs
 from rr.data.dataset import Packed
 from rr.data.photo import to_photograph
-from rr.evaluate import figures, metrics, statistics, tables
+from rr.evaluate import figures, metrics, plots, statistics, tables
 from rr.evaluate.classification import passed
 from rr.models import restorer
 from rr.models.readability import Readability
@@ -123,7 +123,7 @@ config
 # %%
 log = loop.run(config, fabric)
 restore.assemble(folder, home / "checkpoints" / "readability")
-figures.save(figures.learning(log), pictures, "06_restoration_training")
+figures.save(plots.learning(log), pictures, "06_restoration_training")
 
 # %% [markdown]
 # ## One eye from input to output
@@ -181,7 +181,7 @@ print(
 )
 shown = ["psnr", "ssim", "lpips", "psnr_fov", "ssim_fov"]
 figures.save(
-    figures.bars(summary, shown, rungs=statistics.BASELINES), pictures, "06_restoration_metrics"
+    plots.bars(summary, shown, baselines=statistics.BASELINES), pictures, "06_restoration_metrics"
 )
 
 # %%

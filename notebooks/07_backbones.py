@@ -37,7 +37,7 @@ from IPython.display import Markdown
 
 from rr import files as io
 from rr import studies
-from rr.evaluate import figures, sentences, statistics, tables
+from rr.evaluate import figures, plots, sentences, statistics, tables
 from rr.evaluate.runs import cost, metadata, read_study, sources
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result
@@ -74,8 +74,8 @@ Markdown(tables.markdown(table, caption))
 
 # %%
 dots = statistics.per_seed(scores) if seeds > 1 else None
-bars = figures.bars(
-    study, statistics.METRICS, rungs=statistics.BASELINES, seeds=dots, reference=reference
+bars = plots.bars(
+    study, statistics.METRICS, baselines=statistics.BASELINES, seeds=dots, reference=reference
 )
 figures.save(bars, pictures, "07_backbones_bars")
 

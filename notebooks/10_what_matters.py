@@ -46,7 +46,7 @@ from rr import files as io
 from rr.data import pairs
 from rr.data.dataset import Packed
 from rr.evaluate import factorial as factors
-from rr.evaluate import figures, harness, inputs, metrics, runs, statistics, tables
+from rr.evaluate import figures, harness, inputs, metrics, plots, runs, statistics, tables
 from rr.evaluate import sentences as words
 from rr.models import features, vae
 from rr.models.bridge import mean_and_spread
@@ -107,7 +107,7 @@ cells = {
 }
 factorial = statistics.study({"do nothing": nothing, "population mean": mean_eye}
                               | {", ".join(key): each for key, each in cells.items()}, "do nothing")  # fmt: skip
-bars = figures.bars(factorial, shown, rungs=statistics.BASELINES, seeds=None)
+bars = plots.bars(factorial, shown, baselines=statistics.BASELINES, seeds=None)
 figures.save(bars, pictures, "10_what_matters_factorial")
 per_image = pd.concat(
     table[list(shown)]
@@ -135,7 +135,7 @@ panels = {
     "main effects": main.assign(label=main.factor + ": " + main.better + " − " + main.worse),
     f"shares of ({', '.join(best)}) − ({', '.join(worst)})": shares.assign(label=shares.factor),
 }
-figures.save(figures.forest(panels), pictures, "10_what_matters_effects")
+figures.save(plots.forest(panels), pictures, "10_what_matters_effects")
 
 # %%
 answers += [
@@ -187,7 +187,7 @@ for seed in range(seeds):
     outputs.setdefault("c", as_is)
 swapped = statistics.study(swaps, "c")
 figures.save(
-    figures.bars(swapped, shown, rungs=statistics.BASELINES, reference="c"),
+    plots.bars(swapped, shown, baselines=statistics.BASELINES, reference="c"),
     pictures,
     "10_what_matters_swaps",
 )
@@ -203,7 +203,7 @@ twins = {
 anew |= {f"c of {each.extractor}": scores_of[each] for each in twins.values() if each != ours}
 trained = statistics.study(anew, "c")
 figures.save(
-    figures.bars(trained, shown, rungs=statistics.BASELINES, reference="c"),
+    plots.bars(trained, shown, baselines=statistics.BASELINES, reference="c"),
     pictures,
     "10_what_matters_conditions",
 )
@@ -257,7 +257,7 @@ for seed in range(seeds):
 drift = pd.DataFrame(drift, columns=["method", "t", "seed", "mean"])
 drift = drift.groupby(["method", "t"], as_index=False, sort=False)["mean"].mean()
 drift = drift.assign(low=drift["mean"], high=drift["mean"])
-both = figures.curves(
+both = plots.curves(
     drift,
     "t",
     "step t (read from right to left)",
@@ -319,7 +319,7 @@ level = {
     "population mean": mean_eye[0]["psnr"][:few].mean(),
 }
 figures.save(
-    figures.curves(points, "steps", "steps", levels=level), pictures, "10_what_matters_steps"
+    plots.curves(points, "steps", "steps", levels=level), pictures, "10_what_matters_steps"
 )
 
 # %%
@@ -361,7 +361,7 @@ both = pd.concat(
     [table.assign(method=table.method + f", scored {name}") for name, table in protocols.items()]
 )
 figures.save(
-    figures.bars(both, shown, rungs=["do nothing, scored paired"]),
+    plots.bars(both, shown, baselines=["do nothing, scored paired"]),
     pictures,
     "10_what_matters_protocols",
 )
@@ -419,7 +419,7 @@ terms = terms.groupby("likelihood", sort=False).mean()
 entropy = vae.bce(x, x).mean().item() / x[0].numel()
 likelihoods = statistics.study(fits, "bce")
 figures.save(
-    figures.bars(likelihoods, shown, rungs=statistics.BASELINES, reference="bce"),
+    plots.bars(likelihoods, shown, baselines=statistics.BASELINES, reference="bce"),
     pictures,
     "10_what_matters_likelihoods",
 )
@@ -462,7 +462,7 @@ fusions = {each.fusion: scores_of[each] for each in studies.STUDIES["fusion"] if
 constant = statistics.study({"do nothing": nothing} | table1 | controls | fusions, "resnet34")
 dots = statistics.per_seed(table1 | controls | fusions) if seeds > 1 else None
 figures.save(
-    figures.bars(constant, shown, rungs=statistics.BASELINES, seeds=dots, reference="resnet34"),
+    plots.bars(constant, shown, baselines=statistics.BASELINES, seeds=dots, reference="resnet34"),
     pictures,
     "10_what_matters_constants",
 )
@@ -511,7 +511,7 @@ panel = pd.DataFrame(
     for name, value in distance.items()
 )
 figures.save(
-    figures.forest(
+    plots.forest(
         {"distance of the pooled features": panel}, "distance / mean length of the features"
     ),
     pictures,
@@ -549,7 +549,7 @@ for seed in range(seeds):
 beyond["bridge, mean of 8"] = [test.score(mean) for mean, _ in drawn]
 extended = statistics.study(beyond, "one-step U-Net")
 figures.save(
-    figures.bars(extended, shown, rungs=statistics.BASELINES, reference="one-step U-Net"),
+    plots.bars(extended, shown, baselines=statistics.BASELINES, reference="one-step U-Net"),
     pictures,
     "10_what_matters_beyond",
 )

@@ -39,7 +39,7 @@ from IPython.display import Markdown
 
 from rr import files as io
 from rr import paper, studies
-from rr.evaluate import claims, figures, sentences, statistics, tables
+from rr.evaluate import claims, figures, plots, sentences, statistics, tables
 from rr.evaluate.factorial import trained_alike
 from rr.evaluate.runs import cost as cost_of
 from rr.evaluate.runs import metadata, read_study, sources
@@ -150,7 +150,7 @@ Markdown(tables.markdown(table, caption))
 
 # %%
 dots = statistics.per_seed(scores) if seeds > 1 else None
-bars = figures.bars(study, METRICS, rungs=statistics.BASELINES, seeds=dots, reference=ours)
+bars = plots.bars(study, METRICS, baselines=statistics.BASELINES, seeds=dots, reference=ours)
 figures.save(bars, pictures, "11_summary_ladder")
 
 # %% [markdown]

@@ -52,7 +52,17 @@ from IPython.display import Markdown
 from rr import checkpoint, restore, studies
 from rr import files as io
 from rr.data.dataset import Packed
-from rr.evaluate import baselines, downstream, figures, harness, inputs, metrics, statistics, tables
+from rr.evaluate import (
+    baselines,
+    downstream,
+    figures,
+    harness,
+    inputs,
+    metrics,
+    plots,
+    statistics,
+    tables,
+)
 from rr.evaluate.harness import REFERENCE
 from rr.evaluate.inputs import FULL, UNDEGRADED
 from rr.models import bridge
@@ -176,7 +186,7 @@ everywhere = table[table.method.isin(methods)]
 ladder = harness.summarize(table[(table.family == FULL.family) & (table.severity == FULL.severity)])
 untrained = [*lowest, *classical]
 shown = ["psnr", "ssim", "psnr_fov", "ssim_fov"] + (["lpips"] if lpips else [])
-figures.save(figures.bars(ladder, shown, rungs=untrained), pictures, f"{stem}_ladder")
+figures.save(plots.bars(ladder, shown, baselines=untrained), pictures, f"{stem}_ladder")
 
 # %% [markdown]
 # ## What was done to the images
@@ -231,7 +241,7 @@ gain = by_severity[by_severity.metric == "psnr"]
 gain = gain.pivot(index="method", columns=["family", "severity"], values="difference")
 gain = gain.loc[[name for name in methods if name != REFERENCE], list(inputs.CONDITIONS[1:])]
 figures.save(
-    figures.heat(gain, "gain in PSNR over doing nothing / dB", 10), pictures, f"{stem}_families"
+    plots.heat(gain, "gain in PSNR over doing nothing / dB", 10), pictures, f"{stem}_families"
 )
 
 # %% [markdown]
@@ -365,7 +375,7 @@ shown_curve = pd.DataFrame(
 caption = f"PSNR in dB, all families at two thirds, {len(images.names)} images, {source}; plain 95 % intervals over images."
 tables.write(home / "tables", f"{stem}_steps", curve, shown_curve, caption)
 figures.save(
-    figures.lines(curve, "steps", "mean", "method", ylabel="PSNR / dB"), pictures, f"{stem}_steps"
+    plots.lines(curve, "steps", "mean", "method", ylabel="PSNR / dB"), pictures, f"{stem}_steps"
 )
 
 # %% [markdown]

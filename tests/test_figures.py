@@ -74,17 +74,17 @@ def made():
     return {
         "grid": figures.grid({"x": images(3), "y": images(2)}, ["1", "2", "3"]),
         "sheet": figures.sheet(images(7), columns=3),
-        "confusion": figures.confusion(report(labels, p)),
-        "roc_pr": figures.roc_pr(curves(labels, p), report(labels, p)),
-        "learning": figures.learning(history),
+        "confusion": plots.confusion(report(labels, p)),
+        "roc_pr": plots.roc_pr(curves(labels, p), report(labels, p)),
+        "learning": plots.learning(history),
         "attention": figures.attention(images(1)[0], torch.full((2, 4, 4), 0.25), (2, 2), [0, 3]),
-        "lines": figures.lines(pd.DataFrame({"t": [0, 1, 0, 1], "v": [0, 1, 1, 0], "kind": list("aabb")}), "t", "v", "kind"),
-        "bars": figures.bars(scores, ["psnr", "lpips"]),
-        "study": figures.bars(study()[0], ["psnr"], rungs=["do nothing"], seeds=study()[1], reference="vae"),
+        "lines": plots.lines(pd.DataFrame({"t": [0, 1, 0, 1], "v": [0, 1, 1, 0], "kind": list("aabb")}), "t", "v", "kind"),
+        "bars": plots.bars(scores, ["psnr", "lpips"]),
+        "study": plots.bars(study()[0], ["psnr"], baselines=["do nothing"], seeds=study()[1], reference="vae"),
         "bytes": figures.grid({"eye": [np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)]}, ["0", "255"]),
-        "reliability": figures.reliability({"one": reliability(labels, p), "two": reliability(labels, p**2)}),
-        "shares": figures.shares(fooled(), ["passed"]),
-        "heat": figures.heat(gains(), "dB", 10),
+        "reliability": plots.reliability({"one": reliability(labels, p), "two": reliability(labels, p**2)}),
+        "shares": plots.shares(fooled(), ["passed"]),
+        "heat": plots.heat(gains(), "dB", 10),
         "pipeline": figures.pipeline(images(1)[0], steps, images(1)[0], torch.rand(4), torch.rand(4), images(1)[0]),
     }  # fmt: skip
 
@@ -106,7 +106,7 @@ def test_every_panel_is_written_twice_byte_by_byte_the_same(tmp_path):
 def test_confusion_shows_the_counts_of_the_report():
     labels, p = judged()
     table = report(labels, p)
-    shown = [text.get_text() for text in figures.confusion(table).axes[1].texts]
+    shown = [text.get_text() for text in plots.confusion(table).axes[1].texts]
     row = table.iloc[1]
     assert shown == [str(row[key]) for key in ("tn", "fp", "fn", "tp")]
 
@@ -120,8 +120,8 @@ def test_missing_metrics_are_marked_and_infinite_ones_have_no_bar():
 
 def test_a_study_shows_its_seeds_and_the_paired_differences():
     table, seeds = study()
-    means, differences = figures.bars(
-        table, ["psnr"], rungs=["do nothing"], seeds=seeds, reference="vae"
+    means, differences = plots.bars(
+        table, ["psnr"], baselines=["do nothing"], seeds=seeds, reference="vae"
     ).axes
     assert [bar.get_width() for bar in means.patches] == [18, 20, 21, 18]
     grey, *blue = [bar.get_facecolor() for bar in means.patches]
@@ -146,7 +146,7 @@ def test_bytes_and_tensors_are_the_same_picture():
 
 
 def test_a_heat_map_names_methods_families_and_severities_and_shows_every_number():
-    axis = figures.heat(gains(), "dB", 10).axes[0]
+    axis = plots.heat(gains(), "dB", 10).axes[0]
     texts = [text.get_text() for text in axis.texts]
     assert texts == ["+1.0", "+2.0", "-30.0", "+0.0", "-0.5", "+3.0", "blur", "haze"]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
@@ -157,7 +157,7 @@ def test_a_heat_map_names_methods_families_and_severities_and_shows_every_number
 
 
 def test_shares_stand_in_the_line_of_their_method():
-    (axis,) = figures.shares(fooled(), ["passed"]).axes
+    (axis,) = plots.shares(fooled(), ["passed"]).axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
     first, second = (each.lines[0] for each in axis.containers)
     assert (first.get_xdata().tolist(), second.get_xdata().tolist()) == ([0, 0.5], [0.25, 1])
@@ -167,7 +167,7 @@ def test_shares_stand_in_the_line_of_their_method():
 def test_a_reliability_diagram_has_a_panel_per_label_and_points_of_every_judge():
     labels, p = judged()
     points = reliability(labels, p)
-    axes = figures.reliability({"one": points, "two": points[points.n > 3]}).axes
+    axes = plots.reliability({"one": points, "two": points[points.n > 3]}).axes
     assert [axis.get_title() for axis in axes] == list(points.label.unique())
     shown = axes[1].containers[0].lines[0]
     rows = points[points.label == axes[1].get_title()]
@@ -182,7 +182,7 @@ def test_a_forest_shows_every_difference_on_its_line():
     table = pd.DataFrame(
         {"label": ["a", "b"], "difference": [1.0, -2.0], "low": [0.5, -3.0], "high": [2.0, -1.0]}
     )
-    one, two = figures.forest({"first": table, "second": table.iloc[:1]}).axes
+    one, two = plots.forest({"first": table, "second": table.iloc[:1]}).axes
     assert [label.get_text() for label in one.get_yticklabels()] == [
         "a",
         "b",
@@ -198,7 +198,7 @@ def test_curves_draw_a_line_and_a_band_per_method_over_the_steps_that_there_are(
         {"method": ["a", "a", "b"], "steps": [1, 15, 1], "mean": [20.0, 22.0, 19.0]}
     )
     table = table.assign(low=table["mean"] - 1, high=table["mean"] + 1)
-    axis = figures.curves(table, "steps", "steps", levels={"nothing": 21}).axes[0]
+    axis = plots.curves(table, "steps", "steps", levels={"nothing": 21}).axes[0]
     assert axis.lines[0].get_xydata().tolist() == [[1, 20], [15, 22]] and len(axis.collections) == 2
     assert [label.get_text() for label in axis.get_xticklabels()] == [
         "1",
