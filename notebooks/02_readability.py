@@ -134,8 +134,8 @@ figures.save(plots.learning(log), pictures, "02_readability_training")
 
 # %%
 config = configs.config("heldout", P, packed, home)
-judge = config.model
-judge_log = loop.run(config, fabric)
+heldout = config.model
+heldout_log = loop.run(config, fabric)
 
 # %% [markdown]
 # ## On the test images
@@ -147,21 +147,22 @@ judge_log = loop.run(config, fabric)
 
 # %%
 test = packed.labelled("test")
-judges = {"classifier": classifier, "second judge": judge}
+classifiers = {"classifier": classifier, "held-out classifier": heldout}
 found = {
-    name: each.probabilities(packed.batch(test, fabric.device)) for name, each in judges.items()
+    name: each.probabilities(packed.batch(test, fabric.device))
+    for name, each in classifiers.items()
 }
 probabilities = found["classifier"]
 scores = report(packed.labels[test], probabilities)
-second = report(packed.labels[test], found["second judge"])
+second = report(packed.labels[test], found["held-out classifier"])
 io.write_table(home / "tables" / "02_readability_report.csv", scores)
-io.write_table(home / "tables" / "02_readability_judge.csv", second)
-pd.concat({"classifier": scores, "second judge": second}).droplevel(1).set_index(
+io.write_table(home / "tables" / "02_readability_heldout.csv", second)
+pd.concat({"classifier": scores, "held-out classifier": second}).droplevel(1).set_index(
     "label", append=True
 ).round(3).T
 
 # %%
-agree = share(readable(found["classifier"]) == readable(found["second judge"]))
+agree = share(readable(found["classifier"]) == readable(found["held-out classifier"]))
 print(
     f"same verdict (all four labels, or not) on {agree['share']:.0%} [{agree['low']:.0%}, {agree['high']:.0%}] of {agree['n']}"
 )
@@ -190,19 +191,19 @@ figures.save(plots.roc_pr(points, scores), pictures, "02_readability_roc_pr")
 # %%
 uncorrected = {
     name: (found[name].logit() + each.pos_weight.cpu().log()).sigmoid()
-    for name, each in judges.items()
+    for name, each in classifiers.items()
 }
 points = {name: reliability(packed.labels[test], p) for name, p in found.items()}
 calibration = pd.DataFrame(
     {
-        "judge": name,
+        "classifier": name,
         "label": corrected.label,
         "weight": float(w),
         "ece": corrected.ece,
         "ece_uncorrected": raw.ece,
         "ece_calibrated": corrected.ece_calibrated,
     }
-    for name, each in judges.items()
+    for name, each in classifiers.items()
     for corrected, raw, w in zip(
         report(packed.labels[test], found[name]).itertuples(),
         report(packed.labels[test], uncorrected[name]).itertuples(),
@@ -249,8 +250,8 @@ figures.save(
 
 # %%
 eyes = packed.rows("test", readable=False)
-judged = [each.probabilities(packed.batch(eyes, fabric.device)) for each in judges.values()]
-eyes = eyes[~readable(judged[0]) & ~readable(judged[1])]
+of_eyes = [each.probabilities(packed.batch(eyes, fabric.device)) for each in classifiers.values()]
+eyes = eyes[~readable(of_eyes[0]) & ~readable(of_eyes[1])]
 clean = packed.clean_rows("test")
 strangers = clean[
     torch.randint(len(clean), (len(eyes),), generator=torch.Generator().manual_seed(seed)).numpy()
@@ -269,13 +270,13 @@ tricks["another eye"] = packed.batch(strangers) * fov
 
 # %%
 lines = []
-for name, each in judges.items():
+for name, each in classifiers.items():
     base = each.probabilities(y.to(fabric.device))
     for trick, image in tricks.items():
         after = each.probabilities(image.to(fabric.device))
         passes, rises = passed(after), share(after.mean(1) > base.mean(1))
         lines.append(
-            {"judge": name, "method": trick, "n": passes["n"]}
+            {"classifier": name, "method": trick, "n": passes["n"]}
             | {
                 f"passed{end}": passes[key]
                 for end, key in (("", "share"), ("_low", "low"), ("_high", "high"))
@@ -315,12 +316,12 @@ write_result(
     home / "02_readability.json",
     {
         "classifier": scores.to_dict("records"),
-        "second judge": second.to_dict("records"),
+        "held-out classifier": second.to_dict("records"),
         "calibration": calibration.to_dict("records"),
         "same_verdict": agree,
         "fooled": fooled.to_dict("records"),
     },
-    started=started - log.attrs["before"] - judge_log.attrs["before"],
+    started=started - log.attrs["before"] - heldout_log.attrs["before"],
     device=fabric.device,
     preset=P,
     seed=seed,
@@ -328,17 +329,17 @@ write_result(
     weights=start,
 )
 better = [row.label for row in scores.itertuples() if row.above_majority_low > 0]
-passes = fooled.pivot(index="method", columns="judge", values="passed").loc[list(tricks)[1:]]
+passes = fooled.pivot(index="method", columns="classifier", values="passed").loc[list(tricks)[1:]]
 Markdown(
     f"Started from {start}. On {len(test)} test images the area under the ROC curve is "
     + ", ".join(f"{value:.2f} ({label})" for label, value in auc.dropna().items())
     + " (0.5 is chance). "
     + f"Accuracy beats the majority class, with its interval, for: {', '.join(better) or 'no label'}. "
-    + f"The second judge gives the same verdict on {agree['share']:.0%} of them. "
+    + f"The held-out classifier gives the same verdict on {agree['share']:.0%} of them. "
     + (
-        f"Of {len(eyes)} unreadable eyes pass, with the classifier and the second judge: "
+        f"Of {len(eyes)} unreadable eyes pass, with the classifier and the held-out classifier: "
         + "; ".join(
-            f"{name} {row['classifier']:.0%} and {row['second judge']:.0%}"
+            f"{name} {row['classifier']:.0%} and {row['held-out classifier']:.0%}"
             for name, row in passes.iterrows()
         )
         + ". None of these restores anything. "

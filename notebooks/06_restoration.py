@@ -223,13 +223,13 @@ io.write_table(folder / "readability.csv", verdicts)
 verdicts.round(3)
 
 # %%
-judge = checkpoint.load(home / "checkpoints" / "heldout", Readability, fabric.device)
+heldout = checkpoint.load(home / "checkpoints" / "heldout", Readability, fabric.device)
 rechecked = {
     name: {
         output: passed(each.probabilities(image[screened.cpu()].to(fabric.device)))
         for output, image in outputs.items()
     }
-    for name, each in (("classifier", classifier), ("second judge", judge))
+    for name, each in (("classifier", classifier), ("held-out classifier", heldout))
 }
 pd.DataFrame(
     {

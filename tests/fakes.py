@@ -14,7 +14,7 @@ from rr.paper import LABELS
 from rr.provenance import write_result
 
 TOGETHER = 0.5  # dB: standard deviation of what all configurations of a seed have in common
-JUDGES = ("classifier", "second judge")
+CLASSIFIERS = {"classifier": "classifier", "heldout": "held-out classifier"}  # short: name
 METRICS = [
     f"{metric}{where}" for where in ("", "_fov", "_disc") for metric in ("psnr", "ssim", "lpips")
 ]
@@ -39,7 +39,7 @@ def report(auc=(0.9, 0.8, 0.97), gain=(0.1, 0.05, 0.15)):
 
 
 def fooled(n=40, **hits):
-    """Rows of notebook 02's table of tricks: of n images so many pass with both judges; hits: by the trick's first word."""
+    """Rows of notebook 02's table of tricks: of n images so many pass with both classifiers; hits: by the trick's first word."""
     rows = []
     for trick in (
         "do nothing",
@@ -51,14 +51,26 @@ def fooled(n=40, **hits):
     ):
         found = share(np.arange(n) < hits.get(trick.split()[0].strip(","), 0))
         facts = {"passed": found["share"], "passed_low": found["low"], "passed_high": found["high"]}
-        rows += [{"judge": judge, "method": trick, "n": n, **facts} for judge in JUDGES]
+        rows += [
+            {"classifier": classifier, "method": trick, "n": n, **facts}
+            for classifier in CLASSIFIERS.values()
+        ]
     return rows
 
 
 def rechecked(n=40, mean=0, **hits):
-    """What notebook 06 says of n inputs: how many pass restored (all, or by a judge's first word), and the mean eye."""
-    return {judge: {"do nothing": share([False] * n), "population mean": share(np.arange(n) < mean),
-                    "RetinaRegen": share(np.arange(n) < hits.get(judge.split()[0], n))} for judge in JUDGES}  # fmt: skip
+    """What notebook 06 says of n inputs: how many pass restored, and how many mean eyes pass.
+
+    hits: restored inputs that pass, by the short name of a classifier; all inputs by default.
+    """
+    return {
+        name: {
+            "do nothing": share([False] * n),
+            "population mean": share(np.arange(n) < mean),
+            "RetinaRegen": share(np.arange(n) < hits.get(short, n)),
+        }
+        for short, name in CLASSIFIERS.items()
+    }
 
 
 def write(
@@ -122,9 +134,9 @@ def write(
             write_result(
                 folder / "result.json", numbers, files=("per_image.csv", "eyes.png"), **facts
             )
-    judged = {"classifier": report(), "fooled": fooled(another=40)}
+    numbers = {"classifier": report(), "fooled": fooled(another=40)}
     write_result(
-        home / "02_readability.json", judged, preset={"name": "smoke"}, seed=0, data="0123456789ab"
+        home / "02_readability.json", numbers, preset={"name": "smoke"}, seed=0, data="0123456789ab"
     )
     cells = []
     for backbone, objective, start in product(*studies.FACTORS.values()):

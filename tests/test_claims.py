@@ -141,7 +141,7 @@ def test_c5_wants_every_label_above_chance_and_majority():
     assert "AUC 0.90 [0.80, 0.97]" in claims.c5(one).here
 
 
-def test_c6_wants_both_judges():
+def test_c6_wants_both_classifiers():
     honest = fakes.fooled(another=40)
     found = claims.c6([fakes.rechecked()] * 3, honest)
     assert (
@@ -149,9 +149,9 @@ def test_c6_wants_both_judges():
         and "proves no restoration" in found.because
         and "another eye 100%" in found.here
     )
-    divided = claims.c6([fakes.rechecked(second=15)] * 3, honest)
+    divided = claims.c6([fakes.rechecked(heldout=15)] * 3, honest)
     assert divided.verdict == NOT_SUPPORTED and divided.because.endswith(
-        "pass with the second judge"
+        "pass with the held-out classifier"
     )
     assert (
         claims.c6(
@@ -166,9 +166,9 @@ def test_c6_wants_both_judges():
     ]
 
 
-def test_c6_cannot_be_tested_by_judges_that_pass_anything():
+def test_c6_cannot_be_tested_by_classifiers_that_pass_anything():
     found = claims.c6(
-        [fakes.rechecked(classifier=35, second=35)] * 3, fakes.fooled(CLAHE=33, another=40)
+        [fakes.rechecked(classifier=35, heldout=35)] * 3, fakes.fooled(CLAHE=33, another=40)
     )
     assert found.verdict == NOT_TESTABLE and found.because.endswith("as often: CLAHE")
     assert claims.c6([fakes.rechecked(mean=40)] * 3, fakes.fooled()).because.endswith(
@@ -180,11 +180,11 @@ def test_c6_cannot_be_tested_by_judges_that_pass_anything():
     )
     assert claims.c6([fakes.rechecked()] * 3, fakes.fooled(n=0)).verdict == NOT_TESTABLE
     one = [
-        row | {"passed_high": 1.0} if row["judge"] == "classifier" else row
+        row | {"passed_high": 1.0} if row["classifier"] == "classifier" else row
         for row in fakes.fooled()
     ]
     assert claims.c6([fakes.rechecked()] * 3, one).verdict == SUPPORTED, (
-        "the second judge is not taken in"
+        "the held-out classifier is not taken in"
     )
 
 

@@ -15,7 +15,7 @@ from rr.errors import InputError
 TABLES = {
     "01_data_splits": (["split"], ["images", "fundus", "macula", "disc", "retina"]),
     "02_readability_report": (["label"], ["roc_auc"]),
-    "02_readability_judge": (["label"], ["roc_auc"]),
+    "02_readability_heldout": (["label"], ["roc_auc"]),
     "07_backbones": (["method", "metric"], ["mean"]),
     "08_extractors": (["method", "metric"], ["mean"]),
     "09_fusion": (["method", "metric"], ["mean"]),

@@ -193,7 +193,7 @@ def c6(rechecked, shams):
     }
     if min(share["n"] for share in ours.values()) == 0:
         return Verdict(*start, NOT_TESTABLE, "–", "the classifier called no input unreadable")
-    rows = pd.DataFrame(shams).set_index(["method", "judge"]).astype(float)
+    rows = pd.DataFrame(shams).set_index(["method", "classifier"]).astype(float)
     here = "; ".join(
         f"{name}: {_share(share)} of {share['n']}, "
         f"before {_share(rechecked[0][name]['do nothing'])}, "

@@ -90,10 +90,10 @@ def spread_sentence(scores, metric):
     sentence = f"The means of the trained rows have a standard deviation of {sd:.{digits}f}{unit}"
     if np.isnan(p):
         return f"{sentence}."
-    judged = "more than" if p < 0.05 else "not more than"
+    relation = "more than" if p < 0.05 else "not more than"
     return (
         f"{sentence}, and {chance:.{digits}f}{unit} by chance alone (F test, p = {p:.2g}): the "
-        f"configurations differ by {judged} chance explains."
+        f"configurations differ by {relation} chance explains."
     )
 
 
