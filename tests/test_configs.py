@@ -9,7 +9,7 @@ from rr import checkpoint, studies
 from rr import files as io
 from rr.cli import TRAINED_IN, app, training_config
 from rr.errors import InputError
-from rr.evaluate import figures
+from rr.evaluate import figures, plots
 from rr.files import read_json
 from rr.models.features import Extractor
 from rr.presets import preset
@@ -118,8 +118,8 @@ def test_the_notebook_trains_what_rr_train_trains(component, out, monkeypatch):
 
     monkeypatch.setattr(loop, "run", run)
     monkeypatch.setattr(checkpoint, "load", lambda *_: None)  # the classifier of notebook 06
-    for name in ("save", "learning"):
-        monkeypatch.setattr(figures, name, lambda *_: None)
+    monkeypatch.setattr(figures, "save", lambda *_: None)
+    monkeypatch.setattr(plots, "learning", lambda *_: None)
     given = {"extractor": "off"} if component == "restorer" else {}
     cells = notebook.find(TRAINED_IN[component]).read_text().split("# %%")[1:]
     names = {}
