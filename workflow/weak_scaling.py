@@ -1,15 +1,20 @@
-"""Weak scaling of training: the same images per device on more and more devices; ideal is that images/s per device stay.
+"""Weak scaling of training: the same number of images per device on more and more devices.
 
-    for n in 1 2 4 8; do python workflow/weak_scaling.py restorer --devices $n; done                 # one machine
-    srun --nodes 4 --ntasks-per-node 8 --gpus-per-task 1 \\
-        python workflow/weak_scaling.py restorer --nodes 4 --devices 8                               # one point on four machines
-    torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
-        workflow/weak_scaling.py restorer --nodes 4 --devices 8                                      # the same without SLURM
+Ideally, images/s per device stay the same.
 
-It takes the data set of 01_data with the given preset (`rr run 01_data -p preset=course`), on a file system that all machines
-see, and trains the component from its start for a few dozen steps, the first of which are not counted. Every point is added
-to results/bench/weak_scaling.csv, in place of an earlier one of the same kind; the table is printed with the efficiency,
-images/s per device over that of the fewest devices.
+    one machine              for n in 1 2 4 8; do
+                                 python workflow/weak_scaling.py restorer --devices $n
+                             done
+    one point on four        srun --nodes 4 --ntasks-per-node 8 --gpus-per-task 1 \\
+                                 python workflow/weak_scaling.py restorer --nodes 4 --devices 8
+    the same without SLURM   torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d \\
+                                 --rdzv-endpoint HOST:29500 \\
+                                 workflow/weak_scaling.py restorer --nodes 4 --devices 8
+
+The data set is the one of 01_data with the given preset (`rr run 01_data -p preset=course`), on a
+file system that all machines see. The component is trained for some steps, of which the second half
+counts. Every point is added to results/bench/weak_scaling.csv, where it replaces an earlier one of
+the same kind. The efficiency is images/s per device over that of the fewest devices.
 """
 
 import statistics
@@ -30,14 +35,8 @@ from rr.train import distributed, loop
 from rr.workflow import notebook
 
 TABLE = io.ROOT / "results" / "bench" / "weak_scaling.csv"
-KIND = [
-    "component",
-    "preset",
-    "device",
-    "per_device",
-    "nodes",
-    "devices",
-]  # what makes two points the same
+# two points with the same values of these are of the same kind
+KIND = ["component", "preset", "device", "per_device", "nodes", "devices"]
 
 
 def main(
@@ -71,10 +70,18 @@ def main(
         return
     name = torch.cuda.get_device_name() if fabric.device.type == "cuda" else "CPU process"
     speed = statistics.median(speeds[steps:])
-    here = {"component": component, "preset": preset, "device": name, "per_device": per_device,
-            "nodes": nodes, "devices": devices, "images_per_s": speed, "per_device_images_per_s": speed / fabric.world_size,
-            "commit": provenance()["commit"]}  # fmt: skip
-    rows = pd.DataFrame([here])
+    point = {
+        "component": component,
+        "preset": preset,
+        "device": name,
+        "per_device": per_device,
+        "nodes": nodes,
+        "devices": devices,
+        "images_per_s": speed,
+        "per_device_images_per_s": speed / fabric.world_size,
+        "commit": provenance()["commit"],
+    }
+    rows = pd.DataFrame([point])
     if TABLE.exists():
         rows = (
             pd.concat([pd.read_csv(TABLE), rows])
@@ -82,7 +89,7 @@ def main(
             .sort_values(KIND)
         )
     io.write_table(TABLE, rows)
-    alike = rows[(rows[KIND[:4]] == pd.Series(here)[KIND[:4]]).all(axis=1)]
+    alike = rows[(rows[KIND[:4]] == pd.Series(point)[KIND[:4]]).all(axis=1)]
     base = alike["per_device_images_per_s"].iloc[0]
     print(alike.assign(efficiency=alike["per_device_images_per_s"] / base).to_string(index=False))
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
 
 from rr import checkpoint
 from rr.data.dataset import Packed, batches
@@ -182,13 +183,9 @@ def run(config, fabric, micro=1, fresh=False):
     earlier, interrupted calls. Raises InputError if another process trains in the same folder, or
     if the memory of a GPU is too small.
     """
-    from tqdm import tqdm
-
     started, folder = time.time(), config.folder
-    bar = tqdm(
-        total=config.epochs * config.steps, desc=config.component, unit="step", mininterval=1,
-        disable=not fabric.is_global_zero,
-    )  # fmt: skip
+    total, hidden = config.epochs * config.steps, not fabric.is_global_zero
+    bar = tqdm(total=total, desc=config.component, unit="step", disable=hidden)
     with state.exclusive_folder(folder, fabric), bar:
         try:
             for row in train(config, fabric, micro, fresh):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from rr import checkpoint
 from rr import files as io
@@ -78,7 +79,9 @@ def resume(config, parts, fabric, fresh=False):
             previous = folder.with_name(f"{folder.name}.previous")
             shutil.rmtree(previous, ignore_errors=True)
             folder.rename(previous)
-            print(f"{folder}: {reason}; it is kept as {previous.name}, and a new training starts")
+            tqdm.write(
+                f"{folder}: {reason}; it is kept as {previous.name}, and a new training starts"
+            )  # unlike print, it leaves a progress bar whole
     fabric.barrier()
     if (folder / "last" / "state.pt").is_file():
         state = load_state(folder)
