@@ -112,7 +112,7 @@ def test_ddpm_and_ddim_steps_equal_those_of_diffusers():
 @pytest.mark.parametrize("steps", [1, 4, 15])
 @pytest.mark.parametrize("schedule, T", SCHEDULES_AND_T)
 def test_ddim_with_the_true_noise_goes_back_through_the_forward_process_to_x_0(schedule, T, steps):
-    """The oracle is one constant, asked for nothing on the way: only right steps stay on the path."""
+    """The predicted noise is constant, so only correct steps stay on the forward process."""
     d, x, epsilon = Diffusion(T, schedule), images(), noise()
     chain = list(
         d.reverse(
@@ -128,7 +128,7 @@ def test_ddim_with_the_true_noise_goes_back_through_the_forward_process_to_x_0(s
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_chain_is_the_equation_applied_step_by_step(objective):
-    """Against the loop written out in float64, for a network that is wrong in its own way at every step."""
+    """The oracle is the loop written out in float64; the predictions depend on x_t and t."""
     d, x_t = Diffusion(30, "cosine"), noise()
     generator = torch.Generator().manual_seed(7)
     chain = list(
@@ -152,9 +152,10 @@ def test_the_chain_is_the_equation_applied_step_by_step(objective):
 
 
 def test_the_papers_chain_keeps_the_distribution_of_the_forward_process():
-    """With an oracle for x_0 the states at t have the mean of q(x_t | x_0), and no less than its variance.
+    """If x_0 is predicted exactly, the states at t have the mean of q(x_t | x_0).
 
-    (beta_t is the larger of the two usual variances of the reverse step, so it may be slightly more.)
+    Their variance is the same or slightly larger, because beta_t is the larger of the two usual
+    variances of the reverse step.
     """
     d, x = Diffusion(20, "cosine"), torch.full((1, 3, 128, 128), 0.6)
     start = d.add_noise(x, 20, torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
@@ -181,7 +182,7 @@ def test_the_chain_is_deterministic_in_its_generator():
     assert not torch.equal(ends[0], ends[2])
 
 
-# ------------------------------------------------------------------------------------------------------------- noise
+# ------------------------------------------------------------------------------------------- noise
 
 
 def test_noise_on_the_cpu_is_the_generators_own():
@@ -194,22 +195,18 @@ def test_noise_on_the_cpu_is_the_generators_own():
 
 
 def test_a_devices_generator_follows_from_one_draw():
-    def draws(generator):
+    def draws(seed):
+        generator = torch.Generator().manual_seed(seed)
         return [torch.randn(8, generator=seeded(generator, "cpu")) for _ in range(2)]
 
-    generator, other = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
-    (first, second), again = draws(generator), draws(other)
-    assert (
-        torch.equal(first, again[0])
-        and torch.equal(second, again[1])
-        and not torch.equal(first, second)
-    )
-    assert torch.equal(generator.get_state(), other.get_state())
-    assert not torch.equal(first, draws(torch.Generator().manual_seed(4))[0])
+    (first, second), again = draws(3), draws(3)
+    assert torch.equal(first, again[0]) and torch.equal(second, again[1])
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, draws(4)[0])
 
 
 def test_the_reverse_process_asks_no_value_of_the_device():
-    """On the meta device there are none: .item(), a branch on a tensor or a copy to the CPU would fail."""
+    """The meta device has no values: .item(), a branch on a tensor or a copy to the CPU fails."""
     d = Diffusion(20, "cosine").to("meta")
     x = torch.empty(2, 3, 8, 8, device="meta")
     states = list(d.reverse(lambda x_t, t: x_t, x, 20, "noise", steps=5))

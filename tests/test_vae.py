@@ -1,4 +1,4 @@
-"""The VAE: its parts as section 2.5 lists them, its losses against closed forms and torch.distributions."""
+"""The VAE: its parts (2.5), and its losses against closed forms and torch.distributions."""
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ def test_time_reaches_the_output():
 
 
 def test_bce_of_dark_and_bright_pixels_survives_bf16():
-    """A sigmoid in bf16 is 1 from logit 6.3 on: its logarithm, and the gradient of the pixel, would be lost."""
+    """A sigmoid in bf16 is 1 above logit 6.3, which would lose its logarithm and the gradient."""
     torch.manual_seed(0)
     model, x = VAE(32, 8, 4), torch.ones(1, 3, 32, 32)
     torch.nn.init.constant_(model.transposed[-1].bias, 8.0)
@@ -103,7 +103,7 @@ def test_without_time_there_are_no_parameters_for_it():
     assert not any("time" in name for name, _ in VAE(32, 8, 4, timed=False).named_parameters())
 
 
-# ------------------------------------------------------------------------------------------------------ likelihoods
+# ------------------------------------------------------------------------------------- likelihoods
 
 
 def test_a_continuous_bernoulli_is_a_density_with_that_mean_and_the_bce_is_not():
