@@ -181,8 +181,10 @@ def _finish(source, recipe, out, images, progress):
     """Write the table and the manifest, and remove all files of other packs."""
     rows = _read_progress(progress)
     usable = rows[rows["unusable"].isna()].reset_index(drop=True)
-    table = source.table.iloc[usable["position"]].reset_index(drop=True)
-    table = table.join(usable.drop(columns=["unusable", "hash", *table.columns], errors="ignore"))
+    known = source.table.iloc[usable["position"]].reset_index(drop=True)
+    table = pd.concat([known["name"], usable.drop(columns=["unusable", "hash"])], axis=1)
+    for column in known.columns.drop("name"):
+        table[column] = table[column].fillna(known[column])
     hashes = np.frombuffer(bytes.fromhex("".join(usable["hash"])), np.uint8).reshape(-1, 32)
     table["group"] = near_duplicates(hashes)
     table["split"] = split(table[list(LABELS)], table["group"], recipe["seed"])

@@ -6,7 +6,6 @@ A `Source` has a table with one row per image, and a function that makes one ima
 import hashlib
 import io
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,7 +34,7 @@ class Source:
     of what is known about it: some of packing.COLUMNS."""
 
     recipe: dict  # what decides the content (kind, seed, files); equal recipes give equal packs
-    table: pd.DataFrame  # one row per image: its name, and its labels if they are known beforehand
+    table: pd.DataFrame  # one row per image: its name, and those columns known without reading it
     image: Callable[[int, int], tuple[np.ndarray, dict]]
     missing: list = field(default_factory=list)  # names in the label table that have no image
 
@@ -113,7 +112,7 @@ def _embedded_image(seed, index, size):
 def folder(path, labels=None):
     """The photographs of a folder and its subfolders, with the labels of the CSV `labels`.
 
-    Without a CSV, labels are NaN. `match_names` says which names are found; the others become
+    Without a CSV, there are no labels. `match_names` says which names are found; the others become
     `missing`. A folder of parquet files: see `parquet_folder`. Raises InputError for a missing or
     empty folder and for bad labels.
     """
@@ -130,7 +129,7 @@ def folder(path, labels=None):
         raise InputError(f"{path}: no images in this folder ({', '.join(EXTENSIONS)}, or .parquet)")
     recipe = _folder_recipe("folder", path, files)
     if labels is None:
-        table, missing = pd.DataFrame({"name": files}).assign(**dict.fromkeys(LABELS, np.nan)), []
+        table, missing = pd.DataFrame({"name": files}), []
     else:
         table, missing, counts = _labelled(labels, files, path)
         recipe |= counts
@@ -148,11 +147,8 @@ def _row(crop, fov, box, width, height):
 
 def _files(path):
     """(photographs, parquet files) of a folder and its subfolders: sorted relative paths."""
-    files = []
-    for parent, _, names in os.walk(path):
-        files += [Path(parent, name).relative_to(path).as_posix() for name in names]
-    hidden = re.compile(r"(^|/)\.")
-    files = sorted(name for name in files if not hidden.search(name))
+    files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*"))
+    files = [name for name in files if not name.startswith(".") and "/." not in name]
     photographs = [name for name in files if name.lower().endswith(EXTENSIONS)]
     shards = [name for name in files if name.lower().endswith(PARQUET)]
     for name in photographs + shards:
@@ -192,14 +188,8 @@ def _labelled(labels, files, path):
 def assume_readable(path):
     """The photographs of a folder, taken as clean images: readable in all labels, not degraded."""
     photographs = folder(path)
-    recipe = photographs.recipe | {"assume_readable": True}
-    image = partial(_readable_image, photographs.image)
-    return Source(recipe, photographs.table[["name"]], image)
-
-
-def _readable_image(image, index, size):
-    crop, row = image(index, size)
-    return crop, dict.fromkeys(LABELS, 1) | {"severity": 0.0} | row
+    table = photographs.table[["name"]].assign(**dict.fromkeys(LABELS, 1.0), severity=0.0)
+    return Source(photographs.recipe | {"assume_readable": True}, table, photographs.image)
 
 
 def joined(*sources):
