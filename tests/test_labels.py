@@ -76,9 +76,9 @@ def test_spaces_final_commas_and_byte_order_marks(tmp_path, start):
 def test_names_are_matched_by_path_then_stem_then_file_name():
     files = ["a.jpg", "b.png", "part1/c.jpg", "part1/d.JPG", "part2/c.jpg", "part2/e.v2.tif"]
     names = ["a.jpg", "b", "part2/c", "d.JPG", "e.v2", "gone", "d"]
-    found = labels.match_names(pd.Series(names), files, "folder")
+    matches = labels.match_names(pd.Series(names), files, "folder")
     expected = [files[0], files[1], files[4], files[3], files[5], np.nan, files[3]]
-    assert found.fillna("").tolist() == pd.Series(expected).fillna("").tolist()
+    assert matches.fillna("").tolist() == pd.Series(expected).fillna("").tolist()
     for ambiguous in ("c.jpg", "c"):
         with pytest.raises(InputError, match="1 names fit several files .first: c") as error:
             labels.match_names(pd.Series([ambiguous, "a"]), files, "folder")

@@ -100,8 +100,9 @@ def _check_folder(out, old, recipe, progress, fresh):
         message = f"holds {names[0]} and is no packed data set; choose an empty folder"
         raise InputError(f"{out}: {message}")
     if fresh:
-        (out / "manifest.json").unlink(missing_ok=True)
         progress.unlink(missing_ok=True)
+    if old.get("recipe") == recipe:  # its images are going to be overwritten
+        (out / "manifest.json").unlink()
     elif old:
         before, after = (r | r.get("source", {}) | {"source": 0} for r in (old["recipe"], recipe))
         changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
@@ -156,7 +157,7 @@ class _Task:
         try:
             pixels, row = self.image(i, self.size)
         except InputError as error:
-            return {"position": i, "unusable": str(error)}
+            return {"position": i, "unusable": " ".join(str(error).split())}
         with open(self.images, "r+b") as file:
             file.seek((i - self.count) * pixels.nbytes, os.SEEK_END)
             file.write(pixels.transpose(2, 0, 1).tobytes())
@@ -181,10 +182,10 @@ def _finish(source, recipe, out, images, progress):
     """Write the table and the manifest, and remove all files of other packs."""
     rows = _read_progress(progress)
     usable = rows[rows["unusable"].isna()].reset_index(drop=True)
-    known = source.table.iloc[usable["position"]].reset_index(drop=True)
-    table = pd.concat([known["name"], usable.drop(columns=["unusable", "hash"])], axis=1)
-    for column in known.columns.drop("name"):
-        table[column] = table[column].fillna(known[column])
+    given = source.table.iloc[usable["position"]].reset_index(drop=True)
+    table = pd.concat([given["name"], usable.drop(columns=["unusable", "hash"])], axis=1)
+    for column in given.columns.drop("name"):
+        table[column] = table[column].fillna(given[column])
     hashes = np.frombuffer(bytes.fromhex("".join(usable["hash"])), np.uint8).reshape(-1, 32)
     table["group"] = near_duplicates(hashes)
     table["split"] = split(table[list(LABELS)], table["group"], recipe["seed"])

@@ -12,26 +12,23 @@ from rr.paper import LABELS
 
 
 def read_index(path, shards):
-    """Names, labels and places of all images in `shards`, files of the folder `path`. No image is
-    read. Returns
+    """(names, numbers, labels, groups) of all images in the files `shards` of the folder `path`.
 
-    names: Series of the paths in the structs; NaN where there is none;
-    numbers: Series of <shard>/<row>, which are unique;
-    labels: table of the columns that may be labels;
-    groups: one entry per row group, (number of its first image, file, group, column).
-
-    Raises InputError for a damaged file, and for one without one column of images.
+    No image is read. Raises InputError for a damaged file, or one without one column of images.
     """
     import pyarrow
     import pyarrow.parquet as pq
 
-    names, numbers, labels, groups = [], [], [], []
+    names = []  # the paths in the structs; None if there is none
+    numbers = []  # <shard>/<row>: unique names
+    labels = []  # the columns that may be labels, of each file
+    groups = []  # of rows: (number of the first image, file, number in the file, column)
     for shard in shards:
         try:
             file = pq.ParquetFile(path / shard)
             column = _image_column(path / shard, file.schema_arrow)
-            known = [name for name in file.schema_arrow.names if name in {*SYNFUNDUS, *LABELS}]
-            table = file.read(columns=[f"{column}.path", *known], use_threads=False)
+            columns = [name for name in file.schema_arrow.names if name in {*SYNFUNDUS, *LABELS}]
+            table = file.read(columns=[f"{column}.path", *columns], use_threads=False)
         except (OSError, pyarrow.ArrowException) as error:
             message = f"not a readable parquet file ({_line(error)})"
             raise InputError(f"{path / shard}: {message}") from None
@@ -43,7 +40,7 @@ def read_index(path, shards):
         has_paths = column in table.column_names
         paths = table[column].combine_chunks().field("path").to_pylist() if has_paths else []
         names += paths or [None] * len(table)
-        labels.append(table.select(known).to_pandas())
+        labels.append(table.select(columns).to_pandas())
     names, numbers = pd.Series(names, dtype=str), pd.Series(numbers, dtype=str)
     return names, numbers, pd.concat(labels, ignore_index=True), groups
 
