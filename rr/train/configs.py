@@ -49,7 +49,7 @@ def config(component, preset, data, results_dir, **choices):
         # another architecture, other initial weights, another order of the images
         "heldout":     (resnet18,    pairs.labelled, data.labelled,   checkpoints / "heldout",
                         p.classifier_epochs // 2 or 1, p.classifier_lr, "rmsprop", p.seed + 1),
-        "extractor":   (extractor,   pairs.labelled, data.labelled,   extractors,
+        "extractor":   (features,    pairs.labelled, data.labelled,   extractors,
                         p.extractor_epochs,            p.lr / 10,       "adamw",   p.seed),
         "diffusion":   (noise_model, pairs.literal,  data.clean_rows, checkpoints / "diffusion",
                         p.diffusion_epochs,            p.lr,            "adamw",   p.seed),
@@ -73,75 +73,78 @@ def config(component, preset, data, results_dir, **choices):
 # Each function below returns (model before training, metadata: what else decides the result).
 
 
-def inception(p, data, choice, results_dir):
+def inception(preset, data, choice, results_dir):
     """The paper's readability classifier (2.2)."""
-    return classifier("inception", p, data)
+    return classifier("inception", preset, data)
 
 
-def resnet18(p, data, choice, results_dir):
+def resnet18(preset, data, choice, results_dir):
     """The second readability classifier, which evaluates what the first one has selected."""
-    return classifier("resnet18", p, data)
+    return classifier("resnet18", preset, data)
 
 
-def classifier(architecture, p, data):
+def classifier(architecture, preset, data):
     model = Readability(architecture)
-    weights = model.start_from(p.weights)
+    weights = model.start_from(preset.weights)
     model.weigh_classes(data.labels[data.labelled("train")])
     return model, {"weights": weights}
 
 
-def extractor(p, data, choice, results_dir):
+def features(preset, data, choice, results_dir):
     """A feature extractor (2.3), trained on the readability labels."""
-    model = Extractor(choice.extractor, p.attention, p.heads)
-    return model, {"weights": model.start_from(p.weights)}
+    model = Extractor(choice.extractor, preset.attention, preset.heads)
+    return model, {"weights": model.start_from(preset.weights)}
 
 
-def noise_model(p, data, choice, results_dir):
+def noise_model(preset, data, choice, results_dir):
     """The noise model alone, trained at all steps 1..T on pairs (x, x)."""
     model = Denoiser(
-        p.size, "unet", objective="noise", width=p.width, T=p.T, schedule=p.schedule, start=1.0
-    )
+        preset.size, "unet", objective="noise", width=preset.width, T=preset.T,
+        schedule=preset.schedule, start=1.0,
+    )  # fmt: skip
     return model, {}
 
 
-def vae(p, data, choice, results_dir):
+def vae(preset, data, choice, results_dir):
     """The VAE alone."""
-    return VAE(p.size, p.latent, p.width, timed=False), {}
+    return VAE(preset.size, preset.latent, preset.width, timed=False), {}
 
 
-def restorer(p, data, choice, results_dir):
+def restorer(preset, data, choice, results_dir):
     """The restorer of a studies.Configuration, with its condition c."""
-    eye, c = conditioned(p, data, choice, results_dir)
-    torch.manual_seed(p.seed)
+    extractor, c = extractor_and_condition(preset, data, choice, results_dir)
+    torch.manual_seed(preset.seed)
     if choice.method == "diffusion":
         per_image = choice.condition == "image"
         model = Denoiser(
-            p.size, choice.backbone, choice.fusion, choice.objective, p.width, p.latent, p.T,
-            p.schedule, choice.start or p.start, c.shape, choice.likelihood,
-            eye.arguments if per_image else None,
+            preset.size, choice.backbone, choice.fusion, choice.objective, preset.width,
+            preset.latent, preset.T, preset.schedule, choice.start or preset.start, c.shape,
+            choice.likelihood, extractor.arguments if per_image else None,
         )  # fmt: skip
         model.c.copy_(c)
         if per_image:
-            model.extractor.load_state_dict(eye.state_dict())
+            model.extractor.load_state_dict(extractor.state_dict())
     else:
         once = choice.method == "one-step"
         sigma = 0.0 if once else 0.02
-        model = Bridge(p.size, choice.backbone, p.width, p.latent, one_step=once, sigma=sigma)
+        model = Bridge(
+            preset.size, choice.backbone, preset.width, preset.latent, one_step=once, sigma=sigma
+        )
     return model, {"condition": digest(c)}
 
 
-def conditioned(p, data, choice, results_dir):
+def extractor_and_condition(preset, data, choice, results_dir):
     """(extractor or None, static condition c) of a configuration."""
     if choice.extractor == "off":
         if choice.condition not in ("mean", "zeros"):
             raise InputError(f"condition {choice.condition!r}: needs an extractor, not 'off'")
-        return None, torch.zeros(p.attention, 1, 1)
+        return None, torch.zeros(preset.attention, 1, 1)
     if choice.extractor == "random":  # a control that nobody trained
-        eye = Extractor(width=p.attention, heads=p.heads)
-        c = conditions.static_condition(eye, data)
+        extractor = Extractor(width=preset.attention, heads=preset.heads)
+        c = conditions.static_condition(extractor, data)
     else:
-        folder = io.extractor_folder(results_dir, choice.extractor, p.seed)
-        eye, c = checkpoint.load(folder, Extractor), conditions.load_condition(folder)
+        folder = io.extractor_folder(results_dir, choice.extractor, preset.seed)
+        extractor, c = checkpoint.load(folder, Extractor), conditions.load_condition(folder)
     if choice.condition not in ("mean", "image"):
-        c = conditions.control_condition(choice.condition, c, eye, data, p.seed)
-    return eye, c
+        c = conditions.control_condition(choice.condition, c, extractor, data, preset.seed)
+    return extractor, c
