@@ -1,7 +1,8 @@
-"""The degradation as the field formulates it (Shen et al. 2020, arXiv 2005.05594): shapes drawn as discs at full resolution, each
-blurred with a Gaussian kernel of its own; image by image. An oracle for rr.degrade, and the peer of the benchmark T6.
+"""The degradation as Shen et al. formulate it (2020, arXiv 2005.05594), image by image.
 
-Amplitudes and widths are those that rr.degrade documents, so that both compute the same fields; nothing else is shared.
+Shapes are drawn as discs at full resolution, and each is blurred with a Gaussian kernel of its own.
+This is an oracle for rr.data.degrade and the peer of the benchmark T6. It shares nothing with
+rr.data.degrade but the documented amplitudes and widths, so both must compute the same fields.
 Kernels are separable and cut at four standard deviations.
 """
 
@@ -17,12 +18,15 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def blurred(field, sigma):
-    """A field (H, W) under a Gaussian of sigma pixels; zeros beyond the border. (scipy's: faster than torch's convolutions.)"""
+    """A field (H, W), blurred with a Gaussian of sigma pixels; it is 0 outside the border."""
     return gaussian_filter(field, sigma, mode="constant", truncate=CUT)
 
 
 def soft_disc(size, u, v, radius, sigma):
-    """A disc of height 1 with its centre at u, v (widths), blurred; one that crosses the border is drawn on a wider frame."""
+    """A blurred disc of height 1 with its centre at u, v (widths).
+
+    A disc that crosses the border is drawn on a wider frame.
+    """
     height, width = size
     inside = radius <= min(u, 1 - u, v, height / width - v)
     pad = 0 if inside else math.ceil(CUT * sigma * width)
@@ -32,7 +36,7 @@ def soft_disc(size, u, v, radius, sigma):
 
 
 def illumination(x, p, s):
-    """Brightness, contrast, saturation; a tinted ring added, a dark hole taken away. x (3, H, W)."""
+    """Change brightness, contrast, saturation; add a tinted ring, subtract a hole. x (3, H, W)."""
     brightness, contrast, saturation = (
         1 + s * (p[name] - 1) for name in ("brightness", "contrast", "saturation")
     )
@@ -61,9 +65,8 @@ def hole(y, p):
 def spots(size, p, s):
     """Sum of the bright spots (H, W)."""
     total = np.zeros(size, np.float32)
-    for u, v, radius in list(zip(p["spot_u"], p["spot_v"], p["spot_radius"]))[
-        : int(p["spot_count"])
-    ]:
+    drawn = list(zip(p["spot_u"], p["spot_v"], p["spot_radius"]))[: int(p["spot_count"])]
+    for u, v, radius in drawn:
         r = 512 * radius / 25
         alpha = (14 / 25 + 1 - r) * (1 - math.exp(-(0.5 + r) * 0.3 * r))
         total += s * alpha * soft_disc(size, u, v, radius, (5 + 20 * r) / 512)
@@ -71,7 +74,7 @@ def spots(size, p, s):
 
 
 def out_of_focus(y, sigma):
-    """y (3, H, W) under a Gaussian of sigma widths; at the border the mean of what is there."""
+    """y (3, H, W), blurred with a Gaussian of sigma widths that is cut off at the border."""
     pixels = sigma * y.shape[2]
     there = blurred(np.ones(y.shape[1:], np.float32), pixels)
     return np.stack(
@@ -80,7 +83,7 @@ def out_of_focus(y, sigma):
 
 
 def apply(x, params, fov=None):
-    """y = A(x) for images x (N, 3, H, W) in [0, 1] and params of rr.degrade.sample, not aimed at a region."""
+    """y = A(x) for images x (N, 3, H, W) in [0, 1] and params of degrade.sample, no region."""
     degraded = []
     for i, image in enumerate(x.numpy()):
         p = {name: values[i].tolist() for name, values in params.items()}

@@ -1,4 +1,4 @@
-"""What the tests of photographs share: a drawn photograph, a saved file, the one line of an error."""
+"""What the tests of photographs share: a drawn photograph, a saved file, an error of one line."""
 
 import numpy as np
 

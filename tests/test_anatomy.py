@@ -1,4 +1,4 @@
-"""rr.anatomy: Murray's law wherever vessels branch, a free fovea, positions that a clinician would expect."""
+"""rr.data.anatomy: Murray's law where vessels branch, a free fovea, plausible positions."""
 
 import numpy as np
 import pytest
@@ -32,12 +32,10 @@ def test_vessel_tree_is_one_of_a_retina():
         path, radius, artery = vessel_tree(np.random.default_rng(seed))
         assert path.shape == radius.shape == (len(artery), POINTS)
         assert (abs(path) > 0.17).all()  # F: the foveal avascular zone is free
-        assert (np.diff(radius, axis=1) <= 1e-12).all() and radius[
-            :, 0
-        ].min() >= CAPILLARY  # vessels only thin out
-        assert (
-            0.6 < radius[:16, 0][artery[:16]].mean() / radius[:16, 0][~artery[:16]].mean() < 0.8
-        )  # A:V about 2:3
+        assert (np.diff(radius, axis=1) <= 1e-12).all()  # vessels only become thinner
+        assert radius[:, 0].min() >= CAPILLARY
+        trunk, is_artery = radius[:16, 0], artery[:16]
+        assert 0.6 < trunk[is_artery].mean() / trunk[~is_artery].mean() < 0.8  # about 2 to 3
 
 
 def test_positions_and_sizes_are_those_of_an_eye():

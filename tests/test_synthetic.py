@@ -1,4 +1,4 @@
-"""rr.synthetic: deterministic, anatomically right, the same eye at every size."""
+"""rr.data.synthetic: deterministic, anatomically right, the same eye at every size."""
 
 import numpy as np
 import pytest
