@@ -58,7 +58,7 @@ def test_attention_is_shown_relative_to_uniform_attention_at_the_place_of_the_to
     A = torch.tensor([[[0.1, 0.2, 0.3, 0.4]] * 4])
     axes = figures.attention(images(1)[0], A, (2, 2), [1]).axes
     np.testing.assert_allclose(axes[1].images[1].get_array(), [[0.4, 0.8], [1.2, 1.6]], rtol=1e-6)
-    assert axes[1].lines[0].get_xydata().tolist() == [[12, 4]]  # token 1: right, above
+    assert axes[1].lines[0].get_xydata().tolist() == [[11.5, 3.5]]  # token 1: right, above
     figures.plt.close("all")
 
 

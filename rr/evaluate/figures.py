@@ -91,6 +91,7 @@ def attention(image, A, shape, tokens):
     picture(axes[0], image)
     axes[0].set_title("image")
     height, width = image.shape[-2:]
+    frame = (-0.5, width - 0.5, height - 0.5, -0.5)  # the edges of the image
     ratio = A.mean(0).float().cpu().numpy() * A.shape[-1]  # L, L
     low, high = ratio[tokens].min(), ratio[tokens].max()
     for axis, token in zip(axes[1:], tokens):
@@ -98,12 +99,12 @@ def attention(image, A, shape, tokens):
         overlay = axis.imshow(
             ratio[token].reshape(shape),
             alpha=0.5,
-            extent=(0, width, height, 0),
+            extent=frame,
             vmin=low,
             vmax=high,
         )
         row, column = divmod(token, shape[1])
-        x, y = (column + 0.5) * width / shape[1], (row + 0.5) * height / shape[0]
+        x, y = (column + 0.5) * width / shape[1] - 0.5, (row + 0.5) * height / shape[0] - 0.5
         axis.plot(x, y, "o", mfc="none", mec="w")
         axis.set_title(f"from ({row + 1}, {column + 1})")
     figure.colorbar(overlay, ax=axes, shrink=0.8, label="attention / uniform")

@@ -12,7 +12,7 @@ from rr.paper import LABELS
 
 PALETTE = sns.color_palette("colorblind")
 COLOURS = dict(zip(LABELS, PALETTE))
-METRICS = {"psnr": "PSNR / dB", "ssim": "SSIM", "lpips": "LPIPS (less is better)"}
+AXES = {"psnr": "PSNR / dB", "ssim": "SSIM", "lpips": "LPIPS (less is better)"}
 POINTS = {"fmt": "o", "ms": 4, "elinewidth": 0.8}  # a value with its interval
 DOTS = {"marker": "o", "ls": "", "ms": 2.5, "mfc": "w", "mec": "k", "mew": 0.5, "zorder": 4}
 
@@ -190,7 +190,7 @@ def bars(table, metrics, by="method", baselines=(), seeds=None, reference=None):
             axis.text(0.5, 0.5, "n/a", transform=axis.transAxes, ha="center", color="0.4")
             axis.set_xticks([])
         name, _, region = metric.partition("_")
-        axis.set_xlabel(METRICS[name] + (region and f", {region}"))
+        axis.set_xlabel(AXES[name] + (region and f", {region}"))
     if reference is not None:
         axis = axes[-1]
         rows = table[(table.metric == "psnr") & ~table[by].isin([*baselines, reference])]
