@@ -97,28 +97,17 @@ def photographs(folder, size, names="*", exclude=None):
 # ------------------------------------------------------------------------------------ degradations
 
 
-def _cofe(families, x, fov, severity, generator):
-    params = degrade.sample(len(x), generator, families, severity)
-    return params, partial(degrade.apply, params=params, fov=fov)
+def _mild_blur(n, generator, severity):
+    return degrade.mild_blur(degrade.sample(n, generator, ("blur",), severity), generator)
 
 
-def _mild_blur(x, fov, severity, generator):
-    params = degrade.mild_blur(degrade.sample(len(x), generator, ("blur",), severity), generator)
-    return params, partial(degrade.apply, params=params, fov=fov)
-
-
-def _haze(x, fov, severity, generator):
-    params = haze.sample(len(x), generator, severity)
-    return params, partial(haze.apply, params=params, fov=fov)
-
-
-OPERATORS = {  # family: function (x, fov, severity, generator) -> (params, A)
-    "illumination": partial(_cofe, ("illumination",)),
-    "blur": partial(_cofe, ("blur",)),
-    "mild blur": _mild_blur,
-    "spots": partial(_cofe, ("spots",)),
-    "all": partial(_cofe, degrade.FAMILIES),
-    "haze": _haze,  # not used in any training
+OPERATORS = {  # family: (sample(n, generator, severity=...) -> params, apply(x, params, fov) -> y)
+    "illumination": (partial(degrade.sample, families=("illumination",)), degrade.apply),
+    "blur": (partial(degrade.sample, families=("blur",)), degrade.apply),
+    "mild blur": (_mild_blur, degrade.apply),
+    "spots": (partial(degrade.sample, families=("spots",)), degrade.apply),
+    "all": (degrade.sample, degrade.apply),
+    "haze": (haze.sample, haze.apply),  # not used in any training
 }
 
 
@@ -144,8 +133,9 @@ def degraded(images, condition, seed=0):
     x, generator = images.x, torch.Generator().manual_seed(seed)
     if condition.family == UNDEGRADED.family:
         return x, degrade.sample(len(x), generator, (), 0.0), torch.clone
-    operator = choose("degradation", condition.family, OPERATORS)
-    params, A = operator(x, images.fov, condition.severity, generator)
+    sample, apply = choose("degradation", condition.family, OPERATORS)
+    params = sample(len(x), generator, severity=condition.severity)
+    A = partial(apply, params=params, fov=images.fov)
     return A(x), params, A
 
 
