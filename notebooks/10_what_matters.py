@@ -71,7 +71,7 @@ answers, sentences = [], []
 scores_of = statistics.scores(
     {each: group for each, group in every.items() if each.protocol == "paired"}
 )
-nothing, mean_eye = (scores_of[rung] for rung in statistics.BASELINES)
+nothing, mean_eye = (scores_of[name] for name in statistics.BASELINES)
 print(f"{len(every)} configurations, {seeds} seed(s), {len(x)} test images of {P.size} px")
 
 # %% [markdown]

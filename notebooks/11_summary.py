@@ -88,14 +88,14 @@ others = [name for name in names["backbones"].values() if name != ours]
 # %%
 read_result(home / "10_what_matters.json")  # it vouches for its cells
 cells = pd.read_csv(home / "10_what_matters_per_image.csv")
-judged = read_result(home / "02_readability.json")["numbers"]
+readability = read_result(home / "02_readability.json")["numbers"]
 verdicts = [
     claims.c1(scores, ours),
     claims.c2(scores, ours, others, trained_alike(cells, scores[ours])),
     claims.c3(scores, names["extractors"]),
     claims.c4(scores, names["fusion"]),
-    claims.c5(judged["classifier"]),
-    claims.c6([run.numbers["rechecked"] for run in runs[ours]], judged["fooled"]),
+    claims.c5(readability["classifier"]),
+    claims.c6([run.numbers["rechecked"] for run in runs[ours]], readability["fooled"]),
 ]
 shown = claims.table(verdicts)
 caption = (
