@@ -3,11 +3,12 @@
 workflow/Snakefile turns the table of `jobs` into rules. Nothing here needs torch.
 """
 
+import itertools
 import os
 import re
 import subprocess
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -142,16 +143,11 @@ def lease():
         return
     from filelock import FileLock, Timeout
 
-    locks = {id: FileLock(Path(tempfile.gettempdir()) / f"rr-{os.getuid()}-gpu-{id}") for id in ids}
-    leased = None
-    while leased is None:
-        for id, lock in locks.items():
-            try:
-                lock.acquire(timeout=1)
-            except Timeout:
-                continue
-            leased = lock
-            os.environ["CUDA_VISIBLE_DEVICES"] = id
-            break
-    with leased:
+    with ExitStack() as stack:
+        for gpu in itertools.cycle(ids):
+            lock = FileLock(Path(tempfile.gettempdir()) / f"rr-{os.getuid()}-gpu-{gpu}")
+            with suppress(Timeout):
+                stack.enter_context(lock.acquire(timeout=1))
+                break
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
         yield
