@@ -1,6 +1,5 @@
 """The matrix of the three studies, what runs are read and refused, and the notebooks that compare them, without torch."""
 
-import math
 import subprocess
 import sys
 from itertools import product
@@ -311,11 +310,11 @@ def test_the_summary_never_mixes_the_papers_numbers_with_ours(compared):
     assert {cell.strip() for cell in cells["C1: do nothing"]} == {"–"}
 
 
-def test_one_seed_no_trunk_and_a_perfect_image(tmp_path):
-    fakes.write(tmp_path / "smoke", lpips=False, effects={"densenet": math.inf, "unet": -9})
+def test_one_seed_and_no_trunk(tmp_path):
+    fakes.write(tmp_path / "smoke", lpips=False, effects={"unet": -9})
     text = execute(tmp_path, 1)
     assert text.count("one training per configuration: not tested") >= 6 and "±" not in text
-    assert "| ∞ " in text and not {"nan", "inf"} & set(text.lower().split())
+    assert not {"nan", "inf"} & set(text.lower().split())
     verdicts = io.read_json(tmp_path / "smoke" / "11_summary.json")["numbers"]["verdicts"]
     words = {row["claim"]: row["verdict"] for row in verdicts}
     assert words.pop("C5") == SUPPORTED and set(words.values()) == {NOT_TESTABLE}
