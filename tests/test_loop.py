@@ -276,6 +276,22 @@ def test_the_saved_weights_are_the_exponential_average(tmp_path, training):
     assert torch.allclose(saved, 0.9 * average + 0.1 * last, atol=1e-6)
 
 
+def test_dropout_and_batch_normalisation_are_on_in_training_and_off_in_validation(
+    tmp_path, monkeypatch, training
+):
+    modes, loss = [], Line.loss
+
+    def recorded(self, x, labels, generator):
+        modes.append(self.training)
+        return loss(self, x, labels, generator)
+
+    monkeypatch.setattr(Line, "loss", recorded)
+    model, run = training(tmp_path, epochs=2)
+    list(run)
+    assert modes == 2 * [True, True, True, True, False]  # four steps, one batch to validate on
+    assert not model.training
+
+
 @pytest.mark.parametrize("optimizer, key", [("rmsprop", "square_avg"), ("adamw", "exp_avg_sq")])
 def test_the_optimizer_is_the_one_of_the_configuration(tmp_path, training, optimizer, key):
     list(training(tmp_path, epochs=1, optimizer=optimizer)[1])
