@@ -245,7 +245,7 @@ def test_restore_on_a_full_disk_keeps_the_old_file(command, photos, run, tmp_pat
             {"SLURM_STEP_NUM_TASKS": "4"},
             "1 devices on 1 nodes, and 4 processes from torchrun or srun",
         ),
-        (["--devices", "2"], {}, "no complete packed data set here"),
+        (["--devices", "2"], {}, "no complete packed data set"),
     ],
 )
 def test_train_says_before_it_starts_what_cannot_be(

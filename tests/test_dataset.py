@@ -56,7 +56,7 @@ def test_damaged_packs_are_refused(tmp_path):
     for name, content, reason in [
         (images, whole[images][:-1000], "damaged"),
         (images, b"", "damaged"),
-        ("table.csv", whole["table.csv"][:-9], "table.csv has changed"),
+        ("table.csv", whole["table.csv"][:-9], "table.csv was changed"),
         ("manifest.json", whole["manifest.json"][:40], "not valid JSON"),
         ("manifest.json", b"{}", "damaged"),
         ("manifest.json", b"[1]", "damaged"),
@@ -69,7 +69,7 @@ def test_damaged_packs_are_refused(tmp_path):
         (tmp_path / name).write_bytes(whole[name])
     flipped = whole[images][:-50] + bytes(255 - byte for byte in whole[images][-50:])
     (tmp_path / images).write_bytes(flipped)
-    with pytest.raises(InputError, match=f"{images} has changed"):
+    with pytest.raises(InputError, match=f"{images} was changed"):
         dataset.Packed(tmp_path, verify=True)
     (tmp_path / images).unlink()
     with pytest.raises(InputError, match="damaged"):

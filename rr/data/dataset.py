@@ -39,7 +39,7 @@ class Packed:
 
     def __init__(self, path, size=None, verify=False):
         self.path = path = Path(path)
-        again = "run 01_data or `rr data prepare --fresh`"
+        again = "run 01_data or `rr data prepare`"
         if not (path / "manifest.json").exists():
             raise InputError(f"{path}: no complete packed data set (no manifest.json); {again}")
         self.manifest = manifest = read_json(path / "manifest.json")
@@ -53,9 +53,9 @@ class Packed:
         except InputError:
             raise
         except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: damaged packed data set ({error!r}); {again}") from None
+            raise InputError(f"{path}: damaged ({error!r}); delete the folder, {again}") from None
         if changed:
-            raise InputError(f"{path}: {changed[0]} has changed since it was packed; {again}")
+            raise InputError(f"{path}: {changed[0]} was changed; delete the folder, {again}")
         if size not in (None, self.size):
             message = f"images of {self.size} px, not of {size} px"
             raise InputError(f"{path}: {message}; pack them again with 01_data and this preset")
