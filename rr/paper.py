@@ -144,7 +144,7 @@ CHOICES = (
            "the drawn noise, trained on x alone"),
     Choice("weight of the squared error at step t (y != x)",
            "none (2.4)",
-           "min-SNR: the error of x_0 counts min(SNR, 5) for the objectives noise, v and image; the "
+           "min-SNR: the error of x_0 counts min(SNR, 5) for noise, v and image; the "
            "VAE that predicts the image keeps BCE + KL (2.5), without a weight",
            "no weight; the same weight for every t"),
     Choice("256 to 3 channels",

@@ -1,7 +1,8 @@
-"""Run by tests/test_full_disk.py in a mount namespace of its own: every kind of file, written to an 8 MB disk that is full.
+"""Write every kind of file to an 8 MB disk that is full. tests/test_full_disk.py runs this.
 
-python tests/full_disk.py DISK: for each kind a first, small version is written, the disk is filled, and a second, larger
-version must fail with InputError and leave the first as it was. Prints {kind: {"error", "intact", "left"}} as JSON.
+python tests/full_disk.py DISK: for each kind a small version is written, the disk is filled, and a
+larger version must fail with InputError and leave the first as it was. The output is JSON:
+{kind: {"error", "intact", "left"}}.
 """
 
 import hashlib

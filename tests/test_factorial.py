@@ -19,7 +19,11 @@ FACTORS = {"a": (0, 1), "b": ("x", "y", "z")}
 def scores_of_cells(effect, seeds=3):
     """Scores of 20 images in every cell of FACTORS; effect(a, b) in dB, noise of 0.1 dB."""
     rng, base = np.random.default_rng(0), np.random.default_rng(1).normal(20, 3, 20)
-    return {levels: [pd.DataFrame({"psnr": base + effect(*levels) + rng.normal(0, 0.1, 20)}) for _ in range(seeds)]
+
+    def noisy(levels):
+        return pd.DataFrame({"psnr": base + effect(*levels) + rng.normal(0, 0.1, 20)})
+
+    return {levels: [noisy(levels) for _ in range(seeds)]
             for levels in product(*FACTORS.values())}  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A disk of 8 MB that is full: whatever is written, the error is one line and the file that was there is intact."""
+"""A full disk of 8 MB: every error is one line, and the previous file is intact."""
 
 import json
 import os

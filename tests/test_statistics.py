@@ -1,4 +1,4 @@
-"""Statistics: values that can be checked by hand, scipy as oracle, and what a few trainings must not say."""
+"""Statistics: values checked by hand, scipy as oracle, and what a few trainings must not say."""
 
 import math
 
@@ -24,7 +24,7 @@ from rr.studies import RETINAREGEN
 
 
 def made(psnr, lpips=0.25):
-    """Scores of images with this PSNR. SSIM is 1/128 of it (no rounding); the last disc is unknown."""
+    """Scores of images with this PSNR. SSIM is 1/128 of it; the last disc is unknown."""
     psnr = np.array(psnr, float)
     columns = {"psnr": psnr, "ssim": psnr / 128, "lpips": lpips, "psnr_fov": psnr - 1}
     table = pd.DataFrame(columns | {"psnr_disc": psnr - 2})
@@ -86,7 +86,7 @@ def test_runs_of_other_degradations_are_refused():
         statistics.scores({"vae": [runs[0], runs[1]._replace(scores=changed)]})
 
 
-# ---------------------------------------------------------------------------- one comparison
+# ---------------------------------------------------------------------------------- one comparison
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -189,7 +189,7 @@ def test_an_order_is_decided_by_its_weakest_pair():
     assert decided(("c", "b"), ("e", "b"), ("a", "b")) == ("cb", WORSE)
 
 
-# ---------------------------------------------------------------------------------- all rows
+# ---------------------------------------------------------------------------------------- all rows
 
 
 def test_needed_is_students_table():
@@ -198,7 +198,7 @@ def test_needed_is_students_table():
 
 
 def test_spread_is_the_analysis_of_variance_in_blocks():
-    """Against least squares: what the rows explain beyond the seeds, and what is left after both."""
+    """Against least squares: what the rows explain beyond the seeds, and the residual."""
     rng = np.random.default_rng(0)
     groups = rng.normal(20, 0.1, (8, 4)) + rng.normal(0, 0.05, (8, 1)) + rng.normal(0, 1, (1, 4))
     row, seed = (index.ravel() for index in np.indices(groups.shape))

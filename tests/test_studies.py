@@ -1,4 +1,4 @@
-"""The matrix of the three studies, what runs are read and refused, and the notebooks that compare them, without torch."""
+"""The studies, the runs that are read or refused, and the notebooks that compare them."""
 
 import subprocess
 import sys
@@ -39,7 +39,8 @@ out, seeds, *notebooks = sys.argv[1:]
 for path in notebooks:
     text = open(path, encoding="utf-8").read()
     assert text.count('out: str = "results"') == text.count("seeds: int = 1 ") == 1
-    text = text.replace('out: str = "results"', f"out: str = {out!r}").replace("seeds: int = 1 ", f"seeds: int = {seeds} ")
+    text = text.replace('out: str = "results"', f"out: str = {out!r}")
+    text = text.replace("seeds: int = 1 ", f"seeds: int = {seeds} ")
     exec(compile(text, path, "exec"), {})
 """
 
@@ -62,7 +63,7 @@ def execute(out, seeds, stems=STEMS):
     return done.stdout
 
 
-# -------------------------------------------------------------------------------------------------------- the matrix
+# -------------------------------------------------------------------------------------- the matrix
 
 
 def test_the_matrix_is_the_papers():
@@ -135,7 +136,7 @@ def test_the_factorial_is_full_and_all_of_what_matters_is_a_choice_that_the_mode
         assert min(twins) == 1, "one thing differs from a row of Table 1, or nothing is told"
 
 
-# ---------------------------------------------------------------------------------------------------------- runs read
+# --------------------------------------------------------------------------------------- runs read
 
 
 @pytest.fixture
@@ -184,12 +185,12 @@ def test_runs_that_cannot_be_compared_are_refused(home, what, changes):
         finished.read_study(home, "fusion", 1)
 
 
-# ------------------------------------------------------------------------------------------------ the study notebooks
+# ----------------------------------------------------------------------------- the study notebooks
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """Three seeds: a weak unet, alexnet just like resnet18, a mobilenet that is better, a fusion with one seed off."""
+    """Three seeds: a weak unet, alexnet equal to resnet18, a better mobilenet, a mixed fusion."""
     out = tmp_path_factory.mktemp("compared")
     effects = {
         "unet": -6,
@@ -263,7 +264,8 @@ def test_the_table_follows_from_the_runs(compared):
     )
     assert result["provenance"]["runs"][0] == {
         "run": "paired_vae_attention_bilinear-static_0", "data": "0123456789ab",
-        "commit": runs[0].provenance["commit"], "seconds": every[studies.STUDIES["extractors"][0]][0].provenance["seconds"],
+        "commit": runs[0].provenance["commit"],
+        "seconds": every[studies.STUDIES["extractors"][0]][0].provenance["seconds"],
     }  # fmt: skip
 
 

@@ -91,7 +91,8 @@ def verdicts():
     ]
     numbers, provenance = summary["numbers"], summary["provenance"]
     note = (
-        f"Preset `smoke` at {made_at(provenance)}: {numbers['data']} data, {numbers['n']} test images "
+        f"Preset `smoke` at {made_at(provenance)}: {numbers['data']} data, "
+        f"{numbers['n']} test images "
         f"of {numbers['size']} px, {numbers['seeds']} training(s) per configuration. Intervals are "
         "95 % over images."
     )
