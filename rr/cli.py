@@ -96,7 +96,8 @@ def reproduce(
     for reason in failed.values():
         fail(reason)
     if failed:
-        fail(f"{len(failed)} of {total} notebooks failed; the same command continues")
+        count = f"{len(failed)} of {total} notebooks failed"
+        fail(f"{count}; after a repair the same command continues")
         raise typer.Exit(1)
     print(f"preset {preset}, seeds {seeds}, study {study}: all {total} notebooks have a result")
     print(f"  figures   {_short(pictures)}/")

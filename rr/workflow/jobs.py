@@ -109,17 +109,17 @@ def name(stem, values):
     return stem
 
 
-def outputs(stem):
-    """Files that the jobs of a notebook write, relative to the results; {run} stands for a run."""
-    return OUTPUTS.get(stem, [f"{stem}.json"])
+def outputs(job):
+    """Files that a job writes, by its name, relative to the results; the first is its result."""
+    for stem, files in OUTPUTS.items():
+        if job.startswith(stem):
+            return [file.format(run=job.removeprefix(f"{stem}_")) for file in files]
+    return [f"{job}.json"]
 
 
 def result(results_dir, job):
     """The result file of a job, by its name."""
-    for stem in ("03_features", "06_restoration"):
-        if job.startswith(f"{stem}_"):
-            return results_dir / outputs(stem)[0].format(run=job.removeprefix(f"{stem}_"))
-    return results_dir / f"{job}.json"
+    return results_dir / outputs(job)[0]
 
 
 def gpus():
