@@ -16,7 +16,7 @@ from torchvision.transforms.functional import to_tensor as pil_to_tensor
 
 from rr.data import degrade, packing, sources
 from rr.data.dataset import batches
-from rr.data.photo import to_tensor
+from rr.data.photo import read_crop, to_tensor
 from rr.data.synthetic import fundus
 from rr.paper import LABELS
 
@@ -128,13 +128,12 @@ FRAMES = {
 @pytest.mark.parametrize("frame", FRAMES)
 def test_photograph(who, frame, timed, tmp_path, size=224):
     """The peers are told where the eye is; `rr` finds the field of view itself."""
-    Image.fromarray(FRAMES[frame]()).save(tmp_path / "photo.jpg", quality=92)
-    source = sources.folder(tmp_path)
-    crop, row = source.image(0, size)
-    box = [row[f"box_{side}"] for side in ("left", "top", "side")]
-    peer = partial(with_pil, tmp_path / "photo.jpg", box, size)
+    file = tmp_path / "photo.jpg"
+    Image.fromarray(FRAMES[frame]()).save(file, quality=92)
+    crop, _, box, *_ = read_crop(file, size)
+    peer = partial(with_pil, file, box, size)
     calls = {
-        "rr, looks for the eye": lambda: source.image(0, size)[0],
+        "rr, looks for the eye": lambda: read_crop(file, size)[0],
         "PIL, resize": peer,
         "PIL, draft and BOX": partial(peer, Image.BOX, draft=True),
     }
