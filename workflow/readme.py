@@ -123,7 +123,7 @@ def tree():
         for path in modules:
             doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
             comment = doc.splitlines()[0].split(". ")[0].split(": ")[0].rstrip(".:,")
-            lines.append(f"  {path.name:19}{textwrap.shorten(comment, 40, placeholder=' ...')}")
+            lines.append(f"  {path.name:19}{textwrap.shorten(comment, 36, placeholder=' ...')}")
     return "\n".join([*lines, "```"])
 
 
