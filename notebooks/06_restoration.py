@@ -40,7 +40,6 @@ condition: str = "mean"  # mean | image | noise | unreadable: which features are
 likelihood: str = "bce"  # bce | mse | continuous-bernoulli: of a vae that predicts images
 region: str = "disc"  # macula | disc | retina: unreadable region of the literal protocol's images
 budget: str = "full"  # full | equal: the preset's epochs for this backbone, or the same for all
-budget: str = "full"  # full | equal: the preset's epochs for this backbone, or the same for all
 
 # %%
 import time

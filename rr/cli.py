@@ -90,6 +90,9 @@ def reproduce(
             print(f"deleting {_short(folder)}/ and {_short(pictures)}/: everything is made anew")
             shutil.rmtree(folder)
             shutil.rmtree(pictures, ignore_errors=True)
+        if not dry_run:  # a killed run may have left files that it was writing
+            for place in (folder, folder / "tables", pictures):
+                io.remove_partial_files(place)
         failed = snakemake(folder, config, profile, cores, jobs, dry_run)
     if dry_run:
         return

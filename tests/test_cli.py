@@ -228,7 +228,7 @@ def test_restore_on_a_full_disk_keeps_the_old_file(command, photos, run, tmp_pat
 @pytest.mark.parametrize(
     ("words", "started", "reason"),
     [
-        (["-p", "preset=paper"], {}, "-p preset: is the option --preset"),
+        (["-p", "preset=paper"], {}, "-p preset: use the option --preset"),
         (["--nodes", "2"], {}, "2 nodes: start the command with torchrun or srun"),
         (
             ["--devices", "2"],
@@ -238,12 +238,12 @@ def test_restore_on_a_full_disk_keeps_the_old_file(command, photos, run, tmp_pat
         (
             ["--devices", "3"],
             {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"},
-            "3 devices on 1 nodes, and 2 processes",
+            "3 devices on 1 nodes: torchrun or srun started 2 processes",
         ),
         (
             [],
             {"SLURM_STEP_NUM_TASKS": "4"},
-            "1 devices on 1 nodes, and 4 processes from torchrun or srun",
+            "1 devices on 1 nodes: torchrun or srun started 4 processes",
         ),
         (["--devices", "2"], {}, "no complete packed data set"),
     ],
