@@ -169,7 +169,9 @@ def restore(
 
     --checkpoint takes a folder of a corrector that `rr train` made, or of a run of 06_restoration.
     """
-    targets = _targets(photos, out)
+    for photo in photos:
+        if not photo.exists():
+            raise InputError(f"{photo}: no such file or folder")
     report = read_json(out / "restore.json") if (out / "restore.json").exists() else {}
     if not isinstance(report, dict):
         raise InputError(f"{out / 'restore.json'}: not made by `rr restore`; choose another --out")
@@ -179,7 +181,7 @@ def restore(
     from rr.data.photo import read_photograph
     from rr.train.distributed import fabric
 
-    folder = checkpoint or io.RECOMMENDED
+    targets, folder = restoration.targets(photos, out), checkpoint or io.RECOMMENDED
     restorer = restoration.load(folder, fabric(device).device)
     io.folder(out)
     print(f"restorer: {_short(folder)}")
@@ -203,37 +205,6 @@ def restore(
         write_json(out / "restore.json", report)
     if failed:
         raise typer.Exit(1)
-
-
-def _targets(photos, out):
-    """{PNG to write: photograph}. Raises InputError if a name is missing, doubled, or an input."""
-    for photo in photos:
-        if not photo.exists():
-            raise InputError(f"{photo}: no such file or folder")
-    from rr.data.sources import EXTENSIONS
-
-    inputs = []
-    for photo in photos:
-        if not photo.is_dir():
-            inputs.append(photo)
-            continue
-        files = (file for file in photo.iterdir() if not file.name.startswith("."))
-        found = sorted(file for file in files if file.suffix.lower() in EXTENSIONS)
-        if not found:
-            raise InputError(f"{photo}: no photographs in this folder ({', '.join(EXTENSIONS)})")
-        inputs += found
-    targets, originals = {}, {photo.resolve() for photo in inputs}
-    for photo in dict.fromkeys(inputs):
-        target = out / f"{photo.stem}.png"
-        if target in targets:
-            way_out = "restore them in two calls to two --out"
-            raise InputError(f"{targets[target]}, {photo}: both would become {target}; {way_out}")
-        if target.resolve() in originals:
-            raise InputError(
-                f"{target}: a photograph to restore, which would be lost; choose another --out"
-            )
-        targets[target] = photo
-    return targets
 
 
 # -------------------------------------------------------------------------------------------- train

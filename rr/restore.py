@@ -18,7 +18,8 @@ from rr import checkpoint
 from rr.data import degrade
 from rr.data.fov import fov_mask
 from rr.data.photo import crop_fov, put_back, to_photograph, to_tensor
-from rr.errors import choose
+from rr.data.sources import EXTENSIONS
+from rr.errors import InputError, choose
 from rr.files import RECOMMENDED
 from rr.models.bridge import Bridge
 from rr.models.corrector import Corrector
@@ -157,3 +158,33 @@ def restore_at_model_size(regen, image, seed=0):
     layers = F.interpolate(layers, (box.side, box.side), mode="bicubic", align_corners=False)
     patch = to_photograph((layers[:, :3] / layers[:, 3:].clamp(min=0.1)).clamp(0, 1))
     return put_back(image, patch, box, fov_mask([circle], box.side)[0, 0].numpy()), report
+
+
+def targets(photos, out):
+    """{PNG to write in `out`: photograph}, for photographs and folders of photographs.
+
+    Raises InputError if a folder has no photographs, if two photographs have one name, or if a PNG
+    would replace a photograph.
+    """
+    inputs = []
+    for photo in photos:
+        if not photo.is_dir():
+            inputs.append(photo)
+            continue
+        files = (file for file in photo.iterdir() if not file.name.startswith("."))
+        found = sorted(file for file in files if file.suffix.lower() in EXTENSIONS)
+        if not found:
+            raise InputError(f"{photo}: no photographs in this folder ({', '.join(EXTENSIONS)})")
+        inputs += found
+    pngs, originals = {}, {photo.resolve() for photo in inputs}
+    for photo in dict.fromkeys(inputs):
+        target = out / f"{photo.stem}.png"
+        if target in pngs:
+            way_out = "restore them in two calls to two --out"
+            raise InputError(f"{pngs[target]}, {photo}: both would become {target}; {way_out}")
+        if target.resolve() in originals:
+            raise InputError(
+                f"{target}: a photograph to restore, which would be lost; choose another --out"
+            )
+        pngs[target] = photo
+    return pngs

@@ -54,7 +54,7 @@ def test_check_refuses_unknown_names_and_wrong_types(toy, name, text, message):
 def test_parameters_are_typed_literals(tmp_path, line):
     path = tmp_path / "bad.py"
     path.write_text(f'# %% tags=["parameters"]\n{line}\n\n# %%\n1\n')
-    with pytest.raises(InputError, match="bad: parameter cell: seed: .*; write: name: str | int"):
+    with pytest.raises(InputError, match="bad: parameter cell: seed: .*; write name: str | int"):
         notebook.check(path, {})
 
 

@@ -72,28 +72,26 @@ def _cells(nb):
 
 
 def parameters(nb, name):
-    """The parameters of a notebook as papermill sees them, {name: {default, help, ...}}.
+    """{parameter: default} of a notebook, as papermill sees them.
 
     Raises InputError, which names the notebook `name`, if one is not a typed literal.
     """
     import papermill
 
-    known = papermill.inspect_notebook(nb)
-    if not known:
-        raise InputError(f'{name}: no cell has the tag "parameters", or the cell is empty')
-    for parameter in known.values():
-        kind, default = parameter["inferred_type_name"], parameter["default"]
+    defaults = {}
+    for parameter, seen in papermill.inspect_notebook(nb).items():
+        kind, text = seen["inferred_type_name"], seen["default"]
         try:
-            parameter["default"] = ast.literal_eval(default)
-            valid = type(parameter["default"]).__name__ == kind and kind in TYPES
+            defaults[parameter] = ast.literal_eval(text)
+            valid = kind in TYPES and type(defaults[parameter]).__name__ == kind
         except (ValueError, SyntaxError):
             valid = False
         if not valid:
-            line = f"{parameter['name']}: {kind} = {default}"
-            raise InputError(
-                f"{name}: parameter cell: {line}; write: name: {' | '.join(TYPES)} = literal"
-            )
-    return known
+            line, wanted = f"{parameter}: {kind} = {text}", f"name: {' | '.join(TYPES)} = literal"
+            raise InputError(f"{name}: parameter cell: {line}; write {wanted}")
+    if not defaults:
+        raise InputError(f'{name}: no cell has the tag "parameters", or the cell is empty')
+    return defaults
 
 
 def assignment(text):
@@ -110,26 +108,25 @@ def check(path, values):
     values: {name: value, or its text}. Raises InputError for an unknown name or a wrong type.
     """
     name = Path(path).stem
-    known = parameters(read(path), name)
-    for unknown in values.keys() - known:
-        raise InputError(f"{name}: no parameter {unknown!r}; choose one of {', '.join(known)}")
-    defaults = {key: parameter["default"] for key, parameter in known.items()}
-    return {
-        key: _typed(name, key, values[key], type(default)) if key in values else default
-        for key, default in defaults.items()
-    }
+    checked = parameters(read(path), name)
+    for key, value in values.items():
+        if key not in checked:
+            raise InputError(f"{name}: no parameter {key!r}; choose one of {', '.join(checked)}")
+        try:
+            checked[key] = _typed(str(value), type(checked[key]))
+        except (KeyError, ValueError):
+            wanted = TYPES[type(checked[key]).__name__]
+            raise InputError(f"{name}: {key}={value}: must be {wanted}") from None
+    return checked
 
 
-def _typed(notebook, name, value, kind):
-    """`value`, or the value that its text stands for, as a str, int, float or bool."""
-    text = str(value)
-    try:
-        typed = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-        if kind is float and not math.isfinite(typed):
-            raise ValueError
-    except (KeyError, ValueError):
-        raise InputError(f"{notebook}: {name}={text}: must be {TYPES[kind.__name__]}") from None
-    return typed
+def _typed(text, kind):
+    """The str, int, float or bool that a text stands for. Raises KeyError or ValueError."""
+    if kind is bool:
+        return {"true": True, "false": False}[text.lower()]
+    if kind is float and not math.isfinite(float(text)):
+        raise ValueError
+    return kind(text)
 
 
 def execute(path, values, executed):
