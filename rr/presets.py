@@ -7,7 +7,7 @@ studies.Configuration. Notebooks name a preset and may replace single values:
 
 from dataclasses import dataclass, fields, replace
 
-from rr.errors import choose
+from rr.errors import InputError, choose
 
 
 # fmt: off
@@ -79,10 +79,12 @@ PRESETS = {row.name: row for row in _TABLE}
 def preset(name, **changes):
     """The preset `name` with the given fields replaced; a value of None changes nothing.
 
-    Raises InputError for an unknown preset or field.
+    Raises InputError for an unknown preset or field, or a negative seed.
     """
     row = choose("preset", name, PRESETS)
     names = sorted(field.name for field in fields(Preset))
     for name in changes:
         choose("preset field", name, names)
+    if (changes.get("seed") or 0) < 0:
+        raise InputError(f"seed {changes['seed']}: must be 0 or more")
     return replace(row, **{key: value for key, value in changes.items() if value is not None})

@@ -49,3 +49,5 @@ def test_unknown_names_list_the_choices():
         preset("large")
     with pytest.raises(InputError, match="latent"):
         preset("smoke", learning_rate=1)
+    with pytest.raises(InputError, match="seed -1: must be 0 or more"):
+        preset("smoke", seed=-1)

@@ -165,6 +165,8 @@ def test_a_run_is_read_as_it_was_written(home):
 def test_missing_and_changed_runs_are_named(home):
     with pytest.raises(InputError, match="upsample-static_2: this run does not exist"):
         finished.read_study(home, "fusion", 3)
+    with pytest.raises(InputError, match="seeds 0: must be 1 or more"):
+        finished.read_study(home, "fusion", 0)
     with pytest.raises(
         InputError, match="paired_vae_attention_bilinear-static_0: this run does not exist"
     ):

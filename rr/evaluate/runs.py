@@ -49,6 +49,8 @@ def read_study(results_dir, study, seeds):
     Raises InputError if a run is missing, or if the runs were not measured on the same images with
     the same metrics.
     """
+    if seeds < 1:
+        raise InputError(f"seeds {seeds}: must be 1 or more")
     runs = {
         configuration: [read(results_dir, configuration, seed) for seed in range(seeds)]
         for configuration in STUDIES[study]
