@@ -64,7 +64,8 @@ from scipy.stats import spearmanr
 from rr import files as io
 from rr import restore
 from rr.data import degrade
-from rr.data.photo import crop_fov, fov_mask, read_photograph, to_photograph, to_tensor
+from rr.data.fov import fov_mask
+from rr.data.photo import crop_fov, read_photograph, to_photograph, to_tensor
 from rr.evaluate import figures, metrics
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result

@@ -38,8 +38,7 @@ from IPython.display import Markdown
 from rr import files as io
 from rr import studies
 from rr.evaluate import figures, plots, sentences, statistics, tables
-from rr.evaluate.runs import cost, metadata, read_study, sources
-from rr.presets import preset as choose_preset
+from rr.evaluate.runs import cost, metadata, read_study, study_provenance
 from rr.provenance import write_result
 
 started = time.time()
@@ -121,11 +120,7 @@ Markdown(sentences.findings(scores, reference))
 numbers = (
     data | statistics.numbers(scores, study, reference) | {"cost": cost(runs).to_dict("index")}
 )
-provenance = {
-    "preset": choose_preset(preset),
-    "data": runs[reference][0].provenance["data"],
-    "runs": sources(runs),
-}
+provenance = study_provenance(runs, preset)
 write_result(home / "07_backbones.json", numbers, started=started, **provenance)
 objectives = cost(runs)["predicts"]
 effort = cost(runs)["epochs"]

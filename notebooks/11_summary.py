@@ -42,8 +42,7 @@ from rr import paper, studies
 from rr.evaluate import claims, figures, plots, sentences, statistics, tables
 from rr.evaluate.factorial import trained_alike
 from rr.evaluate.runs import cost as cost_of
-from rr.evaluate.runs import metadata, read_study, sources
-from rr.presets import preset as choose_preset
+from rr.evaluate.runs import metadata, read_study, study_provenance
 from rr.provenance import read_result, write_result
 
 started = time.time()
@@ -176,11 +175,7 @@ numbers = data | {
     "claims": rows.to_dict("records"),
 }
 numbers |= {"cost": cost.to_dict("index")}
-provenance = {
-    "preset": choose_preset(preset),
-    "data": runs[ours][0].provenance["data"],
-    "runs": sources(runs),
-}
+provenance = study_provenance(runs, preset)
 write_result(home / "11_summary.json", numbers, started=started, **provenance)
 eight = study[study.method.isin(names["extractors"].values())]
 Markdown(

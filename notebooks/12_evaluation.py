@@ -256,10 +256,7 @@ figures.save(
 
 # %%
 instruments = downstream.detector_accuracy(size, 12)
-trust = {
-    name: dict(zip(("mean", "low", "high"), statistics.bootstrap(values)))
-    for name, values in instruments.items()
-}
+trust = {name: statistics.bootstrap(values)._asdict() for name, values in instruments.items()}
 Markdown(
     "\n".join(
         f"* {name}: {tables.interval(*values.values(), sign='')}" for name, values in trust.items()
@@ -405,10 +402,7 @@ own = models["recommended"][0].run(y.to(on), images.fov.to(on))
 certain["recommended"] = harness.error_uncertainty_correlation(
     own.uncertainty.cpu(), own.image.cpu(), images.x, images.fov
 )
-correlation = {
-    name: dict(zip(("mean", "low", "high"), statistics.bootstrap(values)))
-    for name, values in certain.items()
-}
+correlation = {name: statistics.bootstrap(values)._asdict() for name, values in certain.items()}
 Markdown(
     "\n".join(
         f"* {name}: {tables.interval(*values.values())}" for name, values in correlation.items()

@@ -12,6 +12,7 @@ from drawn import disc, line, saved
 from PIL import Image
 
 from rr.data import photo
+from rr.data.fov import fov_mask
 from rr.errors import InputError
 from rr.files import ROOT
 
@@ -130,7 +131,7 @@ def test_crop_box_and_fractions():
     assert np.allclose(box, (50, -60, 700), atol=4)
     assert np.allclose(fov, (0.5, 0.5, 0.5, 60 / 700, 660 / 700), atol=0.006)
     assert np.array(fov)[:2] * box.side + (box.left, box.top) == pytest.approx((400, 290), abs=2)
-    mask = photo.fov_mask(torch.tensor([fov]), 128)[0, 0].numpy()
+    mask = fov_mask(torch.tensor([fov]), 128)[0, 0].numpy()
     bright = crop.max(axis=2) > 60
     assert (mask & bright).sum() / (mask | bright).sum() > 0.97
     assert not crop[:7].any()  # above the photograph: black
@@ -138,7 +139,7 @@ def test_crop_box_and_fractions():
 
 def test_fov_mask_without_fov_is_the_whole_frame():
     circle = torch.tensor([[0.5, 0.5, 0.4, 0.2, 1.0], [float("nan")] * 5])
-    mask = photo.fov_mask(circle, 200)
+    mask = fov_mask(circle, 200)
     assert mask.shape == (2, 1, 200, 200) and mask.dtype == torch.bool and mask[1].all()
     angle = np.arccos(0.3 / 0.4)  # the disc less the cap above y = 0.2
     area = 0.16 * (np.pi - angle + np.sin(angle) * np.cos(angle))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from rr.data.fov import NO_FOV, THUMB, Fov, find_fov, fov_mask  # noqa: F401
+from rr.data.fov import NO_FOV, THUMB, Fov, find_fov
 from rr.errors import InputError
 
 MAX_PIXELS = 150_000_000  # more is refused before decoding; three times the largest fundus cameras

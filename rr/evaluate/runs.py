@@ -10,6 +10,7 @@ from PIL import Image
 
 from rr.errors import InputError
 from rr.files import results
+from rr.presets import preset as choose_preset
 from rr.provenance import read_result
 from rr.studies import STUDIES, Configuration, folder
 
@@ -92,6 +93,16 @@ def sources(runs):
         for group in runs.values()
         for run in group
     ]
+
+
+def study_provenance(runs, preset):
+    """The provenance of what is computed from {name: [Run, ...]}: preset, data, the runs."""
+    first = next(iter(runs.values()))[0]
+    return {
+        "preset": choose_preset(preset),
+        "data": first.provenance["data"],
+        "runs": sources(runs),
+    }
 
 
 def cost(runs):

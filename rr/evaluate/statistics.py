@@ -36,19 +36,27 @@ class Comparison(NamedTuple):
     verdict: str  # BETTER, WORSE, UNCLEAR, NOT_TESTED or NOT_AVAILABLE
 
 
+class Interval(NamedTuple):
+    """A mean over images with its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
 def bootstrap(values, level=0.95, n=2000, seed=0):
-    """Mean over images and its percentile-bootstrap interval: (mean, low, high).
+    """Mean over images and its percentile-bootstrap interval, as an Interval.
 
     `values` holds one number per image. NaN is left out. Without any value all three are NaN.
     """
     values = np.asarray(values, dtype=float)
     values = values[~np.isnan(values)]
     if not len(values):
-        return (float("nan"),) * 3
+        return Interval(np.nan, np.nan, np.nan)
     means = values[_draws(len(values), n, seed)].mean(axis=1)
     # "nearest" returns values of the sample, so that an infinite PSNR gives inf, not inf - inf.
     low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)], method="nearest")
-    return float(values.mean()), float(low), float(high)
+    return Interval(float(values.mean()), float(low), float(high))
 
 
 @lru_cache(maxsize=2)
