@@ -143,7 +143,7 @@ maps = {
 }
 figures.save(
     figures.grid(
-        {name: [figures.coloured(each)[0] for each in maps.values()]}, list(maps), side=2.6
+        {name: [figures.coloured(values)[0] for values in maps.values()]}, list(maps), side=2.6
     ),
     pictures,
     "00_start_here_decision",
@@ -183,12 +183,17 @@ before, after = scores["input"]["psnr_fov"], scores["restored"]["psnr_fov"]
 if severity == 0:
     verdict = f"The photograph was not degraded; {report['status']}. "
     verdict += (
-        "" if report["status"] == "left alone" else f"The result stands {after:.1f} dB from it. "
+        ""
+        if report["status"] == "left alone"
+        else f"The PSNR of the result against it is {after:.1f} dB. "
     )
 else:
-    verdict = f"Inside the field of view the input stands {before:.1f} dB from the photograph, the result {after:.1f} dB. "
-    verdict += "" if after > before else "**The result is further away than the input was.** "
-    verdict += f"Expected and true error, rank correlation: {alike:.2f}. "
+    verdict = (
+        f"Inside the field of view, the PSNR of the input is {before:.1f} dB and that of the result "
+        f"{after:.1f} dB. "
+    )
+    verdict += "" if after > before else "**The result is worse than the input.** "
+    verdict += f"The rank correlation between expected and true error is {alike:.2f}. "
 Markdown(
     verdict
     + f"The photograph keeps its {box.side} x {box.side} pixels. One photograph says little: chapter 12 has the numbers "

@@ -148,13 +148,13 @@ heldout_log = loop.run(config, fabric)
 # %%
 test = packed.labelled("test")
 classifiers = {"classifier": classifier, "held-out classifier": heldout}
-found = {
-    name: each.probabilities(packed.batch(test, fabric.device))
-    for name, each in classifiers.items()
+predicted = {
+    name: network.probabilities(packed.batch(test, fabric.device))
+    for name, network in classifiers.items()
 }
-probabilities = found["classifier"]
+probabilities = predicted["classifier"]
 scores = report(packed.labels[test], probabilities)
-second = report(packed.labels[test], found["held-out classifier"])
+second = report(packed.labels[test], predicted["held-out classifier"])
 io.write_table(home / "tables" / "02_readability_report.csv", scores)
 io.write_table(home / "tables" / "02_readability_heldout.csv", second)
 pd.concat({"classifier": scores, "held-out classifier": second}).droplevel(1).set_index(
@@ -162,9 +162,10 @@ pd.concat({"classifier": scores, "held-out classifier": second}).droplevel(1).se
 ).round(3).T
 
 # %%
-agree = share(readable(found["classifier"]) == readable(found["held-out classifier"]))
+agree = share(readable(predicted["classifier"]) == readable(predicted["held-out classifier"]))
 print(
-    f"same verdict (all four labels, or not) on {agree['share']:.0%} [{agree['low']:.0%}, {agree['high']:.0%}] of {agree['n']}"
+    f"Both classifiers agree on {agree['share']:.0%} [{agree['low']:.0%}, {agree['high']:.0%}] of "
+    f"{agree['n']} images whether all four labels are readable."
 )
 
 # %%
@@ -190,10 +191,10 @@ figures.save(plots.roc_pr(points, scores), pictures, "02_readability_roc_pr")
 
 # %%
 uncorrected = {
-    name: (found[name].logit() + each.pos_weight.cpu().log()).sigmoid()
-    for name, each in classifiers.items()
+    name: (predicted[name].logit() + network.pos_weight.cpu().log()).sigmoid()
+    for name, network in classifiers.items()
 }
-points = {name: reliability(packed.labels[test], p) for name, p in found.items()}
+points = {name: reliability(packed.labels[test], p) for name, p in predicted.items()}
 calibration = pd.DataFrame(
     {
         "classifier": name,
@@ -203,11 +204,11 @@ calibration = pd.DataFrame(
         "ece_uncorrected": raw.ece,
         "ece_calibrated": corrected.ece_calibrated,
     }
-    for name, each in classifiers.items()
+    for name, network in classifiers.items()
     for corrected, raw, w in zip(
-        report(packed.labels[test], found[name]).itertuples(),
+        report(packed.labels[test], predicted[name]).itertuples(),
         report(packed.labels[test], uncorrected[name]).itertuples(),
-        each.pos_weight,
+        network.pos_weight,
     )
 )
 io.write_table(home / "tables" / "02_readability_calibration.csv", calibration)
@@ -250,7 +251,9 @@ figures.save(
 
 # %%
 eyes = packed.rows("test", readable=False)
-of_eyes = [each.probabilities(packed.batch(eyes, fabric.device)) for each in classifiers.values()]
+of_eyes = [
+    network.probabilities(packed.batch(eyes, fabric.device)) for network in classifiers.values()
+]
 eyes = eyes[~readable(of_eyes[0]) & ~readable(of_eyes[1])]
 clean = packed.clean_rows("test")
 strangers = clean[
@@ -270,10 +273,10 @@ tricks["another eye"] = packed.batch(strangers) * fov
 
 # %%
 lines = []
-for name, each in classifiers.items():
-    base = each.probabilities(y.to(fabric.device))
+for name, network in classifiers.items():
+    base = network.probabilities(y.to(fabric.device))
     for trick, image in tricks.items():
-        after = each.probabilities(image.to(fabric.device))
+        after = network.probabilities(image.to(fabric.device))
         passes, rises = passed(after), share(after.mean(1) > base.mean(1))
         lines.append(
             {"classifier": name, "method": trick, "n": passes["n"]}
@@ -331,20 +334,22 @@ write_result(
 better = [row.label for row in scores.itertuples() if row.above_majority_low > 0]
 passes = fooled.pivot(index="method", columns="classifier", values="passed").loc[list(tricks)[1:]]
 Markdown(
-    f"Started from {start}. On {len(test)} test images the area under the ROC curve is "
+    f"The training started from {start}. On {len(test)} test images the area under the ROC curve is "
     + ", ".join(f"{value:.2f} ({label})" for label, value in auc.dropna().items())
     + " (0.5 is chance). "
-    + f"Accuracy beats the majority class, with its interval, for: {', '.join(better) or 'no label'}. "
+    + "The accuracy is higher than that of the majority class, interval included, for: "
+    + f"{', '.join(better) or 'no label'}. "
     + f"The held-out classifier gives the same verdict on {agree['share']:.0%} of them. "
     + (
-        f"Of {len(eyes)} unreadable eyes pass, with the classifier and the held-out classifier: "
+        f"These shares of {len(eyes)} unreadable eyes are accepted by the classifier and by the "
+        "held-out classifier after a change: "
         + "; ".join(
             f"{name} {row['classifier']:.0%} and {row['held-out classifier']:.0%}"
             for name, row in passes.iterrows()
         )
-        + ". None of these restores anything. "
+        + ". None of these changes restores anything. "
         if len(eyes)
-        else "No unreadable test image is unreadable to both: too few images, or trained too little, to try to fool them. "
+        else "No test image is unreadable for both classifiers, so they could not be tested with changed images. "
     )
     + "**The paper leaves open** epochs, batch size, thresholds, and all numbers behind its Fig. 2."
 )

@@ -225,15 +225,15 @@ verdicts.round(3)
 heldout = checkpoint.load(home / "checkpoints" / "heldout", Readability, fabric.device)
 rechecked = {
     name: {
-        output: passed(each.probabilities(image[screened.cpu()].to(fabric.device)))
+        output: passed(network.probabilities(image[screened.cpu()].to(fabric.device)))
         for output, image in outputs.items()
     }
-    for name, each in (("classifier", classifier), ("held-out classifier", heldout))
+    for name, network in (("classifier", classifier), ("held-out classifier", heldout))
 }
 pd.DataFrame(
     {
-        name: {output: f"{facts['hits']} of {facts['n']}" for output, facts in each.items()}
-        for name, each in rechecked.items()
+        name: {output: f"{count['hits']} of {count['n']}" for output, count in counts.items()}
+        for name, counts in rechecked.items()
     }
 )
 
@@ -306,14 +306,17 @@ beaten = {
     for metric in ("psnr", "ssim", "psnr_disc", "ssim_disc")
 }
 Markdown(
-    f"{protocol} protocol, {len(rows)} test images of {P.size} px: RetinaRegen {means['RetinaRegen']['psnr']:.2f} dB / "
-    f"{means['RetinaRegen']['ssim']:.3f}, doing nothing {means['do nothing']['psnr']:.2f} / {means['do nothing']['ssim']:.3f}, "
-    f"the population mean {means['population mean']['psnr']:.2f} / {means['population mean']['ssim']:.3f}. What it beats: "
-    + "; ".join(f"{metric}: {' and '.join(names) or 'neither'}" for metric, names in beaten.items())
-    + f". The classifier called {screened.sum()} inputs unreadable. Of these pass after restoration: "
-    + ", ".join(
-        f"{each['RetinaRegen']['hits']} with the {name}" for name, each in rechecked.items()
+    f"On {len(rows)} test images of {P.size} px, in the {protocol} protocol, the mean PSNR and SSIM are: "
+    + "; ".join(
+        f"{name} {means[name]['psnr']:.2f} dB and {means[name]['ssim']:.3f}" for name in outputs
     )
+    + ". RetinaRegen has a higher mean than these baselines in "
+    + "; ".join(f"{metric}: {' and '.join(names) or 'neither'}" for metric, names in beaten.items())
+    + f". The classifier called {screened.sum()} inputs unreadable. After restoration, "
+    + " and ".join(
+        f"the {name} accepts {counts['RetinaRegen']['hits']}" for name, counts in rechecked.items()
+    )
+    + " of them"
     + ". **The paper leaves open** the reference image, the start step, the number of test images, "
     "and the variance."
 )

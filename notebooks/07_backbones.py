@@ -128,7 +128,7 @@ Markdown(
     sentences.conclusion(scores, study, reference)
     + (
         " The backbones differ in what they predict too ("
-        + "; ".join(f"{name}: {each}" for name, each in objectives.items())
+        + "; ".join(f"{name}: {objective}" for name, objective in objectives.items())
         + "), so that no difference is the architecture's alone."
         if objectives.nunique() > 1
         else ""

@@ -59,17 +59,16 @@ started = time.time()
 P = choose_preset(preset)
 home, pictures = io.results(preset, out), io.figures(preset, out)
 packed = Packed(home / "data", P.size)
-where = distributed.fabric(device).device
+on = distributed.fabric(device).device
 y, test = inputs.test_pairs(packed)
 x, fov = test.x, test.fov
 every = {
-    each: [runs.read(home, each, seed) for seed in range(seeds)]
-    for each in studies.STUDIES["matters"]
+    row: [runs.read(home, row, seed) for seed in range(seeds)] for row in studies.STUDIES["matters"]
 }
 ours, shown = studies.RETINAREGEN, ("psnr", "ssim")
 answers, sentences = [], []
 scores_of = statistics.scores(
-    {each: group for each, group in every.items() if each.protocol == "paired"}
+    {row: group for row, group in every.items() if row.protocol == "paired"}
 )
 nothing, mean_eye = (scores_of[name] for name in statistics.BASELINES)
 print(f"{len(every)} configurations, {seeds} seed(s), {len(x)} test images of {P.size} px")
@@ -94,11 +93,11 @@ print(f"{len(every)} configurations, {seeds} seed(s), {len(x)} test images of {P
 cells = {}
 for backbone in studies.FACTORS["backbone"]:
     for objective in studies.FACTORS["objective"]:
-        each = studies.cell(backbone, objective)
-        cells[backbone, objective, "pure noise"] = scores_of[each]
+        row = studies.cell(backbone, objective)
+        cells[backbone, objective, "pure noise"] = scores_of[row]
         cells[backbone, objective, "noised input"] = []
         for seed in range(seeds):
-            model = inputs.load_restorer(home, each, seed, where)
+            model = inputs.load_restorer(home, row, seed, on)
             method = inputs.trained(model, seed, steps=studies.STEPS, start=P.start)
             cells[backbone, objective, "noised input"].append(test.score(method(y, fov)))
 cells = {
@@ -106,7 +105,7 @@ cells = {
     for b, o, s in sorted(cells, key=lambda key: (key[0] != "vae", *key[1:]))
 }
 factorial = statistics.study({"do nothing": nothing, "population mean": mean_eye}
-                              | {", ".join(key): each for key, each in cells.items()}, "do nothing")  # fmt: skip
+                              | {", ".join(key): group for key, group in cells.items()}, "do nothing")  # fmt: skip
 bars = plots.bars(factorial, shown, baselines=statistics.BASELINES, seeds=None)
 figures.save(bars, pictures, "10_what_matters_factorial")
 per_image = pd.concat(
@@ -149,12 +148,13 @@ answers += [
 ]
 largest = shares.iloc[:-1].sort_values("difference").iloc[-1]
 sentences.append(
-    f"Between the corners lie {tables.interval(*shares.iloc[-1][['difference', 'low', 'high']])} dB, of which "
+    "The difference between the corners is "
+    f"{tables.interval(*shares.iloc[-1][['difference', 'low', 'high']])} dB. The shares of the factors are "
     + ", ".join(
         f"{row.factor}: {tables.interval(row.difference, row.low, row.high)}"
         for row in shares.iloc[:-1].itertuples()
     )
-    + f": most is the {largest.factor}. For the VAE, the objective *image* comes with the BCE, "
+    + f". The {largest.factor} has the largest share. For the VAE, the objective *image* comes with the BCE, "
     "and the other two with a weighted squared error."
 )
 Markdown(sentences[-1])
@@ -172,9 +172,9 @@ Markdown(sentences[-1])
 swaps = {"do nothing": nothing, "c": []}
 moved, outputs = {}, {}
 for seed in range(seeds):
-    model = inputs.load_restorer(home, ours, seed, where)
+    model = inputs.load_restorer(home, ours, seed, on)
     method, folder = inputs.trained(model, seed), io.extractor_folder(home, ours.extractor, seed)
-    eye = checkpoint.load(folder, features.Extractor, where)
+    eye = checkpoint.load(folder, features.Extractor, on)
     c = model.c.clone()
     as_is = method(y, fov)
     swaps["c"].append(test.score(as_is))
@@ -194,13 +194,13 @@ figures.save(
 
 # %%
 anew = {"do nothing": nothing, "c": scores_of[ours]} | {
-    name: scores_of[each] for name, each in studies.CONDITIONS.items()
+    name: scores_of[row] for name, row in studies.CONDITIONS.items()
 }
 twins = {
-    name: each._replace(condition="mean") if each.condition == "image" else ours
-    for name, each in studies.CONDITIONS.items()
+    name: row._replace(condition="mean") if row.condition == "image" else ours
+    for name, row in studies.CONDITIONS.items()
 }
-anew |= {f"c of {each.extractor}": scores_of[each] for each in twins.values() if each != ours}
+anew |= {f"c of {row.extractor}": scores_of[row] for row in twins.values() if row != ours}
 trained = statistics.study(anew, "c")
 figures.save(
     plots.bars(trained, shown, baselines=statistics.BASELINES, reference="c"),
@@ -228,7 +228,9 @@ said += [
 answers += said
 gap = "; ".join(f"{name}: {sum(values) / seeds:.1f}" for name, values in moved.items())
 sentences.append(
-    words.answers(said) + f" The output moves by (root mean square, grey levels of 255) {gap}."
+    words.answers(said)
+    + " If c is replaced, the output changes by this root mean square, in grey levels of 255: "
+    f"{gap}."
 )
 Markdown(sentences[-1])
 
@@ -244,11 +246,11 @@ Markdown(sentences[-1])
 state = {"do nothing": nothing, "input only": swaps["c"], "state": []}
 drift = []
 for seed in range(seeds):
-    model = inputs.load_restorer(home, ours, seed, where)
+    model = inputs.load_restorer(home, ours, seed, on)
     state["state"].append(test.score(inputs.trained(model, seed, condition_on_state=True)(y, fov)))
     for name, choice in (("input only", False), ("state", True)):
         way = model.trajectory(
-            y[:16].to(where), torch.Generator().manual_seed(seed), condition_on_state=choice
+            y[:16].to(on), torch.Generator().manual_seed(seed), condition_on_state=choice
         )
         for t, x_t, x_hat in way:
             if t:
@@ -305,11 +307,11 @@ curve = {  # name: configuration, most steps, options
     "one-step U-Net": (studies.ONE_STEP, 1, {}),
 }
 points = []
-for name, (each, most, options) in curve.items():
+for name, (row, most, options) in curve.items():
     for steps in [k for k in asked if k <= most]:
         values = []
         for seed in range(seeds):
-            model = inputs.load_restorer(home, each, seed, where)
+            model = inputs.load_restorer(home, row, seed, on)
             method = inputs.trained(model, seed, steps=steps, **options)
             values.append(metrics.psnr(x[:few], method(y[:few], fov[:few])))
         points.append((name, steps, *statistics.bootstrap(sum(values) / seeds)))
@@ -328,14 +330,15 @@ lines = [
 ]
 tops = points.loc[points.groupby("method", sort=False)["mean"].idxmax()]
 sentences.append(
-    f"With the true noise the chain returns the image within {error:.1e}; unscaled linear betas end at an alpha_bar of "
+    f"With the true noise the chain returns the image, with an error of at most {error:.1e}. "
+    "Linear betas that are not scaled to T end at this alpha_bar: "
     + ", ".join(f"{value:.2g} (T = {T})" for T, value in ends.items())
-    + ". Most PSNR at: "
+    + ". The highest PSNR of each curve is reached with: "
     + "; ".join(
         f"{row.method}: {row.steps} step(s), {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}] dB"
         for row in tops.itertuples()
     )
-    + f". Of {len(lines)} curves with several points {sum(lines)} are highest before their last."
+    + f". {sum(lines)} of the {len(lines)} curves with several points fall again after their maximum."
 )
 Markdown(sentences[-1])
 
@@ -349,9 +352,9 @@ Markdown(sentences[-1])
 # %%
 y_literal, test_literal = inputs.test_pairs(packed, "literal")
 by_protocol = {"paired": {"do nothing": nothing}, "literal": {}}
-for protocol, each in (("paired", ours), ("literal", studies.LITERAL)):
+for protocol, row in (("paired", ours), ("literal", studies.LITERAL)):
     for seed in range(seeds):
-        method = inputs.trained(inputs.load_restorer(home, each, seed, where), seed)
+        method = inputs.trained(inputs.load_restorer(home, row, seed, on), seed)
         table = test.score(method(y, fov))
         by_protocol["paired"].setdefault(f"trained {protocol}", []).append(table)
         table = test_literal.score(method(y_literal, test_literal.fov))
@@ -367,8 +370,8 @@ figures.save(
 )
 
 # %%
-means = {name: {method: sum(table["psnr"].mean() for table in group) / len(group) for method, group in each.items()}
-         for name, each in by_protocol.items()}  # fmt: skip
+means = {name: {method: sum(table["psnr"].mean() for table in group) / len(group) for method, group in methods.items()}
+         for name, methods in by_protocol.items()}  # fmt: skip
 paired, literal = (
     {name: group[f"trained {name}"] for name in pairs.PROTOCOLS} for group in by_protocol.values()
 )
@@ -384,8 +387,9 @@ said = [
 answers += said
 sentences.append(
     words.answers(said)
-    + f" The same weights (trained paired) have {means['paired']['trained paired']:.2f} dB by one question and "
-    f"{means['literal']['trained paired']:.2f} by the other, on other images: numbers of two protocols share no table."
+    + f" The same weights (trained paired) reach {means['paired']['trained paired']:.2f} dB in the paired protocol and "
+    f"{means['literal']['trained paired']:.2f} dB in the literal protocol, whose test images differ. Therefore no table "
+    "compares numbers of two protocols."
 )
 Markdown(sentences[-1])
 
@@ -399,18 +403,18 @@ Markdown(sentences[-1])
 
 # %%
 fits, terms = (
-    {"do nothing": nothing} | {name: scores_of[each] for name, each in studies.LIKELIHOODS.items()},
+    {"do nothing": nothing} | {name: scores_of[row] for name, row in studies.LIKELIHOODS.items()},
     [],
 )
 with torch.no_grad():
-    for name, each in studies.LIKELIHOODS.items():
+    for name, row in studies.LIKELIHOODS.items():
         for seed in range(seeds):
-            model = inputs.load_restorer(home, each, seed, where)
+            model = inputs.load_restorer(home, row, seed, on)
             noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed))
-            t = torch.full((len(y),), model.t_0, device=where)
-            output = model(model.diffusion.add_noise(y.to(where), t, noise.to(where)), t)
-            reconstruction = model.backbone.nll(output, x.to(where)).mean().item() / x[0].numel()
-            terms.append((name, seed, reconstruction, vae.bce(output.prediction, x.to(where)).mean().item() / x[0].numel(),
+            t = torch.full((len(y),), model.t_0, device=on)
+            output = model(model.diffusion.add_noise(y.to(on), t, noise.to(on)), t)
+            reconstruction = model.backbone.nll(output, x.to(on)).mean().item() / x[0].numel()
+            terms.append((name, seed, reconstruction, vae.bce(output.prediction, x.to(on)).mean().item() / x[0].numel(),
                           vae.kl(output.mu, output.logvar).mean().item() / x[0].numel()))  # fmt: skip
 terms = pd.DataFrame(
     terms, columns=["likelihood", "seed", "own reconstruction", "its BCE", "KL"]
@@ -439,9 +443,9 @@ said = [
 ]
 answers += said
 sentences.append(
-    f"Of {bce['its BCE']:.4f} nats per value, {entropy:.4f} are the entropy of the image, which no model can leave: "
-    f"{entropy / (bce['its BCE'] + bce['KL']):.1%} of the loss; {bce['its BCE'] - entropy:.4f} are error, {bce['KL']:.4f} KL. "
-    + words.answers(said)
+    f"The BCE is {bce['its BCE']:.4f} nats per value. No model can go below {entropy:.4f}, the entropy of the image. "
+    f"This is {entropy / (bce['its BCE'] + bce['KL']):.1%} of the loss. Another {bce['its BCE'] - entropy:.4f} are "
+    f"error, and {bce['KL']:.4f} are KL. " + words.answers(said)
 )
 Markdown(sentences[-1])
 
@@ -453,12 +457,12 @@ Markdown(sentences[-1])
 # compared with the spread of trainings, which needs several seeds.
 
 # %%
-table1 = {each.extractor: scores_of[each] for each in studies.STUDIES["extractors"]}
+table1 = {row.extractor: scores_of[row] for row in studies.STUDIES["extractors"]}
 controls = {
     "random": scores_of[studies.CONDITIONS["random extractor"]],
     "none": scores_of[studies.CONDITIONS["none"]],
 }
-fusions = {each.fusion: scores_of[each] for each in studies.STUDIES["fusion"] if each != ours}
+fusions = {row.fusion: scores_of[row] for row in studies.STUDIES["fusion"] if row != ours}
 constant = statistics.study({"do nothing": nothing} | table1 | controls | fusions, "resnet34")
 dots = statistics.per_seed(table1 | controls | fusions) if seeds > 1 else None
 figures.save(
@@ -479,7 +483,7 @@ sentences.append(
     words.answers(said)
     + f" Extractors: {words.spread_sentence(table1, 'psnr')}"
     + f" Fusions: {words.spread_sentence(fusions | {ours.fusion: scores_of[ours]}, 'psnr')}"
-    + (" With one seed chance cannot be told." if seeds == 1 else "")
+    + (" One seed cannot show how much of this is chance." if seeds == 1 else "")
 )
 Markdown(sentences[-1])
 
@@ -491,10 +495,10 @@ Markdown(sentences[-1])
 # position is left. (Our $c$ keeps positions, because it is averaged over images only.)
 
 # %%
-eye = checkpoint.load(io.extractor_folder(home, ours.extractor, 0), features.Extractor, where)
+eye = checkpoint.load(io.extractor_folder(home, ours.extractor, 0), features.Extractor, on)
 with torch.no_grad():
-    f = eye.maps(y[:few].to(where)).flatten(2).transpose(1, 2)  # N, h w, width
-    order = torch.randperm(f.shape[1], generator=torch.Generator().manual_seed(0)).to(where)
+    f = eye.maps(y[:few].to(on)).flatten(2).transpose(1, 2)  # N, h w, width
+    order = torch.randperm(f.shape[1], generator=torch.Generator().manual_seed(0)).to(on)
     pooled = [
         (tokens + eye.attention(tokens, tokens, tokens)[0]).mean(1) for tokens in (f, f[:, order])
     ]
@@ -522,7 +526,7 @@ figures.save(
 lengths = [value.mean().item() for value in distance.values()]
 ratio = lengths[0] / lengths[1]
 sentences.append(
-    f"Shuffling all {f.shape[1]} tokens moves the pooled features by {ratio:.1e} of the distance to another eye."
+    f"If all {f.shape[1]} tokens are shuffled, the pooled features change by {ratio:.1e} times the distance to another eye."
 )
 Markdown(sentences[-1])
 
@@ -543,9 +547,9 @@ beyond |= {
 beyond |= {"one-step U-Net": scores_of[studies.ONE_STEP], "bridge": scores_of[studies.BRIDGE]}
 drawn = []
 for seed in range(seeds):
-    model = inputs.load_restorer(home, studies.BRIDGE, seed, where)
+    model = inputs.load_restorer(home, studies.BRIDGE, seed, on)
     generator = torch.Generator().manual_seed(seed)
-    drawn.append(mean_and_spread(model, y.to(where), fov.to(where), generator, 8))
+    drawn.append(mean_and_spread(model, y.to(on), fov.to(on), generator, 8))
 beyond["bridge, mean of 8"] = [test.score(mean) for mean, _ in drawn]
 extended = statistics.study(beyond, "one-step U-Net")
 figures.save(
@@ -564,8 +568,8 @@ spread = drawn[0][1].cpu()
 wrong = (drawn[0][0].cpu() - x).abs().mean(1, keepdim=True)
 images = {"input": y[picks], "RetinaRegen": outputs["c"][picks]}
 images |= {
-    name: inputs.trained(inputs.load_restorer(home, each, 0, where), 0, **options)(y, fov)[picks]
-    for name, each, options in (
+    name: inputs.trained(inputs.load_restorer(home, row, 0, on), 0, **options)(y, fov)[picks]
+    for name, row, options in (
         ("y concatenated", studies.CONCATENATED, {"steps": studies.STEPS}),
         ("one-step U-Net", studies.ONE_STEP, {}),
         ("bridge", studies.BRIDGE, {}),
@@ -603,7 +607,8 @@ said = [
 answers += said
 sentences.append(
     words.answers(said)
-    + f" Rank correlation of the pixels' spread and error within an image: {agree[0]:.2f} [{agree[1]:.2f}, {agree[2]:.2f}]."
+    + " The rank correlation between the spread and the error of the pixels of an image is "
+    f"{agree.mean:.2f} [{agree.low:.2f}, {agree.high:.2f}]."
 )
 Markdown(sentences[-1])
 
@@ -625,7 +630,7 @@ reader = pd.DataFrame(
         "point": verdicts.point.map(lambda point: str(point or "beyond")).to_numpy(),
         "answer": verdicts.answer.to_numpy(),
         "difference / dB": [
-            tables.interval(*each) for each in verdicts[["difference", "low", "high"]].to_numpy()
+            tables.interval(*row) for row in verdicts[["difference", "low", "high"]].to_numpy()
         ],
     },
     index=verdicts.claim,
@@ -650,15 +655,15 @@ numbers = {
     "steps": points.to_dict("records"),
     "moved": moved,
     "loss": terms.to_dict("index") | {"entropy": entropy},
-    "uncertainty": agree,
+    "uncertainty": agree._asdict(),
 }
-sources = runs.sources({str(each): group for each, group in every.items()})
+sources = runs.sources({str(row): group for row, group in every.items()})
 write_result(
     home / "10_what_matters.json",
     numbers,
     files=("10_what_matters_per_image.csv",),
     started=started,
-    device=where,
+    device=on,
     preset=P,
     data=packed.hash,
     runs=sources,

@@ -50,12 +50,12 @@ home, pictures = io.results(preset, out), io.figures(preset, out)
 ours = studies.METHODS[-1]
 METRICS = statistics.METRICS
 # {word of a configuration: its name here}; what the paper recommends is in all three studies and has one name
-names = {study: {getattr(each, word): ours if each == studies.RETINAREGEN else f"{word} {getattr(each, word)}"
-                 for each in studies.STUDIES[study]} for study, word in studies.VARIES.items()}  # fmt: skip
+names = {study: {getattr(row, word): ours if row == studies.RETINAREGEN else f"{word} {getattr(row, word)}"
+                 for row in studies.STUDIES[study]} for study, word in studies.VARIES.items()}  # fmt: skip
 runs = {ours: []} | {
-    names[study][getattr(each, word)]: group
+    names[study][getattr(row, word)]: group
     for study, word in studies.VARIES.items()
-    for each, group in read_study(home, study, seeds).items()
+    for row, group in read_study(home, study, seeds).items()
 }
 scores, data = statistics.scores(runs), metadata(runs, preset)
 study = statistics.study(scores, ours)
@@ -171,7 +171,7 @@ Markdown(tables.markdown(cost))
 
 # %%
 numbers = data | {
-    "verdicts": [each._asdict() for each in verdicts],
+    "verdicts": [row._asdict() for row in verdicts],
     "claims": rows.to_dict("records"),
 }
 numbers |= {"cost": cost.to_dict("index")}
@@ -180,8 +180,7 @@ write_result(home / "11_summary.json", numbers, started=started, **provenance)
 eight = study[study.method.isin(names["extractors"].values())]
 Markdown(
     "\n".join(
-        f"* **{each.claim}**, {each.says}: **{each.verdict}** ({each.because})."
-        for each in verdicts
+        f"* **{row.claim}**, {row.says}: **{row.verdict}** ({row.because})." for row in verdicts
     )
     + "\n\nAmong our extractors the best is: "
     + "; ".join(

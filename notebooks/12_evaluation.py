@@ -93,7 +93,7 @@ others = (
     if train_photos
     else None
 )
-known = (
+population = (
     baselines.population([(others.x, others.fov)])
     if others
     else baselines.population(
@@ -124,13 +124,13 @@ Markdown(f"{len(images.names)} images of {size} px, {source}; {len(inputs.CONDIT
 
 # %%
 backbones = {
-    f"RetinaRegen ({each.backbone})": each
-    for each in studies.STUDIES["backbones"]
-    if each != studies.RETINAREGEN
+    f"RetinaRegen ({row.backbone})": row
+    for row in studies.STUDIES["backbones"]
+    if row != studies.RETINAREGEN
 }
 models = {
-    name: [inputs.load_restorer(home, each, i, on) for i in range(seeds)]
-    for name, each in (studies.EVALUATED | backbones).items()
+    name: [inputs.load_restorer(home, row, i, on) for i in range(seeds)]
+    for name, row in (studies.EVALUATED | backbones).items()
 }
 trained = {
     name: [inputs.at_size(inputs.trained(model, i), P.size) for i, model in enumerate(group)]
@@ -139,7 +139,7 @@ trained = {
 
 # %%
 lowest = {name: [method] for name, method in inputs.uninformed(strangers).items()}
-classical = {name: [method] for name, method in baselines.baselines(known).items()}
+classical = {name: [method] for name, method in baselines.baselines(population).items()}
 methods = classical | {name: trained[name] for name in studies.EVALUATED}
 models["recommended"] = [restore.load_recommended(on)]
 methods["recommended"] = [
@@ -214,10 +214,10 @@ figures.save(
 # %%
 summary = harness.summarize(everywhere)
 note = (
-    f"Gain over doing nothing, whose own value is in the first row: mean over {len(images.names)} images and three severities, "
-    f"with its 95 % bootstrap interval over images{', ± standard deviation over seeds' if seeds > 1 else '; one training each'}. "
-    f"Images: {source}, {size} px. Haze: no method was trained on it. Known blur: told its true width. PSNR is counted "
-    f"up to {metrics.PSNR_MAX} dB."
+    f"Gain over doing nothing, whose own value is in the first row. Cells are means over {len(images.names)} images and three severities, "
+    f"with 95 % bootstrap intervals over images{' and ± the standard deviation over seeds' if seeds > 1 else ', for one training'}. "
+    f"The images are {source}, {size} px. No method was trained on haze. The method of the known blur is told the true width. "
+    f"PSNR is capped at {metrics.PSNR_MAX} dB."
 )
 gains = harness.gains(summary, "psnr")
 tables.write(home / "tables", stem, summary, gains, f"PSNR in dB. {note}")
@@ -267,9 +267,10 @@ Markdown(
 passed = {harness.PASSED + name: (harness.PASSED + name, 2) for name in classifiers}
 shown_downstream = harness.shown(ladder, harness.DOWNSTREAM | passed)
 caption = (
-    f"All three families at full strength, {len(images.names)} images, {source}: mean with its 95 % bootstrap interval over "
-    "images. Passed: share of images whose four labels a classifier calls readable, with Wilson's interval; before restoration: "
-    "do nothing. The classifier selects the images of RetinaRegen, screened; the held-out classifier only evaluates."
+    f"All three families at full strength, {len(images.names)} images, {source}: means with 95 % bootstrap intervals over "
+    "images. *Passed* is the share of images whose four labels a classifier calls readable, with Wilson's interval. The row "
+    "*do nothing* gives this share before restoration. The classifier selects the images that RetinaRegen, screened, restores. "
+    "The held-out classifier only evaluates."
 )
 tables.write(home / "tables", f"{stem}_downstream", ladder, shown_downstream, caption)
 Markdown(tables.markdown(shown_downstream, caption))
@@ -469,10 +470,10 @@ for family, rows in psnr.groupby("family", sort=False):
     row = against.loc[(family, best[family])]
     lead = tables.interval(-row.difference, -row.difference_high, -row.difference_low)
     lines.append(f"* **{family}**: better than doing nothing: {', '.join(helps) or 'none'}; worse: {', '.join(harms) or 'none'}. "
-                 f"Recommended over the best classical method that is told nothing ({best[family]}): {lead} dB.")  # fmt: skip
+                 f"The recommended restorer gains {lead} dB over {best[family]}, the best classical method that is not told the blur.")  # fmt: skip
 Markdown(
     "\n".join(lines)
     + "\n\nGood images changed visibly: " + ", ".join(f"{name} {row.changed:.0%}" for name, row in good.iterrows())
-    + f".\n\nOn {len(images.names)} images of {size} px, {source}, preset {preset}; plain 95 % intervals over images, each for "
-    "one difference. **The paper leaves open** what its restorer is compared with; none of these rows is in it."
+    + f".\n\nThese numbers are from {len(images.names)} images of {size} px, {source}, preset {preset}. A 95 % interval is over "
+    "images and holds for one difference. **The paper leaves open** what its restorer is compared with. It contains none of these rows."
 )  # fmt: skip

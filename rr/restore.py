@@ -172,10 +172,10 @@ def targets(photos, out):
             inputs.append(photo)
             continue
         files = (file for file in photo.iterdir() if not file.name.startswith("."))
-        found = sorted(file for file in files if file.suffix.lower() in EXTENSIONS)
-        if not found:
+        photographs = sorted(file for file in files if file.suffix.lower() in EXTENSIONS)
+        if not photographs:
             raise InputError(f"{photo}: no photographs in this folder ({', '.join(EXTENSIONS)})")
-        inputs += found
+        inputs += photographs
     pngs, originals = {}, {photo.resolve() for photo in inputs}
     for photo in dict.fromkeys(inputs):
         target = out / f"{photo.stem}.png"

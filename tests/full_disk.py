@@ -103,7 +103,7 @@ def fill(leave):
         file.truncate(max(0, file.tell() - leave))
 
 
-found = {}
+outcomes = {}
 for kind, write in KINDS.items():
     folder = DISK / kind.replace(" ", "-") / "folder"
     folder.mkdir(parents=True)
@@ -117,9 +117,9 @@ for kind, write in KINDS.items():
         error = f"{type(caught).__name__}: {caught}"
     BALLAST.unlink()
     after = contents(folder)
-    found[kind] = {
+    outcomes[kind] = {
         "error": error,
         "intact": {name: after.get(name) for name in before} == before,
         "left": [name for name in after if io.PART in name],
     }
-print(json.dumps(found))
+print(json.dumps(outcomes))

@@ -82,12 +82,12 @@ def test_low_pass_swap_undoes_a_change_of_light_that_is_smooth():
     """The same eye in two lights has the same result, in the light of the mean image."""
     x, fov = eyes([3])
     x = 0.3 + 0.3 * x  # away from the clamps
-    known = baselines.population([(x, fov)])
+    population = baselines.population([(x, fov)])
     axis = (torch.arange(96) + 0.5) / 96
     light = 0.08 * torch.cos(2 * np.pi * 0.5 * (axis - 0.2)) * torch.ones(96, 1)
     before, after = (
-        baselines.low_pass_swap(known, x, fov, None),
-        baselines.low_pass_swap(known, x + light, fov, None),
+        baselines.low_pass_swap(population, x, fov, None),
+        baselines.low_pass_swap(population, x + light, fov, None),
     )
     assert torch.allclose(before, x * fov, atol=1e-5)  # its own low-pass replaced by its own
     assert psnr(x * fov, after).item() > psnr(x * fov, (x + light) * fov).item() + 5
@@ -96,11 +96,13 @@ def test_low_pass_swap_undoes_a_change_of_light_that_is_smooth():
 def test_match_inverts_any_gain_and_offset_per_channel():
     x, fov = eyes([5])
     x = 0.2 + 0.5 * x
-    known = baselines.population([(x, fov)])
+    population = baselines.population([(x, fov)])
     gain, offset = (
         torch.tensor(values).view(1, 3, 1, 1) for values in ([0.5, 0.8, 1.1], [0.1, 0.05, -0.1])
     )
-    assert torch.allclose(baselines.match(known, x * gain + offset, fov, None), x * fov, atol=1e-4)
+    assert torch.allclose(
+        baselines.match(population, x * gain + offset, fov, None), x * fov, atol=1e-4
+    )
 
 
 def test_population_mean_is_enlarged_to_the_images(methods):

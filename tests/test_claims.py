@@ -60,17 +60,17 @@ def test_fewer_than_three_trainings_are_no_verdict(seeds):
 
 
 def test_c2_wants_the_lead_at_the_same_objective_too():
-    found, others = scores(25, unet=12, resnet=11), ["unet", "resnet"]
+    result, others = scores(25, unet=12, resnet=11), ["unet", "resnet"]
     alike = {"the image": (made(25), made(24)), "the noise": (made(13), made(12))}
-    ahead = claims.c2(found, "ours", others, alike)
+    ahead = claims.c2(result, "ours", others, alike)
     assert ahead.verdict == SUPPORTED and "PSNR − unet (the nearest): +13" in ahead.here
     assert "both from the noised input" in ahead.here
-    turned = claims.c2(found, "ours", others, alike | {"the image": (made(25), made(26))})
+    turned = claims.c2(result, "ours", others, alike | {"the image": (made(25), made(26))})
     assert (
         turned.verdict == NOT_SUPPORTED
         and "worse: a U-Net that predicts the image, in PSNR" in turned.because
     )
-    assert claims.c2(found | {"unet": made(25)}, "ours", others, alike).verdict == NOT_SUPPORTED
+    assert claims.c2(result | {"unet": made(25)}, "ours", others, alike).verdict == NOT_SUPPORTED
 
 
 # ------------------------------------------------------------------------------------------ C3, C4
@@ -80,13 +80,13 @@ NAMES = {word: f"our {word}" for word in (*paper.EXTRACTORS, *paper.FUSIONS)}
 
 def like_the_paper(table, seeds=3, **changes):
     """Scores with all of the paper's values, whatever order they have in a metric."""
-    found = {}
+    result = {}
     for word, score in table.items():
         rows = made(score.psnr, seeds)
-        found[NAMES[word]] = [each.assign(ssim=score.ssim + each.psnr / 1e5,
-                                          lpips=score.lpips - each.psnr / 1e5)
-                              for each in rows]  # fmt: skip
-    return found | changes
+        result[NAMES[word]] = [table.assign(ssim=score.ssim + table.psnr / 1e5,
+                                          lpips=score.lpips - table.psnr / 1e5)
+                              for table in rows]  # fmt: skip
+    return result | changes
 
 
 @pytest.mark.parametrize(
@@ -98,13 +98,17 @@ def test_orders_need_three_seeds_and_every_pair(claim, table):
     few = claim({name: group[:2] for name, group in same.items()}, NAMES)
     assert few.verdict == NOT_TESTABLE and few.because == NOT_TESTED
     worst = NAMES[paper.ranked(table, "psnr")[-1]]
-    other = claim(same | {worst: [each.assign(psnr=each.psnr + 40) for each in same[worst]]}, NAMES)
+    other = claim(
+        same | {worst: [table.assign(psnr=table.psnr + 40) for table in same[worst]]}, NAMES
+    )
     assert other.verdict == NOT_SUPPORTED and other.because.startswith("worse: ")
     assert other.because.endswith(" in PSNR")
     best, second = (NAMES[word] for word in paper.ranked(table, "psnr")[:2])
     tied = claim(same | {second: same[best]}, NAMES)
     assert tied.verdict == NOT_SUPPORTED and "not distinguishable: " in tied.because
-    unknown = {name: [each.assign(lpips=np.nan) for each in group] for name, group in same.items()}
+    unknown = {
+        name: [table.assign(lpips=np.nan) for table in group] for name, group in same.items()
+    }
     assert claim(unknown, NAMES).verdict == NOT_TESTABLE and claim(
         unknown, NAMES
     ).because.startswith("n/a: ")
@@ -144,11 +148,11 @@ def test_c5_wants_every_label_above_chance_and_majority():
 
 def test_c6_wants_both_classifiers():
     honest = fakes.fooled(another=40)
-    found = claims.c6([fakes.rechecked()] * 3, honest)
+    result = claims.c6([fakes.rechecked()] * 3, honest)
     assert (
-        found.verdict == SUPPORTED
-        and "proves no restoration" in found.because
-        and "another eye 100%" in found.here
+        result.verdict == SUPPORTED
+        and "proves no restoration" in result.because
+        and "another eye 100%" in result.here
     )
     divided = claims.c6([fakes.rechecked(heldout=15)] * 3, honest)
     assert divided.verdict == NOT_SUPPORTED and divided.because.endswith(
@@ -168,10 +172,10 @@ def test_c6_wants_both_classifiers():
 
 
 def test_c6_cannot_be_tested_by_classifiers_that_pass_anything():
-    found = claims.c6(
+    result = claims.c6(
         [fakes.rechecked(classifier=35, heldout=35)] * 3, fakes.fooled(CLAHE=33, another=40)
     )
-    assert found.verdict == NOT_TESTABLE and found.because.endswith("as often: CLAHE")
+    assert result.verdict == NOT_TESTABLE and result.because.endswith("as often: CLAHE")
     assert claims.c6([fakes.rechecked(mean=40)] * 3, fakes.fooled()).because.endswith(
         "the population mean"
     )

@@ -336,10 +336,10 @@ def test_halo_and_hole_are_blurred_discs(radius, sigma):
     axis = (np.arange(size) + 0.5) / size * 2 - 1  # two widths, the disc in the middle
     r2 = axis**2 + axis[:, None] ** 2
     expected = gaussian_filter((r2 <= radius**2).astype(float), sigma * size / 2)
-    found = blurred_disc(
+    result = blurred_disc(
         torch.from_numpy(r2)[None, None], torch.tensor([radius]), torch.tensor([sigma])
     )
-    assert np.abs(found[0, 0].numpy() - expected).max() < 0.005
+    assert np.abs(result[0, 0].numpy() - expected).max() < 0.005
 
 
 def test_illumination_factors_are_brightness_contrast_saturation():

@@ -69,9 +69,11 @@ def test_clean_structures_may_be_given_and_images_do_not_depend_on_each_other(dr
 
 @pytest.mark.parametrize("size, auc, overlap", [(80, 0.91, 0.5), (256, 0.94, 0.65)])
 def test_the_detectors_are_as_accurate_as_documented(size, auc, overlap):
-    found = downstream.detector_accuracy(size, n=8).mean()
+    result = downstream.detector_accuracy(size, n=8).mean()
     assert (
-        found["vessel_auc"] > auc and found["vessel_dice"] > overlap and found["disc_error"] < 1.5
+        result["vessel_auc"] > auc
+        and result["vessel_dice"] > overlap
+        and result["disc_error"] < 1.5
     )
 
 
@@ -82,8 +84,8 @@ def test_detector_accuracy_compares_with_the_exact_anatomy(monkeypatch):
     centres = torch.tensor([eye.disc_circle[:2] for eye in exact]) / 100
     monkeypatch.setattr(downstream, "vesselness", lambda x, fov: maps.float())
     monkeypatch.setattr(downstream, "disc", lambda x, fov: centres + torch.tensor([0.06, -0.08]))
-    found = downstream.detector_accuracy(100, n=3)
-    np.testing.assert_allclose(found, [[1, 1, 10]] * 3, atol=1e-4)
+    result = downstream.detector_accuracy(100, n=3)
+    np.testing.assert_allclose(result, [[1, 1, 10]] * 3, atol=1e-4)
 
 
 def test_vessels_do_not_depend_on_the_light_but_fade_with_contrast_and_blur(drawn):
@@ -101,8 +103,8 @@ def test_a_line_of_known_depth_and_width_is_found_and_nothing_else():
     axis = (torch.arange(128) + 0.5) / 128
     line = torch.exp(-((axis - 0.4) ** 2) / (2 * 0.004**2))
     x = 0.5 * (1 - 0.2 * line).expand(1, 3, 128, 128)
-    found = downstream.vessels(x, torch.ones(1, 1, 128, 128, dtype=torch.bool))[0]
-    assert found.all(dim=0)[51] and not (found & ((axis - 0.4).abs() > 0.012)).any()
+    result = downstream.vessels(x, torch.ones(1, 1, 128, 128, dtype=torch.bool))[0]
+    assert result.all(dim=0)[51] and not (result & ((axis - 0.4).abs() > 0.012)).any()
     bright = downstream.vessels(1 - x, torch.ones(1, 1, 128, 128, dtype=torch.bool))[0]
     assert not bright[:, 51].any()
 
@@ -176,9 +178,9 @@ def test_colour_shift_of_published_pairs():
     """Three of the pairs by Sharma, Wu and Dalal (2005), and their mean."""
     a = np.array([[50.0, 2.6772, -79.7751], [50.0, 2.5, 0.0], [60.2574, -34.0099, 36.2677]])
     b = np.array([[50.0, 0.0, -82.7485], [73.0, 25.0, -18.0], [60.4626, -34.1751, 39.4387]])
-    each = downstream.colour_shift([a[:1], a[1:2], a[2:], a], [b[:1], b[1:2], b[2:], b])
+    shift = downstream.colour_shift([a[:1], a[1:2], a[2:], a], [b[:1], b[1:2], b[2:], b])
     np.testing.assert_allclose(
-        each, [2.0425, 27.1492, 1.2644, (2.0425 + 27.1492 + 1.2644) / 3], atol=1e-4
+        shift, [2.0425, 27.1492, 1.2644, (2.0425 + 27.1492 + 1.2644) / 3], atol=1e-4
     )
 
 
@@ -207,11 +209,11 @@ def test_sharpness_is_the_ratio_of_gradient_energies(drawn):
 def test_consistency_is_the_psnr_of_the_degraded_restoration(drawn, degraded):
     (x, fov, _), (y, again) = drawn, degraded
     x_hat = (0.9 * x + 0.05) * fov
-    found = downstream.measure(x, x_hat, y, fov, degradation=again)["consistency"]
+    result = downstream.measure(x, x_hat, y, fov, degradation=again)["consistency"]
     for i in range(8):
         inside = fov[i, 0].numpy()
         a, b = (image[i].double().numpy()[:, inside] for image in (again(x_hat), y))
-        assert found[i] == pytest.approx(peak_signal_noise_ratio(a, b, data_range=1), rel=1e-6)
+        assert result[i] == pytest.approx(peak_signal_noise_ratio(a, b, data_range=1), rel=1e-6)
 
 
 def test_black_images_have_no_value_or_the_worst(drawn):

@@ -70,15 +70,15 @@ def test_trained_alike_are_the_cells_that_start_at_the_noised_input():
         table.assign(image=ours[0].index, **dict(zip(studies.FACTORS, cell)), seed=seed)
         for cell, value in psnr.items() for seed, table in enumerate(made(value, seeds=2))
     )  # fmt: skip
-    found = trained_alike(cells, ours)
-    assert list(found) == ["the image", "the v", "the noise"]
+    groups = trained_alike(cells, ours)
+    assert list(groups) == ["the image", "the v", "the noise"]
     for objective in studies.FACTORS["objective"]:
-        for backbone, group in zip(("vae", "unet"), found[f"the {objective}"], strict=True):
+        for backbone, group in zip(("vae", "unet"), groups[f"the {objective}"], strict=True):
             expected = made(psnr[backbone, objective, "noised input"], seeds=2)
-            assert [each.psnr.tolist() for each in group] == [
-                each.psnr.tolist() for each in expected
+            assert [table.psnr.tolist() for table in group] == [
+                table.psnr.tolist() for table in expected
             ]
-            assert all(each.index.equals(ours[0].index) for each in group)
+            assert all(table.index.equals(ours[0].index) for table in group)
     with pytest.raises(
         InputError, match="vae, image, noised input, seed 2: these are not the test images"
     ):

@@ -147,10 +147,10 @@ def test_tables_keep_full_precision(tmp_path):
 def test_provenance_says_where_a_number_comes_from():
     import time
 
-    found = provenance(started=time.time() - 2, preset="mini")
-    assert found["preset"] == "mini" and found["seconds"] >= 2 and len(found["code"]) == 12
-    assert found["versions"]["torch"] and found["threads"] >= 1 and found["peak_memory_mib"] > 10
-    assert found["commit"] is None or len(found["commit"]) == 40
+    record = provenance(started=time.time() - 2, preset="mini")
+    assert record["preset"] == "mini" and record["seconds"] >= 2 and len(record["code"]) == 12
+    assert record["versions"]["torch"] and record["threads"] >= 1 and record["peak_memory_mib"] > 10
+    assert record["commit"] is None or len(record["commit"]) == 40
 
 
 def test_a_result_vouches_for_its_files(tmp_path):

@@ -16,7 +16,7 @@ KINDS = ["text", "json", "table", "figure", "picture", "condition", "checkpoint"
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def outcomes(tmp_path_factory):
     """What tests/full_disk.py prints, run on a small disk that no other process sees."""
     if not shutil.which("unshare"):
         pytest.skip("no unshare: needs Linux")
@@ -46,12 +46,12 @@ def found(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_full_disk_loses_nothing(found, kind):
-    error = found[kind]["error"]
+def test_a_full_disk_loses_nothing(outcomes, kind):
+    error = outcomes[kind]["error"]
     assert error and error.startswith("InputError: ") and "\n" not in error
     assert "disk is full" in error or "free space" in error
-    assert found[kind]["intact"] and found[kind]["left"] == []
+    assert outcomes[kind]["intact"] and outcomes[kind]["left"] == []
 
 
-def test_every_kind_is_tried(found):
-    assert set(found) == set(KINDS)
+def test_every_kind_is_tried(outcomes):
+    assert set(outcomes) == set(KINDS)

@@ -123,11 +123,11 @@ def test_lpips_of_the_reference_is_zero_and_an_unknown_trunk_is_not_available(im
     def distance(a, b):
         return (a - b).abs().mean((1, 2, 3)).double()
 
-    found = harness.evaluate(
+    result = harness.evaluate(
         {REFERENCE: [nothing], "oracle": [oracle(images)]}, images, (FULL,), lpips=distance
     )
-    assert (found[found.method == "oracle"].lpips == 0).all() and (
-        found[found.method == REFERENCE].lpips > 0
+    assert (result[result.method == "oracle"].lpips == 0).all() and (
+        result[result.method == REFERENCE].lpips > 0
     ).all()
 
 
@@ -153,8 +153,8 @@ def test_a_summary_averages_over_severities_pairs_by_image_and_spreads_over_seed
     assert (
         paired.min() <= row.difference_low <= row.difference <= row.difference_high <= paired.max()
     )
-    each = harness.summarize(table, by=("family", "severity"), only=["psnr"])
-    assert len(each[each.family == "blur"]) == 2 * 3
+    summary = harness.summarize(table, by=("family", "severity"), only=["psnr"])
+    assert len(summary[summary.family == "blur"]) == 2 * 3
 
 
 def test_a_summary_needs_something_to_compare_with(table):
@@ -296,7 +296,7 @@ def test_uninformed_methods_ignore_the_image(images):
         methods["black"](others, None, None) == 0
     ).all()
     pasted = methods["another eye"](images.x, None, None)
-    assert all(any(torch.equal(each, other) for other in others) for each in pasted)
+    assert all(any(torch.equal(summary, other) for other in others) for summary in pasted)
 
 
 # ------------------------------------------------------------------------------ what is read off it
@@ -311,9 +311,9 @@ def long(losses, family="all"):
 
 def test_the_gallery_shows_the_worst_five_percent_and_at_least_three():
     losses = np.random.default_rng(0).permutation(100.0 * np.arange(100) / 100)
-    found = harness.worst(long(losses), "mine")
-    assert found.difference.tolist() == [-99, -98, -97, -96, -95]
-    assert [losses[int(name)] for name in found.image] == [99, 98, 97, 96, 95]
+    result = harness.worst(long(losses), "mine")
+    assert result.difference.tolist() == [-99, -98, -97, -96, -95]
+    assert [losses[int(name)] for name in result.image] == [99, 98, 97, 96, 95]
     assert (
         len(harness.worst(long(losses[:10]), "mine")) == 3
         and len(harness.worst(long(losses[:2]), "mine")) == 2
@@ -327,9 +327,9 @@ def test_the_gallery_goes_by_the_difference_family_by_family_and_leaves_undegrad
     table.loc[(table.family == "blur") & (table.image == "00"), "psnr"] -= (
         15  # a poor image to begin with
     )
-    found = harness.worst(table, "mine")
-    assert found.family.tolist() == ["blur"] * 3 + ["haze"] * 3
-    assert found.image.tolist() == ["03", "02", "01", "08", "07", "06"]
+    result = harness.worst(table, "mine")
+    assert result.family.tolist() == ["blur"] * 3 + ["haze"] * 3
+    assert result.image.tolist() == ["03", "02", "01", "08", "07", "06"]
 
 
 def test_the_gallery_restores_again_what_was_scored(images):
@@ -431,12 +431,12 @@ def test_photographs_are_cropped_named_and_kept_apart_from_test_images(tmp_path)
 
 
 def test_test_images_are_clean_references(eyes80):
-    found = inputs.test_images(eyes80, 3)
+    result = inputs.test_images(eyes80, 3)
     rows = eyes80.clean_rows("test")[:3]
     assert (
-        found.names == eyes80.table["name"].iloc[rows].tolist() and len(found.x) == len(rows) <= 3
+        result.names == eyes80.table["name"].iloc[rows].tolist() and len(result.x) == len(rows) <= 3
     )
-    assert torch.equal(found.x, eyes80.batch(rows) * eyes80.fov(rows))
+    assert torch.equal(result.x, eyes80.batch(rows) * eyes80.fov(rows))
 
 
 def test_test_pairs_are_scored_with_the_weights_of_a_run(eyes80, tmp_path):

@@ -260,8 +260,8 @@ def test_papermill_finds_every_parameter(path):
     """papermill reads the cell line by line, jupytext decides which cell it is."""
     cell = next(c for c in notebook.read(path).cells if "parameters" in c.metadata.get("tags", []))
     names = [line.target.id for line in ast.parse(cell.source).body]
-    found = papermill.inspect_notebook(notebook.read(path))
-    assert list(found) == names and all(parameter["help"] for parameter in found.values())
+    parameters = papermill.inspect_notebook(notebook.read(path))
+    assert list(parameters) == names and all(parameter["help"] for parameter in parameters.values())
     values = notebook.check(path, {})
     assert values["preset"] == "smoke" and values["out"] == "results"
     assert values.get("seed", 0) == 0 and values.get("seeds", 1) == 1

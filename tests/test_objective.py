@@ -87,7 +87,7 @@ def test_the_denoisers_loss_is_its_equation(backbone, objective, same):
     y, x = pair()
     if same:
         y = x
-    found = loss_of(model, y, x)
+    result = loss_of(model, y, x)
     assert set(asked.t.flatten().tolist()) == set(range(1, T_0 + 1))
 
     angle = (asked.t / T + 0.008) / 1.008 * math.pi / 2
@@ -107,7 +107,7 @@ def test_the_denoisers_loss_is_its_equation(backbone, objective, same):
         expected = -(x * p.log() + (1 - x) * (1 - p).log()).mean()
     if backbone == "vae":
         expected = expected + divergence(asked.output)
-    assert found["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert result["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("one_step", [False, True])
@@ -118,7 +118,7 @@ def test_the_bridges_loss_is_its_equation(backbone, one_step):
     model = Bridge(SIZE, backbone, width=4, latent=5, one_step=one_step, sigma=0.02)
     model.backbone.forward = asked = Answers(backbone == "vae")
     y, x = pair()
-    found = loss_of(model, y, x)
+    result = loss_of(model, y, x)
     t = asked.t / Bridge.TIMES
     at_y = (t == 1).double().mean()
     assert at_y == 1 if one_step else 0.3 < at_y < 0.7 and 0 <= t.min() < 0.1
@@ -129,7 +129,7 @@ def test_the_bridges_loss_is_its_equation(backbone, one_step):
         expected = (answer - x).abs().mean() + divergence(asked.output)
     else:
         expected = (asked.x_t + t * answer - x).abs().mean()
-    assert found["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert result["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_the_paired_protocol_draws_families_and_severities():
@@ -178,8 +178,8 @@ def chosen(data, split, kind):
         "disc": KINDS[3:4], "macula": KINDS[4:5],
     }[kind]  # fmt: skip
     table = data.table[data.table["split"] == split]
-    known = table[[*LABELS, "severity"]].itertuples(index=False, name=None)
-    return [i for i, row in zip(table.index, known, strict=True) if row in wanted]
+    labels = table[[*LABELS, "severity"]].itertuples(index=False, name=None)
+    return [i for i, row in zip(table.index, labels, strict=True) if row in wanted]
 
 
 def restorer(backbone="vae", extractor="off", **words):
@@ -249,8 +249,8 @@ def test_class_weights_are_those_of_the_training_images(component, data, tmp_pat
     computed from other images than those of the training."""
     labels = data.table.loc[chosen(data, "train", "labelled"), list(LABELS)]
     expected = ((labels == 0).sum() / (labels == 1).sum()).tolist()
-    found = configs.config(component, P, data, tmp_path).model.pos_weight.tolist()
-    assert found == pytest.approx(expected) and max(expected) < 0.7
+    result = configs.config(component, P, data, tmp_path).model.pos_weight.tolist()
+    assert result == pytest.approx(expected) and max(expected) < 0.7
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_what_the_network_sees_in_training(component, choices, data, tmp_path):
         list(islice(run, 3))
     stored = data.batch(range(n))
     images, originals = torch.cat(seen).flatten(1), torch.cat([stored, stored.flip(-1)]).flatten(1)
-    a, b = (each - each.mean(1, keepdim=True) for each in (images, originals))
+    a, b = (values - values.mean(1, keepdim=True) for values in (images, originals))
     likeness, place = (normalize(a) @ normalize(b).T).max(1)
     assert likeness.min() > 0.9999  # every image is found, in place or flipped
     assert set((place % n).tolist()) <= set(config.rows.tolist())

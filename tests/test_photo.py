@@ -46,13 +46,13 @@ def test_fov_of_known_circles(height, width, x, y, r, top, bottom):
         -np.inf if top is None else top,
         np.inf if bottom is None else bottom,
     )
-    found = photo.find_fov(image)
-    assert np.allclose(found[:3], (x, y, r), rtol=0, atol=0.01 * r)
+    fov = photo.find_fov(image)
+    assert np.allclose(fov[:3], (x, y, r), rtol=0, atol=0.01 * r)
     lines = (
         max(0, y - r) if top is None else top,
         min(height, y + r) if bottom is None else bottom,
     )
-    assert np.allclose(found[3:], lines, rtol=0, atol=0.02 * r)
+    assert np.allclose(fov[3:], lines, rtol=0, atol=0.02 * r)
 
 
 def test_fov_ignores_a_notch():
@@ -70,8 +70,8 @@ def test_fov_of_a_dim_photograph():
 def test_fov_of_real_photographs():
     for path in PHOTOS[::5]:
         image = photo.read_photograph(path)
-        found = np.array(photo.find_fov(image)) / image.shape[1]
-        assert np.allclose(found, (0.503, 0.3325, 0.465, 0, 0.667), atol=0.006), path
+        fov = np.array(photo.find_fov(image)) / image.shape[1]
+        assert np.allclose(fov, (0.503, 0.3325, 0.465, 0, 0.667), atol=0.006), path
 
 
 def test_fov_of_a_square_photograph():

@@ -80,11 +80,11 @@ def would_run(lines):
 
 def after(*jobs):
     """These jobs, and all that read their results."""
-    found = set()
+    collected = set()
     for name, job in workflow.jobs().items():  # in an order in which they can run
-        if name in jobs or found & set(job.needs):
-            found.add(name)
-    return found
+        if name in jobs or collected & set(job.needs):
+            collected.add(name)
+    return collected
 
 
 # --------------------------------------------------------------------------------------- everything
@@ -226,22 +226,22 @@ def test_a_failing_job_is_named_with_its_error(call, made, tmp_path):
 
 
 def numbers(results_dir, job):
-    found = read_result(workflow.result(results_dir, job))["numbers"]
+    collected = read_result(workflow.result(results_dir, job))["numbers"]
     return {
-        name: value for name, value in found.items() if name not in ("cost", "training_seconds")
+        name: value for name, value in collected.items() if name not in ("cost", "training_seconds")
     }
 
 
 def children(pid):
     """{command: pid} of a process and all below it."""
-    found = {}
+    collected = {}
     for child in subprocess.run(
         ["pgrep", "-P", str(pid)], capture_output=True, text=True
     ).stdout.split():
         with open(f"/proc/{child}/cmdline") as command:
-            found[command.read().replace("\0", " ")] = int(child)
-        found |= children(child)
-    return found
+            collected[command.read().replace("\0", " ")] = int(child)
+        collected |= children(child)
+    return collected
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -166,12 +166,12 @@ def test_perfect_images_are_infinitely_good_and_equal_to_each_other():
 
 
 def test_what_is_not_available_is_not_compared():
-    known = {"a": random(1), "b": random(0, start=10), "c": random(2, start=20)}
-    known["b"] = [table.assign(lpips=np.nan) for table in known["b"]]
+    scores = {"a": random(1), "b": random(0, start=10), "c": random(2, start=20)}
+    scores["b"] = [table.assign(lpips=np.nan) for table in scores["b"]]
     for pairs in ([("a", "b"), ("c", "a")], [("c", "a"), ("a", "b")]):
-        pair, comparison = compare_order(known, pairs, "lpips")
+        pair, comparison = compare_order(scores, pairs, "lpips")
         assert pair == ("a", "b") and comparison.verdict == NOT_AVAILABLE
-    assert all(math.isnan(value) for value in statistics.spread(known, "lpips"))
+    assert all(math.isnan(value) for value in statistics.spread(scores, "lpips"))
 
 
 def test_an_order_is_decided_by_its_weakest_pair():

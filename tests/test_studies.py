@@ -67,24 +67,24 @@ def execute(out, seeds, stems=STEMS):
 
 
 def test_the_matrix_is_the_papers():
-    rows = [each for study in studies.VARIES for each in studies.STUDIES[study]]
+    rows = [row for study in studies.VARIES for row in studies.STUDIES[study]]
     assert [len(studies.STUDIES[study]) for study in studies.VARIES] == [5, 8, 4] and len(
         rows
     ) == 17
     assert len(studies.distinct(studies.VARIES)) == len(set(rows)) == 15
     assert all(studies.RETINAREGEN in study for study in studies.STUDIES.values())
     for study, word in studies.VARIES.items():
-        words = [getattr(each, word) for each in studies.STUDIES[study]]
-        assert [studies.RETINAREGEN._replace(**{word: each}) for each in words] == studies.STUDIES[
+        words = [getattr(row, word) for row in studies.STUDIES[study]]
+        assert [studies.RETINAREGEN._replace(**{word: row}) for row in words] == studies.STUDIES[
             study
         ]
         assert set(words) == set(
             {"backbone": BACKBONES, "extractor": EXTRACTORS, "fusion": paper.FUSIONS}[word]
         )
-    assert [each.extractor for each in studies.STUDIES["extractors"]] == list(
+    assert [row.extractor for row in studies.STUDIES["extractors"]] == list(
         paper.EXTRACTORS
     )  # Table 1's order
-    assert all(each.protocol in PROTOCOLS for each in rows)
+    assert all(row.protocol in PROTOCOLS for row in rows)
 
 
 def test_distinct_of_one_study_keeps_its_order():
@@ -93,9 +93,7 @@ def test_distinct_of_one_study_keeps_its_order():
 
 
 def test_folders_differ_for_every_run(tmp_path):
-    every = [
-        studies.folder(tmp_path, each, seed) for each in studies.distinct() for seed in range(3)
-    ]
+    every = [studies.folder(tmp_path, row, seed) for row in studies.distinct() for seed in range(3)]
     assert len(set(every)) == 3 * 31 and every[0].name == "paired_unet_resnet34_bilinear-static_0"
     assert str(studies.BRIDGE) == "paired_unet_off_off_method-bridge_budget-equal"
     assert (
@@ -110,27 +108,27 @@ def test_the_factorial_is_full_and_all_of_what_matters_is_a_choice_that_the_mode
         studies.cell(*levels)
         for levels in product(studies.FACTORS["backbone"], studies.FACTORS["objective"])
     }
-    assert len(cells) == 6 and cells <= set(every) and {each.start for each in cells} == {1.0}
+    assert len(cells) == 6 and cells <= set(every) and {row.start for row in cells} == {1.0}
     assert set(studies.STUDIES["extractors"] + studies.STUDIES["fusion"]) <= set(every)
-    for each in every:
+    for row in every:
         assert (
-            each.backbone in BACKBONES
-            and each.protocol in PROTOCOLS
-            and each.objective in ("", *OBJECTIVES)
+            row.backbone in BACKBONES
+            and row.protocol in PROTOCOLS
+            and row.objective in ("", *OBJECTIVES)
         )
         assert (
-            each.extractor in (*EXTRACTORS, "random", "off")
-            and each.likelihood in LIKELIHOODS
-            and each.region in REGIONS
+            row.extractor in (*EXTRACTORS, "random", "off")
+            and row.likelihood in LIKELIHOODS
+            and row.region in REGIONS
         )
         assert (
-            each.fusion in FUSIONS
-            if each.method == "diffusion"
-            else each.fusion == each.extractor == "off"
+            row.fusion in FUSIONS
+            if row.method == "diffusion"
+            else row.fusion == row.extractor == "off"
         )
-    for each in studies.CONDITIONS.values():
+    for row in studies.CONDITIONS.values():
         twins = [
-            len(each.values.items() - other.values.items())
+            len(row.values.items() - other.values.items())
             for other in studies.STUDIES["extractors"]
         ]
         assert min(twins) == 1, "one thing differs from a row of Table 1, or nothing is told"
@@ -215,8 +213,8 @@ def compared(tmp_path_factory):
 
 def files(out):
     """{path: bytes} of tables and figures."""
-    found = [*(out / "smoke" / "tables").iterdir(), *(out / "smoke" / "figures").iterdir()]
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in found}
+    paths = [*(out / "smoke" / "tables").iterdir(), *(out / "smoke" / "figures").iterdir()]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}
 
 
 def test_all_tables_and_figures_are_written_byte_by_byte_the_same(compared):
@@ -259,7 +257,7 @@ def test_the_table_follows_from_the_runs(compared):
     )  # paired by seed
     assert row.difference_sd < row.sd / 2  # the seeds have something in common, which drops out
     result = io.read_json(out / "smoke" / "08_extractors.json")
-    rows = {(each["method"], each["metric"]): each for each in result["numbers"]["rows"]}
+    rows = {(row["method"], row["metric"]): row for row in result["numbers"]["rows"]}
     assert (
         rows["mobilenet", "psnr"]["difference"] == row.difference
         and ("mobilenet", "lpips_fov") not in rows

@@ -161,8 +161,8 @@ def tables():
             )
         )
         made = reference(stem)
-        where = f" ({made_at(made['provenance'])})" if made else ""
-        parts.append(f"## {path.stem}{where}\n\n{path.read_text(encoding='utf-8').strip()}")
+        made_by = f" ({made_at(made['provenance'])})" if made else ""
+        parts.append(f"## {path.stem}{made_by}\n\n{path.read_text(encoding='utf-8').strip()}")
     return "\n\n".join(parts) or "not run"
 
 
