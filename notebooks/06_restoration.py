@@ -184,13 +184,7 @@ figures.save(
 )
 
 # %%
-order = (
-    scores["RetinaRegen"]["psnr"]
-    .sub(scores["do nothing"]["psnr"])
-    .replace(float("-inf"), -999)
-    .argsort()
-    .to_numpy()
-)
+order = scores["RetinaRegen"]["psnr"].sub(scores["do nothing"]["psnr"]).argsort().to_numpy()
 picks = order[[0, len(order) // 4, len(order) // 2, 3 * len(order) // 4, -1]]
 figures.save(
     figures.grid(

@@ -50,7 +50,6 @@ def test_bootstrap_interval():
     assert mean == values.mean() and low < mean < high
     assert high - low == pytest.approx(2 * 1.96 * values.std() / math.sqrt(400), rel=0.1)
     assert statistics.bootstrap([3.0, float("nan")]) == (3, 3, 3)
-    assert statistics.bootstrap([math.inf, math.inf]) == (math.inf,) * 3
     assert all(math.isnan(value) for value in statistics.bootstrap([]))
     wide = statistics.bootstrap(values, 0.99)
     assert (wide[2] - wide[1]) / (high - low) == pytest.approx(2.576 / 1.96, rel=0.1)
@@ -152,17 +151,6 @@ def test_less_is_better_in_lpips():
     low, high = ([t.assign(lpips=v + t.psnr / 1e3) for t in random(0)] for v in (0.1, 0.2))
     comparison = compare(low, high, "lpips")
     assert comparison.difference == pytest.approx(0.1) and comparison.verdict == BETTER
-
-
-def test_perfect_images_are_infinitely_good_and_equal_to_each_other():
-    perfect, finite = [made([math.inf, math.inf])], [made([20, 21]), made([21, 23]), made([22, 23])]
-    scores = {"do nothing": perfect, "a": [made([30, 31])], "b": perfect}
-    study = statistics.study(scores, "b").set_index(["method", "metric"])
-    row = study.loc[("do nothing", "psnr"), ["mean", "difference", "difference_low"]]
-    assert row.tolist() == [math.inf, 0, 0]
-    assert study.loc[("a", "psnr"), "difference"] == -math.inf
-    assert compare(perfect * 3, finite, "psnr").verdict == BETTER
-    assert compare(perfect + [made([30, 31])] * 2, finite, "psnr").verdict == UNCLEAR
 
 
 def test_what_is_not_available_is_not_compared():

@@ -10,7 +10,7 @@ from itertools import permutations
 import pandas as pd
 
 from rr.errors import InputError
-from rr.evaluate.statistics import compare, mean_over_seeds, subtract
+from rr.evaluate.statistics import compare, mean_over_seeds
 from rr.studies import FACTORS
 
 COMPARED = ("psnr", "ssim")  # of cells: no restorer is trained for LPIPS
@@ -63,7 +63,7 @@ def attribution(cells, factors, worst, best, metric="psnr"):
         for place in order:
             before, levels[place] = cells[tuple(levels)], best[place]
             for seed, (new, old) in enumerate(zip(cells[tuple(levels)], before, strict=True)):
-                shares[names[place]][seed] += subtract(new[metric], old[metric]) / len(orders)
+                shares[names[place]][seed] += (new[metric] - old[metric]) / len(orders)
     shares["all"] = [sum(parts) for parts in zip(*shares.values())]
     table = []
     for name, share in shares.items():

@@ -54,8 +54,7 @@ def bootstrap(values, level=0.95, n=2000, seed=0):
     if not len(values):
         return Interval(np.nan, np.nan, np.nan)
     means = values[_draws(len(values), n, seed)].mean(axis=1)
-    # "nearest" returns values of the sample, so that an infinite PSNR gives inf, not inf - inf.
-    low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)], method="nearest")
+    low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)])
     return Interval(float(values.mean()), float(low), float(high))
 
 
@@ -104,7 +103,7 @@ def study(scores, reference):
         table, base = mean_over_seeds(tables), mean_over_seeds(scores[reference])
         for metric in table:
             mean, low, high = bootstrap(table[metric])
-            difference = bootstrap(subtract(table[metric], base[metric]))
+            difference = bootstrap(table[metric] - base[metric])
             row = {
                 "method": method,
                 "metric": metric,
@@ -143,7 +142,7 @@ def compare(a, b, metric, pairs=1):
     """
     way, level = -1 if metric.startswith("lpips") else 1, 1 - 0.05 / pairs
     difference, low, high = bootstrap(
-        way * subtract(mean_over_seeds(a)[metric], mean_over_seeds(b)[metric]), level
+        way * (mean_over_seeds(a)[metric] - mean_over_seeds(b)[metric]), level
     )
     if np.isnan(difference):
         return Comparison(difference, low, high, NOT_AVAILABLE)
@@ -152,7 +151,7 @@ def compare(a, b, metric, pairs=1):
     least, most = _student(way * _by_seed(a, b, metric), level)
     verdict = UNCLEAR
     if round(difference, DIGITS.get(metric, 3)) != 0:
-        if low > 0 and least > 0:  # false for NaN
+        if low > 0 and least > 0:
             verdict = BETTER
         elif high < 0 and most < 0:
             verdict = WORSE
@@ -188,13 +187,13 @@ def spread(scores, metric):
 
     This is a two-way analysis of variance without interaction (randomized blocks): the common
     effect of a seed is removed, and chance is the residual. p is the probability of such a spread,
-    or a larger one, if the configuration had no effect. A value is NaN where one seed, n/a or an
-    infinite score cannot give it.
+    or a larger one, if the configuration had no effect. A value is NaN where one seed or n/a
+    cannot give it.
     """
     trained = [tables for name, tables in scores.items() if name not in BASELINES]
     values = np.array([[table[metric].mean() for table in tables] for tables in trained])
     k, seeds = values.shape
-    if not np.isfinite(values).all():
+    if np.isnan(values).any():
         return (np.nan,) * 3
     sd = values.mean(1).std(ddof=1)
     if seeds == 1:
@@ -232,12 +231,6 @@ def mean_over_seeds(tables):
     return sum(tables) / len(tables)
 
 
-def subtract(a, b):
-    """a - b per image, and 0 where both are equal, also if both are infinite."""
-    with np.errstate(invalid="ignore"):
-        return (a - b).mask(a == b, 0.0)
-
-
 def _by_seed(a, b, metric):
     """The mean over images of a - b for each seed, paired. A method without training is the same
     for every seed.
@@ -245,20 +238,14 @@ def _by_seed(a, b, metric):
     seeds = max(len(a), len(b))
     a, b = (tables * seeds if len(tables) == 1 else tables for tables in (a, b))
     pairs = zip(a, b, strict=True)
-    return np.array([subtract(first[metric], second[metric]).mean() for first, second in pairs])
+    return np.array([(first[metric] - second[metric]).mean() for first, second in pairs])
 
 
 def _sd(values):
-    with np.errstate(invalid="ignore"):
-        return values.std(ddof=1) if len(values) > 1 else np.nan
+    return values.std(ddof=1) if len(values) > 1 else np.nan
 
 
 def _student(values, level):
-    """Student's t interval of the mean of one value per seed: (low, high), or NaN if some values
-    are infinite.
-    """
-    if (values == values[0]).all():  # This holds also if all are infinite.
-        return values[0], values[0]
-    with np.errstate(invalid="ignore"):
-        half = stdtrit(len(values) - 1, (1 + level) / 2) * _sd(values) / np.sqrt(len(values))
-        return values.mean() - half, values.mean() + half
+    """Student's t interval of the mean of one value per seed: (low, high)."""
+    half = stdtrit(len(values) - 1, (1 + level) / 2) * _sd(values) / np.sqrt(len(values))
+    return values.mean() - half, values.mean() + half

@@ -22,7 +22,6 @@ HEADS = {  # metric: the head of its column
 SYMBOLS = {
     "−": "$-$",
     "±": r"$\pm$",
-    "∞": r"$\infty$",
     "–": "--",
     "<": "$<$",
     ">": "$>$",
@@ -158,7 +157,7 @@ def number(value, digits, sign=""):
     """A number as a string, with a real minus sign; NaN is "n/a"."""
     if np.isnan(value):
         return "n/a"
-    return f"{value:{sign}.{digits}f}".replace("inf", "∞").replace("-", "−")
+    return f"{value:{sign}.{digits}f}".replace("-", "−")
 
 
 def mean_sd(mean, sd, digits):
