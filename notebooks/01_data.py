@@ -27,7 +27,7 @@ seed: int = 0  # from 0: of everything that is drawn at random
 data: str = "embedded"  # "embedded" draws eyes; else a folder of photographs
 labels: str = ""  # CSV with the labels of that folder; empty: none
 out: str = "results"  # folder of all results; a relative path starts at the project's root
-workers: int = 1  # processes that read or draw images; they do not change the result
+workers: int = 0  # processes that read or draw images, 0: one per core; the result is the same
 
 # %%
 import time

@@ -309,7 +309,7 @@ def prepare(
     labels: Annotated[Path | None, typer.Option(help="CSV with the labels of the images.")] = None,
     size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the images, px.")] = 224,
     seed: Annotated[int, typer.Option(min=0, help="Of the split, and of embedded eyes.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Number of processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, max=256, help="Processes; 0: one per core.")] = 0,
     n: Annotated[int, typer.Option(min=1, help="Number of embedded eyes.")] = 1000,
     fresh: Annotated[bool, typer.Option("--fresh", help="Pack again from the beginning.")] = False,
 ):

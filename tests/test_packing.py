@@ -77,6 +77,26 @@ def test_a_pack_does_not_depend_on_workers(tmp_path, small_chunks):
     assert torch.equal(torch.get_rng_state(), state)  # a training that follows draws the same
 
 
+@pytest.mark.parametrize("n, cores, processes", [(19, 4, 0), (31, 4, 3), (99, 4, 4), (99, 1, 0)])
+def test_every_core_packs_if_that_repays_the_start_of_a_process(
+    tmp_path, monkeypatch, n, cores, processes
+):
+    asked, loader_of_torch = [], packing.DataLoader
+
+    def loader(*arguments, num_workers, multiprocessing_context, **options):
+        asked.append(num_workers)
+        return loader_of_torch(*arguments, **options)
+
+    monkeypatch.setattr(packing, "DataLoader", loader)
+    monkeypatch.setattr(packing, "REPAID", 10)
+    torch.set_num_threads(cores)
+    try:
+        packing.pack(flat(n), 8, tmp_path, workers=0)
+    finally:
+        torch.set_num_threads(1)  # as in all tests
+    assert asked == [processes]
+
+
 def test_same_picture_never_in_two_splits(tmp_path, photos):
     for i in range(8):
         Image.open(photos / "a.jpg").save(photos / f"again{i}.jpg", quality=72 + 3 * i)

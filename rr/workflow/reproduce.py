@@ -67,9 +67,10 @@ def snakemake(results_dir, config, profile="laptop", cores=None, jobs=None, dry_
         os.environ[GPUS] = ",".join(gpus())
     side_by_side = jobs or max(min(2, CORES), len(gpus()))
     config["threads"] = max(1, (cores or CORES) // side_by_side)
+    config["cores"] = side_by_side * config["threads"]
     arguments = [
         "--snakefile", WORKFLOW / "Snakefile", "--directory", results_dir, "--profile", folder,
-        "--cores", side_by_side * config["threads"], *(["--jobs", jobs] if jobs else []),
+        "--cores", config["cores"], *(["--jobs", jobs] if jobs else []),
         "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "params", "input",
         *(["--dry-run"] if dry_run else []),
         "--config", *(f"{key}={json.dumps(value)}" for key, value in config.items()),
