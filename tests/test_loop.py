@@ -16,6 +16,7 @@ from rr.data.sources import Source
 from rr.errors import InputError
 from rr.files import read_json
 from rr.paper import LABELS
+from rr.presets import preset
 from rr.train import loop, state
 from rr.train.distributed import fabric
 
@@ -303,6 +304,22 @@ def test_a_configuration_shows_what_a_student_asks_for(configured, tmp_path):
     for line in ("model Line", "rows 32", "val_rows 8", "epochs 3", "batch 8", "optimizer adamw",
                  "lr 0.01", "prepare prepare"):  # fmt: skip
         assert line in " ".join(shown.split())
+
+
+def test_only_a_long_training_on_a_gpu_compiles_its_model(tmp_path, configured):
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    config = configured(tmp_path, epochs=loop.COMPILE_STEPS // 4)  # of four steps
+    assert loop.compiles(config, gpu) and not loop.compiles(config, cpu)
+    config.epochs -= 1
+    assert not loop.compiles(config, gpu)
+
+
+@pytest.mark.parametrize("name", ["mini", "smoke", "course"])
+def test_no_training_of_a_small_preset_is_long_enough_to_compile(name):
+    """Fails if a preset gets so many epochs that `rr reproduce` compiles for minutes on a GPU."""
+    values = vars(preset(name))
+    epochs = max(value for key, value in values.items() if key.endswith("_epochs"))
+    assert epochs * values["n"] / values["batch"] < loop.COMPILE_STEPS
 
 
 # ---- Bad input
