@@ -17,7 +17,7 @@ from rr.errors import InputError
 from rr.files import ROOT, read_json, sha256, write_json
 
 PACKAGES = (
-    "torch", "torchvision", "lightning", "lpips",
+    "torch", "torchvision", "lightning-fabric", "lpips",
     "numpy", "pandas", "pillow", "scikit-image", "scikit-learn",
 )  # fmt: skip
 

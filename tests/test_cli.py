@@ -41,7 +41,7 @@ def test_help_shows_the_commands(command):
 def test_the_command_line_starts_without_torch():
     """`rr reproduce` starts `rr run` some fifty times; the kernels import torch if they need it."""
     script = "import sys, rr.cli, rr.workflow.notebook as n; n.check(n.find('05_vae'), {})\n"
-    script += "print({'torch', 'lightning', 'pandas', 'snakemake'} & sys.modules.keys())"
+    script += "print({'torch', 'lightning_fabric', 'pandas', 'snakemake'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
 

@@ -30,7 +30,7 @@ WITHOUT_TORCH = """
 import sys
 class NoTorch:
     def find_spec(self, name, *_):
-        if name.split(".")[0] in ("torch", "torchvision", "lightning"):
+        if name.split(".")[0] in ("torch", "torchvision", "lightning_fabric"):
             raise ModuleNotFoundError(f"{name} is imported")
 sys.meta_path.insert(0, NoTorch())
 import IPython.display

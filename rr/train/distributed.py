@@ -30,8 +30,8 @@ def fabric(device="auto", devices=1, nodes=1):
     are several devices, call `.launch()`. Raises InputError for devices that do not exist, and if
     torchrun or srun have started another number of processes.
     """
-    import lightning
-    from lightning.fabric.strategies import DDPStrategy
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
 
     choose("device", device, ("auto", "cpu", "cuda"))
     on_gpu = device != "cpu" and torch.cuda.is_available()
@@ -51,7 +51,7 @@ def fabric(device="auto", devices=1, nodes=1):
         raise InputError(f"{asked}: torchrun or srun started {started} processes; start {world}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*srun. command is available.*")
-        return lightning.Fabric(
+        return Fabric(
             accelerator="cuda" if on_gpu else "cpu",
             devices=devices,
             num_nodes=nodes,
