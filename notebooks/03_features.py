@@ -116,8 +116,8 @@ figures.save(
 Code(getsource(static_condition), language="python")
 
 # %%
-readable = packed.rows("train", readable=True)
-c = static_condition(model, packed)
+readable = packed.rows("train", readable=True)[: P.pooled]
+c = static_condition(model, packed, limit=P.pooled)
 save_condition(folder, c)
 with torch.no_grad():
     f = model(packed.batch(test, fabric.device))

@@ -35,11 +35,12 @@ extractor: str = "resnet34"  # a name in features.EXTRACTORS, or random, or off
 fusion: str = "bilinear-static"  # a name in fusion.FUSIONS, or off
 method: str = "diffusion"  # diffusion | bridge | one-step: see models/bridge.py
 objective: str = ""  # noise | image | v: what the backbone predicts; empty: vae image, else noise
-start: float = 0.0  # share of T to which the input is noised; 0: the preset's value; 1: pure noise
+trained_for: str = "one-call"  # one-call | chain: which noised images training shows
+start: float = 0.0  # share of T to which inputs are noised; 0: the preset's; 1: also pure noise
 condition: str = "mean"  # mean | image | noise | unreadable: which features are the condition c
 likelihood: str = "bce"  # bce | mse | continuous-bernoulli: of a vae that predicts images
 region: str = "disc"  # macula | disc | retina: unreadable region of the literal protocol's images
-budget: str = "full"  # full | equal: the preset's epochs for this backbone, or the same for all
+budget: str = "full"  # full | equal: images seen, the preset's for this backbone or for all alike
 
 # %%
 import time
@@ -59,6 +60,7 @@ from rr.evaluate import figures, metrics, plots, statistics, tables
 from rr.evaluate.classification import passed
 from rr.models import restorer
 from rr.models.readability import Readability
+from rr.models.retinaregen import RetinaRegen
 from rr.paper import LABELS
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result
@@ -67,7 +69,7 @@ from rr.train import configs, distributed, loop
 started = time.time()
 P = choose_preset(preset, seed=seed)
 paper_choices = protocol, backbone, extractor, fusion
-our_choices = method, objective, start, condition, likelihood, region, budget
+our_choices = method, objective, trained_for, start, condition, likelihood, region, budget
 configuration = studies.Configuration(*paper_choices, *our_choices)
 home = io.results(preset, out)
 folder = studies.folder(home, configuration, seed)
@@ -90,7 +92,7 @@ fabric = distributed.fabric(device)
 
 # %%
 classifier = checkpoint.load(home / "checkpoints" / "readability", Readability, fabric.device)
-rows, y, x, parameters = pairs.test_pairs(packed, protocol, region)
+rows, y, x, parameters = pairs.test_pairs(packed, protocol, region, P.held_out)
 fov, disc = packed.fov(rows), packed.disc(rows)
 io.write_table(folder / "degradations.csv", parameters)
 figures.save(
@@ -132,10 +134,10 @@ figures.save(plots.learning(log), pictures, "06_restoration_training")
 # and output, so vessels cannot come back.
 
 # %%
-regen = restorer.RetinaRegen(classifier, model.to(fabric.device))
+regen = RetinaRegen(classifier, model.to(fabric.device))
 worst = classifier.probabilities(y.to(fabric.device))[:, LABELS.index("disc")].argmin()
 one = slice(worst, worst + 1)
-steps = studies.STEPS if start else None  # None: every step of the chain
+steps = studies.STEPS if start else None  # None: what the restorer is trained for
 way = regen(
     y[one].to(fabric.device), fov[one].to(fabric.device), seed, steps, trajectory=True, screen=False
 )
@@ -262,7 +264,7 @@ numbers = {
     "size": P.size,
     "n": len(rows),
     "objective": model.objective,
-    "epochs": config.epochs,
+    "images_seen": config.total * config.batch,
     "parameters": sum(parameter.numel() for parameter in model.parameters()),
     "training_images": len(config.rows),
     "training_seconds": log.attrs["seconds"],

@@ -123,7 +123,7 @@ numbers = (
 provenance = study_provenance(runs, preset)
 write_result(home / "07_backbones.json", numbers, started=started, **provenance)
 objectives = cost(runs)["predicts"]
-effort = cost(runs)["epochs"]
+effort = cost(runs)["images seen"]
 Markdown(
     sentences.conclusion(scores, study, reference)
     + (
@@ -134,7 +134,7 @@ Markdown(
         else ""
     )
     + (
-        f" Their epochs differ ({', '.join(f'{name}: {n}' for name, n in effort.items())})."
+        f" The numbers of images that they see in training differ ({', '.join(f'{name}: {n}' for name, n in effort.items())})."
         if effort.nunique() > 1
         else ""
     )

@@ -20,12 +20,16 @@ class Preset:
     size: int               # side of every image, px                       [paper: 224, classifier]
     weights: str            # "imagenet" | "none": start of pretrained networks [paper: pre-trained]
     batch: int              # images per optimizer step                          (paper: not stated)
+    unet_batch: int         # the same for U-Nets, which need many steps and cost more each
     ema: float              # decay of the averaged weights that are saved       (paper: not stated)
+    held_out: int           # images for validation, and for testing restorers, at most      (ours)
+    pooled: int             # readable images whose mean features are c, at most        [paper: all]
 
-    classifier_epochs: int  # InceptionV3, RMSprop, BCE                   (paper: epochs not stated)
+    # images seen in training, all passes together                           (paper: not stated)
+    classifier_images: int  # InceptionV3, RMSprop, BCE; the held-out classifier sees half of them
     classifier_lr: float    # RMSprop learning rate                                    [paper: 1e-4]
 
-    extractor_epochs: int   # readability as the auxiliary task         (paper: training not stated)
+    extractor_images: int   # readability as the auxiliary task
     attention: int          # width of the self-attention                               [paper: 256]
     heads: int              # attention heads                                             [paper: 8]
 
@@ -34,43 +38,41 @@ class Preset:
     T: int                  # diffusion steps                                    (paper: not stated)
     schedule: str           # a key of diffusion.SCHEDULES                       (paper: not stated)
     start: float            # share of T to which the input is noised            (paper: not stated)
-    diffusion_epochs: int   # of the noise model alone, notebook 04              (paper: not stated)
-    vae_epochs: int         # of the VAE alone, notebook 05                      (paper: not stated)
-    restorer_epochs: int    # of VAE + fusion, notebook 06                       (paper: not stated)
-    unet_epochs: int        # of each of the other four backbones + fusion       (paper: not stated)
-    factorial_epochs: int   # of all that notebook 10 compares across backbones               (ours)
+    diffusion_images: int   # of the noise model alone, notebook 04
+    vae_images: int         # of the VAE alone, notebook 05
+    restorer_images: int    # of VAE + fusion, notebook 06
+    unet_images: int        # of each of the other four backbones + fusion
+    factorial_images: int   # of all that notebook 10 compares across backbones
     lr: float               # AdamW, everything except the classifiers           (paper: not stated)
     seed: int = 0
 
 
 _TABLE = (
     # tests only: all code in seconds. Expected quality: none
-    Preset("mini",      72,  80, "none",      4, 0.90,
-           classifier_epochs=1,  classifier_lr=1e-4, extractor_epochs=1,  attention=256, heads=8,
-           width=8,  latent=32,  T=20,   schedule="cosine", start=0.15,
-           diffusion_epochs=1,   vae_epochs=1,   restorer_epochs=1,   unet_epochs=1,
-           factorial_epochs=1,   lr=1e-3),
-    # minutes on two CPU cores: proves that everything runs.
-    # Expected of RetinaRegen (results/reference/smoke, one training): 22.5 dB, SSIM 0.75
-    # (do nothing: 21.1 dB, 0.69; population mean: 22.9 dB, 0.79)
-    Preset("smoke",    600,  80, "none",      8, 0.98,
-           classifier_epochs=7,  classifier_lr=1e-4, extractor_epochs=1,  attention=256, heads=8,
-           width=16, latent=64,  T=100,  schedule="cosine", start=0.15,
-           diffusion_epochs=3,   vae_epochs=20,  restorer_epochs=32,  unet_epochs=3,
-           factorial_epochs=5,   lr=2e-3),
+    Preset("mini",      72,  80, "none",      4, 4, 0.90, held_out=16, pooled=16,
+           classifier_images=48,     classifier_lr=1e-4, extractor_images=48,
+           attention=256, heads=8, width=8,  latent=32,  T=20,   schedule="cosine", start=0.15,
+           diffusion_images=48,      vae_images=48,      restorer_images=48,
+           unet_images=48,           factorial_images=48,      lr=1e-3),
+    # minutes on two CPU cores: every part learns, none of them well
+    Preset("smoke",   3200,  64, "none",      8, 4, 0.98, held_out=64, pooled=128,
+           classifier_images=2_000,  classifier_lr=1e-4, extractor_images=200,
+           attention=256, heads=8, width=16, latent=128, T=100,  schedule="cosine", start=0.15,
+           diffusion_images=1_500,   vae_images=12_000,  restorer_images=12_000,
+           unet_images=800,          factorial_images=800,     lr=3e-3),
     # a small GPU or a patient laptop. Expected quality: not run
-    Preset("course",  8000, 128, "none",     64, 0.995,
-           classifier_epochs=10, classifier_lr=1e-4, extractor_epochs=5,  attention=256, heads=8,
-           width=32, latent=256, T=200,  schedule="cosine", start=0.15,
-           diffusion_epochs=10,  vae_epochs=40,  restorer_epochs=60,  unet_epochs=60,
-           factorial_epochs=60,  lr=5e-4),
+    Preset("course",  8000, 128, "none",     64, 64, 0.995, held_out=256, pooled=1000,
+           classifier_images=40_000, classifier_lr=1e-4, extractor_images=20_000,
+           attention=256, heads=8, width=32, latent=256, T=200,  schedule="cosine", start=0.15,
+           diffusion_images=40_000,  vae_images=80_000,  restorer_images=80_000,
+           unet_images=40_000,       factorial_images=40_000,  lr=1e-3),
     # what the paper states; needs a GPU and torchvision's ImageNet weights. Expected: not run
     # (the paper reports 27.45 dB, SSIM 0.956 on images that are not published)
-    Preset("paper",  20000, 224, "imagenet", 64, 0.999,
-           classifier_epochs=30, classifier_lr=1e-4, extractor_epochs=30, attention=256, heads=8,
-           width=64, latent=512, T=1000, schedule="linear", start=0.15,
-           diffusion_epochs=60,  vae_epochs=60,  restorer_epochs=100, unet_epochs=100,
-           factorial_epochs=100, lr=2e-4),
+    Preset("paper",  20000, 224, "imagenet", 64, 64, 0.999, held_out=2000, pooled=20000,
+           classifier_images=400_000, classifier_lr=1e-4, extractor_images=400_000,
+           attention=256, heads=8, width=64, latent=512, T=1000, schedule="linear", start=0.15,
+           diffusion_images=400_000, vae_images=400_000, restorer_images=1_000_000,
+           unet_images=1_000_000,    factorial_images=1_000_000, lr=2e-4),
 )
 # fmt: on
 PRESETS = {row.name: row for row in _TABLE}

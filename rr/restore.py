@@ -24,7 +24,8 @@ from rr.files import RECOMMENDED
 from rr.models.bridge import Bridge
 from rr.models.corrector import Corrector
 from rr.models.readability import LABELS, Readability
-from rr.models.restorer import Denoiser, RetinaRegen
+from rr.models.restorer import Denoiser
+from rr.models.retinaregen import RetinaRegen
 
 METHODS = {"Denoiser": Denoiser, "Bridge": Bridge}  # "component" in config.json => its class
 

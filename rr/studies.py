@@ -31,11 +31,12 @@ class Configuration(NamedTuple):
     fusion: str
     method: str = "diffusion"  # "bridge" | "one-step": see models/bridge.py; without a condition
     objective: str = ""  # "noise" | "image" | "v"; "": the image for the VAE, else the noise
-    start: float = 0.0  # share of T to which inputs are noised; 0: the preset's
+    trained_for: str = "one-call"  # or "chain": see restorer.TRAINED_FOR
+    start: float = 0.0  # share of T to which inputs are noised; 0: the preset's; 1: also pure noise
     condition: str = "mean"  # "image" | "noise" | "unreadable": see train/conditions.py
     likelihood: str = "bce"  # of the VAE, see vae.LIKELIHOODS
     region: str = "disc"  # whose readability chooses the images of the literal protocol
-    budget: str = "full"  # epochs: the preset's for the backbone; "equal": its factorial_epochs
+    budget: str = "full"  # images seen: the preset's for the backbone; "equal": factorial_images
 
     @property
     def values(self):
@@ -62,6 +63,7 @@ LITERAL = RETINAREGEN._replace(protocol="literal")
 BRIDGE = Configuration("paired", "unet", "off", "off", method="bridge", budget="equal")
 ONE_STEP = BRIDGE._replace(method="one-step")  # the control that any iterated method has to beat
 
+CHAIN = RETINAREGEN._replace(trained_for="chain")  # the other reading of the restoration (2.1)
 # The factorial of notebook 10. One training with start = 1 restores from both starts.
 FACTORS = {
     "backbone": ("vae", "unet"),
@@ -73,7 +75,9 @@ STEPS = 15  # network calls of a restoration that begins at T
 
 def cell(backbone, objective):
     """The configuration whose weights serve both starts of a backbone and an objective."""
-    return RETINAREGEN._replace(backbone=backbone, objective=objective, start=1.0, budget="equal")
+    return RETINAREGEN._replace(
+        backbone=backbone, objective=objective, trained_for="chain", start=1.0, budget="equal"
+    )
 
 
 CONDITIONS = {  # name in notebook 10: differs from RETINAREGEN or a row of Table 1 by the condition
@@ -109,7 +113,7 @@ STUDIES["matters"] = list(  # everything that notebook 10 reads
         [
             *STUDIES["extractors"],
             *STUDIES["fusion"],
-            *(BRIDGE, ONE_STEP, LITERAL),
+            *(BRIDGE, ONE_STEP, LITERAL, CHAIN),
             *CELLS,
             CONCATENATED,
             *CONDITIONS.values(),

@@ -15,7 +15,7 @@ from rr.evaluate.classification import (
     report,
     share,
 )
-from rr.models.restorer import RetinaRegen
+from rr.models.retinaregen import RetinaRegen
 from rr.paper import LABELS
 
 

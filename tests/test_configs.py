@@ -47,7 +47,7 @@ def test_the_restorer_takes_every_field_of_a_configuration(out):
         extractor="off", backbone="unet", start=1.0, objective="image", budget="equal"
     )
     chosen = config("restorer", out, **{name: str(value) for name, value in choice.values.items()})
-    assert chosen.model.arguments["backbone"] == "unet" and chosen.model.t_0 == preset("mini").T
+    assert chosen.model.arguments["backbone"] == "unet" and chosen.model.pure_noise
     assert chosen.folder == studies.folder(io.results("mini", out), choice, 0) / "denoiser"
     with pytest.raises(InputError, match="no checkpoint there"):
         config("restorer", out)  # its extractor is not trained
@@ -55,26 +55,26 @@ def test_the_restorer_takes_every_field_of_a_configuration(out):
         config("restorer", out, extractor="off", condition="image")
 
 
-EPOCHS = preset("mini", restorer_epochs=2, unet_epochs=3, factorial_epochs=4)
+IMAGES = preset("mini", restorer_images=20, unet_images=30, factorial_images=40)
 
 
-@pytest.mark.parametrize("budget, vae, unet", [("full", 2, 3), ("equal", 4, 4)])
+@pytest.mark.parametrize("budget, vae, unet", [("full", 20, 30), ("equal", 40, 40)])
 @pytest.mark.parametrize("changes", [{}, {"start": 1.0}, {"start": 0.15}, {"method": "bridge"}])
-def test_only_the_budget_changes_the_number_of_epochs(eyes80, tmp_path, budget, vae, unet, changes):
-    """Fails if the start, or another parameter, changes the epochs without a word (D4)."""
-    for backbone, epochs in (("vae", vae), ("unet", unet)):
+def test_only_the_budget_changes_the_images_seen(eyes80, tmp_path, budget, vae, unet, changes):
+    """Fails if the start, or another parameter, changes the budget without a word (D4)."""
+    for backbone, images in (("vae", vae), ("unet", unet)):
         choices = {"extractor": "off", "backbone": backbone, "budget": budget, **changes}
-        chosen = configs.config("restorer", EPOCHS, eyes80, tmp_path, **choices)
-        assert chosen.epochs == epochs
+        chosen = configs.config("restorer", IMAGES, eyes80, tmp_path, **choices)
+        assert chosen.epochs * len(chosen.rows) == pytest.approx(images)
         assert ("budget-equal" in str(chosen.folder)) == (budget == "equal")
 
 
-def test_what_notebook_10_compares_across_backbones_has_equal_epochs():
+def test_what_notebook_10_compares_across_backbones_sees_equally_many_images():
     """The runs of all studies, and how long each is trained."""
     runs = {*studies.distinct(), *studies.EVALUATED.values()}
     equal = {run for run in runs if run.budget == "equal"}
     factorial = {(run.backbone, run.objective) for run in equal if run.start == 1}
-    assert len(runs) == 31 and len(equal) == 9 and all(run.start in (0, 1) for run in runs)
+    assert len(runs) == 32 and len(equal) == 9 and all(run.start in (0, 1) for run in runs)
     assert factorial == {(b, o) for b in ("vae", "unet") for o in ("image", "v", "noise")}
     assert equal == {run for run in runs if run.start or run.method != "diffusion"}
 
@@ -89,14 +89,14 @@ def test_random_features_are_pooled_over_the_images_of_the_trained_ones(
     model = configs.config("restorer", p, eyes80, tmp_path, **choices).model
     torch.manual_seed(p.seed)
     extractor = Extractor("resnet34", p.attention, p.heads)
-    as_notebook_03 = conditions.static_condition(extractor, eyes80, readable)
+    as_notebook_03 = conditions.static_condition(extractor, eyes80, readable, p.pooled)
     assert torch.equal(model.c, as_notebook_03)
     labels = eyes80.labels.numpy()
     if readable:
         wanted = (labels == 1).all(1)
     else:
         wanted = (labels[:, 0] == 1) & (labels == 0).any(1)
-    rows = np.flatnonzero(wanted & (eyes80.table["split"] == "train"))
+    rows = np.flatnonzero(wanted & (eyes80.table["split"] == "train"))[: p.pooled]
     with torch.no_grad():
         pooled = extractor.eval()(eyes80.batch(rows)).mean(0)
     assert torch.allclose(model.c, pooled, atol=1e-5)
@@ -143,7 +143,7 @@ def test_rr_train_trains_once_and_fresh_trains_again(out):
     assert runner.invoke(app, words).exit_code == 0
     folder = io.results("mini", out) / "checkpoints" / "vae"
     record = read_json(folder / "config.json")["provenance"]
-    assert record["epochs"] == preset("mini").vae_epochs
+    assert record["epochs"] * record["rows"] == pytest.approx(preset("mini").vae_images)
     assert (record["preset"], record["processes"]) == ("mini", 1)
     again = loop.train(config("vae", out), distributed.fabric("cpu"))
     assert list(again) == []  # the notebook's call finds it trained

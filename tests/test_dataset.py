@@ -1,5 +1,6 @@
 """rr.data.dataset: rows of a packed data set, damaged ones, batches."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from drawn import line
 
-from rr.data import dataset, packing, sources
+from rr.data import dataset, packing, sources, synthetic
 from rr.data.splits import SPLITS
 from rr.errors import InputError
 
@@ -52,7 +53,7 @@ def test_damaged_packs_are_refused(tmp_path):
     packed = packing.pack(sources.embedded(6), 32, tmp_path)
     images = packed.manifest["images"]
     whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    old = whole["manifest.json"].replace(b'"format": 3', b'"format": 2')
+    old = whole["manifest.json"].replace(b'"format": 4', b'"format": 3')
     for name, content, reason in [
         (images, whole[images][:-1000], "damaged"),
         (images, b"", "damaged"),
@@ -114,3 +115,27 @@ def test_batches_on_a_gpu_are_those_on_a_cpu(eyes80, fits, monkeypatch):
         for a, b in zip(on_gpu, on_cpu, strict=True):
             assert a.is_cuda and torch.equal(a.cpu(), b)
     assert (eyes.on_gpu(torch.device("cuda")) is not None) == fits
+
+
+def test_every_drawn_eye_has_a_clean_original(eyes80):
+    """Fails if an original is degraded, belongs to another eye or split, or is no eye; or if only
+    the eyes that happen to be clean and readable can be trained on."""
+    originals = eyes80.originals
+    for split in ("train", "val", "test"):
+        rows = originals.clean_rows(split)
+        table = eyes80.table.iloc[rows]
+        is_eye = (eyes80.table["split"] == split) & (eyes80.table["fundus"] == 1)
+        assert rows.tolist() == is_eye.to_numpy().nonzero()[0].tolist()
+        assert set(eyes80.clean_rows(split)) < set(rows)
+        for row, name in zip(rows[:5], table["name"]):
+            eye = synthetic.fundus(0, int(name.rsplit("-", 1)[1]), 80)
+            drawn = torch.from_numpy(eye.image).permute(2, 0, 1)
+            assert (originals.pixels([row])[0].int() - drawn.int()).abs().max() <= 1
+    assert originals.hash == eyes80.hash and torch.equal(originals.labels, eyes80.labels)
+
+
+def test_photographs_are_their_own_originals(tmp_path):
+    packed = packing.pack(dataclasses.replace(sources.embedded(24), originals=False), 32, tmp_path)
+    rows = packed.clean_rows("train")
+    assert packed.originals.clean_rows("train").tolist() == rows.tolist()
+    assert torch.equal(packed.originals.pixels(rows), packed.pixels(rows))

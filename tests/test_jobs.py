@@ -20,7 +20,7 @@ def of(table, stem):
 
 def test_every_configuration_runs_once():
     table = workflow.jobs()
-    assert len(of(table, "06_restoration")) == 15 + 16 and len(of(table, "03_features")) == 8
+    assert len(of(table, "06_restoration")) == 15 + 17 and len(of(table, "03_features")) == 8
     headline = f"06_restoration_{studies.RETINAREGEN}_0"
     for stem, rows in {"07_backbones": 5, "08_extractors": 8, "09_fusion": 4}.items():
         needs = table[stem].needs
@@ -35,7 +35,7 @@ def test_every_configuration_runs_once():
 def test_seeds_share_data_and_classifier():
     table = workflow.jobs(seeds=3)
     stems = ("01_data", "02_readability", "03_features", "06_restoration", "07_backbones")
-    assert [len(of(table, stem)) for stem in stems] == [1, 1, 24, 3 * 31, 1]
+    assert [len(of(table, stem)) for stem in stems] == [1, 1, 24, 3 * 32, 1]
     assert len(table["07_backbones"].needs) == 15
     job = table["06_restoration_paired_unet++_resnet34_bilinear-static_2"]
     assert job.values["seed"] == 2

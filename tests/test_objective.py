@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import normalize
 
+import rr.models.restorer
 from rr.data import degrade, packing, pairs
 from rr.data.dataset import Batch
 from rr.data.sources import Source
@@ -55,7 +56,7 @@ class Answers:
         draw = torch.Generator().manual_seed(7)
         image = 0.1 + 0.8 * torch.rand(N, 3, SIZE, SIZE, generator=draw)
         code = torch.randn(2, N, 50, generator=draw) - 2  # every term of the KL counts
-        self.output = Output(image, *code) if variational else Output(image)
+        self.output = Output(image, *code, image.logit()) if variational else Output(image)
 
     def __call__(self, x_t, t, generator=None):
         self.x_t, self.t = x_t, t.double().view(-1, 1, 1, 1)
@@ -77,27 +78,32 @@ def divergence(output):
 @pytest.mark.parametrize("same", [False, True])
 @pytest.mark.parametrize("objective", ["noise", "v", "image"])
 @pytest.mark.parametrize("backbone", ["unet", "vae"])
-def test_the_denoisers_loss_is_its_equation(backbone, objective, same):
-    """Fails if x is noised instead of y, if t leaves 1..t_0, if the prediction is compared with
-    another target, if the min-SNR weight is missing (or applied although y is x), or if the KL is
-    not divided by the number of values."""
+@pytest.mark.parametrize("trained_for", ["chain", "one-call"])
+def test_the_denoisers_loss_is_its_equation(backbone, objective, same, trained_for):
+    """Fails if another image is noised, if t leaves 1..t_0 (one call: t_0), if the prediction is
+    compared with another target, if the min-SNR weight is missing (or applied although y is x), or
+    if the KL is not divided by the number of values."""
     words = {"T": T, "schedule": "cosine", "start": T_0 / T, "width": 4, "condition": (8, 1, 1)}
+    words["trained_for"] = trained_for
     model = Denoiser(SIZE, backbone, objective=objective, latent=5, **words)
     model.backbone.forward = asked = Answers(backbone == "vae")
     y, x = pair()
     if same:
         y = x
     result = loss_of(model, y, x)
-    assert set(asked.t.flatten().tolist()) == set(range(1, T_0 + 1))
+    steps = range(1, T_0 + 1) if trained_for == "chain" else [T_0]
+    assert set(asked.t.flatten().tolist()) == set(steps)
 
-    angle = (asked.t / T + 0.008) / 1.008 * math.pi / 2
-    alpha_bar = (angle.cos() / math.cos(0.008 / 1.008 * math.pi / 2)) ** 2
+    alpha_bar = cosine_alpha_bar(asked.t)
     signal, spread = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    epsilon = (asked.x_t - signal * y) / spread
+    at_t_0 = cosine_alpha_bar(torch.tensor(T_0, dtype=torch.float64))
+    way = spread / signal * (at_t_0 / (1 - at_t_0)).sqrt()
+    noised = x + way * (y - x)  # what a perfect chain that began with y has left of y
+    epsilon = (asked.x_t - signal * noised) / spread
     assert abs(epsilon.mean()) < 0.02 and abs(epsilon.std() - 1) < 0.02
     assert abs((epsilon * (y - y.mean())).mean()) < 0.02
     towards_x = (asked.x_t - signal * x) / spread
-    assert same or towards_x.mean() < -0.5  # so the checks of epsilon would fail with x noised
+    assert same or towards_x.mean() < -0.4  # so the checks of epsilon would fail with x noised
 
     snr, p = alpha_bar / (1 - alpha_bar), asked.output.prediction
     target = {"noise": towards_x, "image": x, "v": signal * towards_x - spread * x}[objective]
@@ -108,6 +114,49 @@ def test_the_denoisers_loss_is_its_equation(backbone, objective, same):
     if backbone == "vae":
         expected = expected + divergence(asked.output)
     assert result["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def cosine_alpha_bar(t):
+    return (
+        torch.cos((t / T + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)
+    ) ** 2
+
+
+def test_the_states_of_training_are_those_that_the_chain_visits():
+    """Fails if the network learns from other states than those of a restoration: DDIM with an
+    oracle that predicts x, with the noise of `training_states`."""
+    words = {"T": T, "schedule": "cosine", "start": T_0 / T, "width": 4, "condition": (8, 1, 1)}
+    model = Denoiser(SIZE, "unet", objective="image", **words)
+    y, x = pair()
+    model.forward = lambda x_t, t, **_: Output(x)
+    visited = {t: x_t for t, x_t, _ in model.trajectory(y, torch.Generator().manual_seed(3), T_0)}
+    alpha_bar = model.diffusion.alpha_bar
+    epsilon = (visited[T_0] - alpha_bar[T_0].sqrt() * y) / (1 - alpha_bar[T_0]).sqrt()
+
+    def noise(like, generator):
+        return epsilon.float()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rr.models.restorer, "noise", noise)
+        t, x_t = model.training_states(y, x, torch.Generator().manual_seed(4))
+    assert len(set(t.tolist())) > 1
+    for i, step in enumerate(t.tolist()):
+        assert torch.allclose(x_t[i], visited[step][i].float(), atol=1e-5)
+
+
+def test_half_of_a_training_for_pure_noise_begins_at_T():
+    """Fails if the states of a chain from pure noise contain y, or if they are not a half."""
+    words = {"T": T, "schedule": "cosine", "start": T_0 / T, "width": 4, "condition": (8, 1, 1)}
+    model = Denoiser(SIZE, "unet", pure_noise=True, **words)
+    n, generator = 4000, torch.Generator().manual_seed(0)
+    y, x = torch.full((n, 3, 8, 8), -50.0), torch.full((n, 3, 8, 8), 50.0)
+    t, x_t = model.training_states(y, x, generator)
+    share_of_y = (50 - x_t.mean((1, 2, 3)) / model.diffusion.alpha_bar[t].sqrt().float()) / 100
+    beyond = t > T_0
+    assert t.max() == T and abs(share_of_y[beyond]).max() < 1
+    at_start = (t == T_0) & (share_of_y > 0.5)
+    assert 0.5 / T_0 * 0.8 < at_start.float().mean() < 0.5 / T_0 * 1.2
+    assert 0.5 * (1 - T_0 / T) * 0.9 < beyond.float().mean() < 0.5 * (1 - T_0 / T) * 1.1
 
 
 @pytest.mark.parametrize("one_step", [False, True])
@@ -146,8 +195,8 @@ def test_the_paired_protocol_draws_families_and_severities():
 # ---- The configurations. All numbers of this preset differ: none can be taken for another.
 
 P = preset(
-    "mini", seed=5, classifier_lr=0.03, lr=0.7, classifier_epochs=11, extractor_epochs=12,
-    diffusion_epochs=13, vae_epochs=14, restorer_epochs=15, unet_epochs=16, factorial_epochs=17,
+    "mini", seed=5, batch=6, unet_batch=5, classifier_lr=0.03, lr=0.7, classifier_images=11, extractor_images=12,
+    diffusion_images=13, vae_images=14, restorer_images=15, unet_images=16, factorial_images=17,
 )  # fmt: skip
 KINDS = [  # fundus, macula, disc, retina, severity
     (1, 1, 1, 1, 0.0), (1, 1, 1, 1, 0.0), (1, 1, 1, 1, 0.5),
@@ -188,7 +237,7 @@ def restorer(backbone="vae", extractor="off", **words):
     return {**shared, "backbone": backbone, "extractor": extractor, **words}
 
 
-CONFIGS = [  # component, its choices, rows, epochs, rate, optimizer, seed
+CONFIGS = [  # component, its choices, rows, images seen, rate, optimizer, seed
     ("readability", {}, "labelled", 11, 0.03, "rmsprop", 5),
     ("heldout", {}, "labelled", 5, 0.03, "rmsprop", 6),
     ("extractor", {"extractor": "attention"}, "labelled", 12, 0.07, "adamw", 5),
@@ -208,17 +257,20 @@ CONFIGS = [  # component, its choices, rows, epochs, rate, optimizer, seed
 ]
 
 
-@pytest.mark.parametrize("component, choices, kind, epochs, rate, optimizer, seed", CONFIGS)
+@pytest.mark.parametrize("component, choices, kind, images, rate, optimizer, seed", CONFIGS)
 def test_what_a_configuration_contains(
-    component, choices, kind, epochs, rate, optimizer, seed, data, tmp_path
+    component, choices, kind, images, rate, optimizer, seed, data, tmp_path
 ):
     """Fails if a training sees images of another split, if a reference is degraded, or if a number
     of the preset is taken for another."""
     config = configs.config(component, P, data, tmp_path, **choices)
     assert config.rows.tolist() == chosen(data, "train", kind)
     assert config.val_rows.tolist() == chosen(data, "val", kind)
-    assert (config.epochs, config.optimizer, config.seed) == (epochs, optimizer, seed)
-    assert config.lr == pytest.approx(rate) and (config.batch, config.ema) == (P.batch, P.ema)
+    assert config.epochs * len(config.rows) == pytest.approx(images)
+    assert (config.optimizer, config.seed) == (optimizer, seed)
+    assert config.lr == pytest.approx(rate) and config.ema == P.ema
+    with_unet = component == "diffusion" or choices.get("backbone", "vae") != "vae"
+    assert config.batch == (5 if with_unet else 6)
 
 
 def test_references_are_clean_or_where_nothing_is_known_readable(data):
@@ -260,7 +312,8 @@ def test_class_weights_are_those_of_the_training_images(component, data, tmp_pat
 def test_what_the_network_sees_in_training(component, choices, data, tmp_path):
     """Fails if a training step augments nothing (2.2), if brightness or contrast change by more or
     much less than 10 %, if images are not flipped, or if they are none of its rows."""
-    config = configs.config(component, replace(P, batch=8), data, tmp_path, **choices)
+    many = replace(P, batch=8, classifier_images=200, extractor_images=100)
+    config = configs.config(component, many, data, tmp_path, **choices)
     n, seen = len(data), []
     config.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
     with closing(loop.train(config, fabric("cpu"))) as run:
@@ -290,7 +343,8 @@ def test_the_condition_of_a_random_extractor(condition, kind, data, tmp_path):
     extractor = Extractor(width=P.attention, heads=P.heads).eval()
     with torch.no_grad():
         right, wrong = (
-            extractor(data.batch(chosen(data, split, kind))).mean(0) for split in ("train", "test")
+            extractor(data.batch(chosen(data, split, kind)[: P.pooled])).mean(0)
+            for split in ("train", "test")
         )
     assert torch.allclose(model.c, right, atol=1e-5)
     assert not torch.allclose(wrong, right, atol=1e-3)
@@ -327,6 +381,6 @@ def test_the_pairs_of_the_models(component, choices, prepare, data, tmp_path):
     config = configs.config(component, P, data, tmp_path, **choices)
     assert config.prepare is prepare
     x = data.batch(config.rows[:4])
-    *y, target = prepare(Batch(x, None, torch.ones(4, 1, 80, 80) > 0), torch.Generator(), True)
+    *y, target = prepare(Batch(x, None, torch.ones(4, 1, 80, 80) > 0), torch.Generator(), False)
     assert torch.equal(target, x)
     assert all(torch.equal(image, x) == (prepare is not pairs.paired) for image in y)

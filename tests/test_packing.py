@@ -26,7 +26,8 @@ def flat_image(bad, i, size):
 
 def flat(n, bad=()):
     """n images of one colour each, their number modulo 256; those in `bad` cannot be read."""
-    return dataclasses.replace(sources.embedded(n), image=functools.partial(flat_image, bad))
+    image = functools.partial(flat_image, bad)
+    return dataclasses.replace(sources.embedded(n), image=image, originals=False)
 
 
 class Killed(Exception):
@@ -63,6 +64,8 @@ def test_a_pack_holds_the_images_and_what_is_known_about_them(tmp_path):
     packed = packing.pack(source, 32, tmp_path)
     for i in (0, 7, 11):
         image, row = source.image(i, 32)
+        original = row.pop("original")
+        assert np.array_equal(packed.originals.pixels([i])[0].permute(1, 2, 0), original)
         assert np.array_equal(packed.pixels([i])[0].permute(1, 2, 0), image)
         stored = packed.table.loc[i, list(row)]
         assert all(value == stored[key] or stored.isna()[key] for key, value in row.items())
@@ -112,7 +115,7 @@ def test_same_picture_never_in_two_splits(tmp_path, photos):
 def test_a_pack_is_used_whatever_the_code_is(tmp_path, monkeypatch):
     first = packing.pack(flat(4), 8, tmp_path)
     source = sources.embedded(4).recipe
-    assert first.manifest["recipe"] == {"format": 3, "size": 8, "seed": 0, "source": source}
+    assert first.manifest["recipe"] == {"format": 4, "size": 8, "seed": 0, "source": source}
     monkeypatch.setattr(packing, "code", lambda: "edited")
     monkeypatch.setattr(packing, "exclusive_lock", lambda *_: pytest.fail("would write"))
     again = packing.pack(stopping(flat(4), 0), 8, tmp_path)

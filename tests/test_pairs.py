@@ -26,13 +26,25 @@ def batch(n=4, size=32):
 
 def test_literal_takes_the_image_as_its_own_target_and_paired_degrades_it():
     b = batch()
-    y, x = pairs.literal(b, generator())
+    y, x = pairs.literal(b, generator(), False)
     assert y is x and torch.equal(x, b.x * b.fov)
-    y, x = pairs.paired(b, generator())
+    y, x = pairs.paired(b, generator(), False)
     assert torch.equal(x, b.x * b.fov) and not torch.equal(y, x)
     assert 0 <= y.min() and y.max() <= 1
-    assert torch.equal(y, pairs.paired(b, generator())[0])
-    assert not torch.equal(y, pairs.paired(b, generator(1))[0])
+    assert torch.equal(y, pairs.paired(b, generator(), False)[0])
+    assert not torch.equal(y, pairs.paired(b, generator(1), False)[0])
+
+
+@pytest.mark.parametrize("prepare", [pairs.clean, pairs.literal, pairs.paired])
+def test_half_of_the_eyes_are_mirrored_in_training(prepare):
+    """Fails if nothing is mirrored, if all is, if an image is mirrored without its field of view,
+    or if something is mirrored in validation."""
+    b = batch(200, 8)
+    b = b._replace(x=b.x * b.fov)
+    *_, x = prepare(b, generator(), True)
+    same, flipped = ((x == image).flatten(1).all(1) for image in (b.x, b.x.flip(-1)))
+    assert (same ^ flipped).all() and 70 < flipped.sum() < 130
+    assert torch.equal(prepare(b, generator(), False)[-1], b.x)
 
 
 @pytest.mark.parametrize("protocol", pairs.PROTOCOLS)
@@ -44,8 +56,12 @@ def test_both_protocols_mask_the_field_of_view_in_training_and_in_the_test(proto
         clean_rows=lambda split: rows, rows=lambda split, **labels: rows,
         batch=lambda rows: b.x[rows], fov=lambda rows: b.fov[rows],
     )  # fmt: skip
-    for y, x in (pairs.PROTOCOLS[protocol](b, generator()), pairs.test_pairs(data, protocol)[1:3]):
+    validation = pairs.PROTOCOLS[protocol](b, generator(), False)
+    for y, x in (validation, pairs.test_pairs(data, protocol)[1:3]):
         assert torch.equal(x, b.x * b.fov) and (y[..., :5] == 0).all()
+    for image in pairs.PROTOCOLS[protocol](b, generator(), True):
+        left, right = (image[..., at] == 0 for at in (slice(5), slice(-5, None)))
+        assert (left.flatten(1).all(1) ^ right.flatten(1).all(1)).all()
 
 
 def test_test_pairs_can_be_replayed_from_their_table():

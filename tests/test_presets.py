@@ -13,13 +13,23 @@ def test_the_preset_of_the_paper_is_this():
     """Fails if any value of the preset `paper` changes. The paper names those in `stated`."""
     stated = {"size": 224, "weights": "imagenet", "classifier_lr": 1e-4}
     stated |= {"attention": 256, "heads": 8}
-    data = {"name": "paper", "n": 20000, "batch": 64, "ema": 0.999, "lr": 2e-4, "seed": 0}
+    data = {
+        "name": "paper",
+        "n": 20000,
+        "batch": 64,
+        "unet_batch": 64,
+        "ema": 0.999,
+        "lr": 2e-4,
+        "seed": 0,
+    }
     sizes = {"width": 64, "latent": 512, "T": 1000, "schedule": "linear", "start": 0.15}
-    epochs = {
-        "classifier_epochs": 30, "extractor_epochs": 30, "diffusion_epochs": 60, "vae_epochs": 60,
-        "restorer_epochs": 100, "unet_epochs": 100, "factorial_epochs": 100,
+    sizes |= {"held_out": 2000, "pooled": 20000}
+    images = {
+        "classifier_images": 400_000, "extractor_images": 400_000, "diffusion_images": 400_000,
+        "vae_images": 400_000, "restorer_images": 1_000_000, "unet_images": 1_000_000,
+        "factorial_images": 1_000_000,
     }  # fmt: skip
-    assert dataclasses.asdict(preset("paper")) == {**stated, **data, **sizes, **epochs}
+    assert dataclasses.asdict(preset("paper")) == {**stated, **data, **sizes, **images}
 
 
 def test_smaller_presets_keep_what_does_not_depend_on_size():
@@ -27,14 +37,14 @@ def test_smaller_presets_keep_what_does_not_depend_on_size():
     for row in map(dataclasses.asdict, PRESETS.values()):
         shared = {"attention": 256, "heads": 8, "classifier_lr": 1e-4, "start": 0.15, "seed": 0}
         assert row.items() >= shared.items()
-        assert all(value >= 1 for name, value in row.items() if name.endswith("_epochs"))
+        assert all(value >= 1 for name, value in row.items() if name.endswith("_images"))
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_name_in_the_table_exists(name):
     p = preset(name)
     assert p.schedule in SCHEDULES and p.weights in ("none", "imagenet")
-    assert p.size % 8 == 0 and p.size >= 75 and p.attention % p.heads == 0 and 0 < p.start <= 1
+    assert p.size % 8 == 0 and p.size >= 64 and p.attention % p.heads == 0 and 0 < p.start <= 1
 
 
 def test_an_override_is_a_difference_and_none_changes_nothing():

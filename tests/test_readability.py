@@ -8,7 +8,8 @@ from rr.data.pairs import augment
 from rr.errors import InputError
 from rr.evaluate.classification import readable, report
 from rr.models.readability import ARCHITECTURES, LABELS, Readability
-from rr.models.restorer import Denoiser, RetinaRegen
+from rr.models.restorer import Denoiser
+from rr.models.retinaregen import RetinaRegen
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from rr.files import RECOMMENDED, read_json, sha256
 from rr.models.bridge import Bridge
 from rr.models.corrector import Corrector
 from rr.models.readability import Readability
-from rr.models.restorer import Denoiser, RetinaRegen
+from rr.models.restorer import Denoiser
+from rr.models.retinaregen import RetinaRegen
 from rr.models.vae import VAE
 
 REPORT = {"status", "summary", "estimates"}

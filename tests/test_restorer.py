@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from rr.errors import InputError
-from rr.models.restorer import Denoiser, RetinaRegen
+from rr.models.restorer import Denoiser
+from rr.models.retinaregen import RetinaRegen
 from rr.models.vae import Output
 
 

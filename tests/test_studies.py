@@ -94,11 +94,11 @@ def test_distinct_of_one_study_keeps_its_order():
 
 def test_folders_differ_for_every_run(tmp_path):
     every = [studies.folder(tmp_path, row, seed) for row in studies.distinct() for seed in range(3)]
-    assert len(set(every)) == 3 * 31 and every[0].name == "paired_unet_resnet34_bilinear-static_0"
+    assert len(set(every)) == 3 * 32 and every[0].name == "paired_unet_resnet34_bilinear-static_0"
     assert str(studies.BRIDGE) == "paired_unet_off_off_method-bridge_budget-equal"
     assert (
         str(studies.cell("vae", "v"))
-        == "paired_vae_resnet34_bilinear-static_objective-v_start-1_budget-equal"
+        == "paired_vae_resnet34_bilinear-static_objective-v_trained_for-chain_start-1_budget-equal"
     )
 
 

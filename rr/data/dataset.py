@@ -3,6 +3,7 @@
 `Packed` opens the folder that rr.data.packing wrote. `batches` reads the batches of a training.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from rr.errors import InputError, choose
 from rr.files import read_json, sha256
 from rr.paper import LABELS
 
-FORMAT = 3  # of the folder
+FORMAT = 4  # of the folder
 UNIT = 1 / 255  # of a pixel
 
 
@@ -28,6 +29,7 @@ class Packed:
     labels    (N, 4) float32: 0, 1, or NaN if unknown
     size      side of the images, px
     manifest  the contents of manifest.json
+    originals the same data set with the images before their degradation, see `clean_rows`
     hash      identity of the data set: from its recipe and the names, labels and splits of its
               images. The pixels are not part of it, because those of drawn eyes may differ by
               rounding between kinds of CPU.
@@ -37,7 +39,7 @@ class Packed:
     do not have the side `size`.
     """
 
-    def __init__(self, path, size=None, verify=False):
+    def __init__(self, path, size=None, verify=False, of_originals=False):
         self.path = path = Path(path)
         again = "run 01_data or `rr data prepare`"
         if not (path / "manifest.json").exists():
@@ -64,13 +66,21 @@ class Packed:
         self._fovs = self._columns([f"fov_{key}" for key in Fov._fields])
         self._discs = self._columns(["disc_x", "disc_y", "disc_r"])
         self._position = self.table["position"].to_numpy()  # in the file of images
+        self._of_originals = of_originals and manifest["originals"]
+        if self._of_originals:
+            self._position = self._position + len(self._images) // 2
         self._on_gpu = {}  # device: all images, or None if they do not fit
 
     def __len__(self):
         return len(self.table)
 
     def __reduce__(self):
-        return Packed, (self.path,)  # another process opens the files itself
+        # another process opens the files itself
+        return Packed, (self.path, None, False, self._of_originals)
+
+    @cached_property
+    def originals(self):
+        return Packed(self.path, of_originals=True)
 
     def rows(self, split=None, readable=None, **labels):
         """Indices, (M,) int64, of the images of a split with the given labels, for example
@@ -105,11 +115,16 @@ class Packed:
         """Rows of a split that may serve as clean images: readable and, if that is known, not
         degraded.
 
-        A drawn eye may be degraded and readable all the same. Of photographs we know only that
-        they are readable. Raises InputError if there are none.
+        A drawn eye may be degraded and readable all the same. Every drawn eye is clean among the
+        `originals`. Of photographs we know only that they are readable. Raises InputError if there
+        are none.
         """
-        rows = self.rows(split, readable=True)
-        rows = rows[~(self.table["severity"].to_numpy()[rows] > 0)]
+        severity, readable = self.table["severity"].to_numpy(), self.rows(split, readable=True)
+        if self._of_originals:
+            eyes = self.rows(split, fundus=1)
+            rows = np.union1d(readable, eyes[~np.isnan(severity[eyes])])
+        else:
+            rows = readable[~(severity[readable] > 0)]
         if len(rows) == 0:
             message = f"no clean readable image in split {split}; use more images, with labels"
             raise InputError(f"{self.path}: {message}")

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from rr.data.dataset import FORMAT, Packed
 from rr.data.fov import Fov
+from rr.data.sources import Source
 from rr.data.splits import dhash, near_duplicates, split
 from rr.errors import InputError
 from rr.files import (
@@ -48,7 +48,8 @@ PROGRESS = ("position", "unusable", "hash", *COLUMNS)  # one line per image, whi
 def pack(source, size, out, seed=0, workers=1, fresh=False):
     """Pack the images of a source in the folder `out`; returns them as Packed.
 
-    images-<recipe>.npy   uint8 (N, 3, size, size); unusable images leave gaps
+    images-<recipe>.npy   uint8 (N, 3, size, size); unusable images leave gaps. If the source knows
+                          the images before their degradation, these N originals follow
     table.csv             one row per image
     manifest.json         what is there; written last, so a folder without it is no pack
 
@@ -122,11 +123,12 @@ def _pack_images(source, size, images, progress, workers):
     if done:
         print(f"{progress.parent}: continues after {done} images")
     else:
-        np.lib.format.open_memmap(images, "w+", np.uint8, (n, 3, size, size))
+        stored = 2 * n if source.originals else n
+        np.lib.format.open_memmap(images, "w+", np.uint8, (stored, 3, size, size))
     unusable = _read_progress(progress)["unusable"].dropna().tolist()
     # Every worker of the loader packs whole chunks. Results come in the order of the images.
     chunks = DataLoader(
-        _Task(source.image, size, images, n), CHUNK, sampler=range(done, n), collate_fn=list,
+        _Task(source, size, images), CHUNK, sampler=range(done, n), collate_fn=list,
         num_workers=workers if workers > 1 else 0, generator=torch.Generator(),
         multiprocessing_context="spawn" if workers > 1 else None,
     )  # fmt: skip
@@ -151,19 +153,20 @@ def _pack_images(source, size, images, progress, workers):
 class _Task:
     """A sequence of the images' rows. Asking for a row writes its image to the file."""
 
-    image: Callable  # of the source
+    source: Source
     size: int
     images: Path
-    count: int  # of the images in the file
 
     def __getitem__(self, i):
         try:
-            pixels, row = self.image(i, self.size)
+            pixels, row = self.source.image(i, self.size)
         except InputError as error:
             return {"position": i, "unusable": " ".join(str(error).split())}
-        with open(self.images, "r+b") as file:
-            file.seek((i - self.count) * pixels.nbytes, os.SEEK_END)
-            file.write(pixels.transpose(2, 0, 1).tobytes())
+        original = row.pop("original", pixels)
+        stored = np.load(self.images, mmap_mode="r+")
+        stored[i] = pixels.transpose(2, 0, 1)
+        if self.source.originals:
+            stored[len(self.source) + i] = original.transpose(2, 0, 1)
         return {"position": i, "hash": dhash(pixels).tobytes().hex(), **row}
 
 
@@ -200,6 +203,7 @@ def _finish(source, recipe, out, images, progress):
         "hash": hashlib.sha256(identity.encode()).hexdigest()[:12],
         "count": len(table),
         "images": images.name,
+        "originals": source.originals,
         "sha256": {name: sha256(out / name) for name in ("table.csv", images.name)},
         "code": code(),
         "prevalence": table[list(LABELS)].mean().to_dict(),

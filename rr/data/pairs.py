@@ -33,24 +33,37 @@ def labelled(batch, generator, training=True):
     return augment(batch.x, generator) if training else batch.x, batch.labels
 
 
+def mirrored(batch, generator, training):
+    """(x, fov) of a batch; in training, half of the eyes are mirrored, so a right eye becomes a
+    left one."""
+    if not training:
+        return batch.x, batch.fov
+    flip = torch.rand(len(batch.x), 1, 1, 1, generator=generator) < 0.5
+    flip = flip.to(batch.x.device, non_blocking=True)
+    return (torch.where(flip, values.flip(-1), values) for values in (batch.x, batch.fov))
+
+
 def clean(batch, generator, training=True):
     """(x,): the images, for a component that reconstructs its own input."""
-    return (batch.x,)
+    x, _ = mirrored(batch, generator, training)
+    return (x,)
 
 
 def literal(batch, generator, training=True):
     """(x, x): the image inside the field of view is its own target."""
-    x = batch.x * batch.fov
+    x, fov = mirrored(batch, generator, training)
+    x = x * fov
     return x, x
 
 
 def paired(batch, generator, training=True):
     """(A(x), x) inside the field of view, with new families and a new severity (0 to 1) of A."""
-    x = batch.x * batch.fov
+    x, fov = mirrored(batch, generator, training)
+    x = x * fov
     families = (torch.rand(len(x), len(degrade.FAMILIES), generator=generator) < 0.7).float()
     parameters = degrade.sample(len(x), generator, families=families)
     parameters = {name: value.to(x.device, non_blocking=True) for name, value in parameters.items()}
-    return degrade.apply(x, parameters, batch.fov), x
+    return degrade.apply(x, parameters, fov), x
 
 
 PROTOCOLS = {"paired": paired, "literal": literal}
@@ -70,17 +83,19 @@ def training_rows(data, split, protocol, region="disc"):
     return data.rows(split, fundus=1, **{region: 0})
 
 
-def test_pairs(data, protocol, region="disc"):
-    """The test images of a protocol: (rows, y, x, a table of the parameters of A).
+def test_pairs(data, protocol, region="disc", limit=None, split="test"):
+    """The (first `limit`) test images of a protocol: (rows, y, x, a table of the parameters of A).
 
     paired: clean images under all three families with severity 0.5 to 1; `degrade.from_table` reads
     the parameters back. literal: y = x, and the table has names only. The pairs are the same in
     every run and for every seed, so that results can be compared image by image.
     Raises InputError if there are no test images.
     """
-    rows = training_rows(data, "test", protocol, region)
+    rows = training_rows(data, split, protocol, region)[:limit]
     if len(rows) == 0:
-        raise InputError(f"{data.path}: no test image for the {protocol} protocol; use more images")
+        raise InputError(
+            f"{data.path}: no {split} image for the {protocol} protocol; use more images"
+        )
     fov, table = data.fov(rows), pd.DataFrame({"name": data.table["name"].to_numpy()[rows]})
     x = data.batch(rows) * fov
     if protocol == "literal":

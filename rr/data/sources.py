@@ -37,6 +37,7 @@ class Source:
     table: pd.DataFrame  # one row per image: its name, and those columns known without reading it
     image: Callable[[int, int], tuple[np.ndarray, dict]]
     missing: list = field(default_factory=list)  # names in the label table that have no image
+    originals: bool = False  # the dict has the image before its degradation, under "original"
 
     def __len__(self):
         return len(self.table)
@@ -59,14 +60,14 @@ def embedded(n, seed=0):
     """n drawn images: 6 % are no fundus; of the eyes, 45 % are clean and 55 % are degraded.
 
     Half of the degraded eyes are degraded only around the disc or around the macula. The labels
-    follow from `readable` in each region. Image i depends on (seed, i) alone. Its pixels may differ
-    by rounding between kinds of CPU.
+    follow from `readable` in each region. Each degraded eye is packed with its clean original.
+    Image i depends on (seed, i) alone. Its pixels may differ by rounding between kinds of CPU.
     """
     if n < 1:
         raise InputError(f"embedded data: {n} images asked for; at least 1 is needed")
     table = pd.DataFrame({"name": [f"embedded-{seed}-{i:06d}" for i in range(n)]})
     recipe = {"kind": "embedded", "n": n, "seed": seed}
-    return Source(recipe, table, partial(_embedded_image, seed))
+    return Source(recipe, table, partial(_embedded_image, seed), originals=True)
 
 
 def _embedded_image(seed, index, size):
@@ -103,7 +104,7 @@ def _embedded_image(seed, index, size):
     row |= {"disc_x": disc_x, "disc_y": disc_y, "disc_r": disc_r}
     row |= {"fovea_x": fovea_x, "fovea_y": fovea_y, "severity": severity}
     row |= {"families": "+".join(families), "aim": aim} if severity else {}
-    return image, row
+    return image, row | {"original": eye.image}
 
 
 # ------------------------------------------------------------------------- folders of photographs
@@ -200,7 +201,8 @@ def joined(*sources):
     images = [source.image for source in sources]
     ends = np.cumsum([len(source) for source in sources])
     missing = [name for source in sources for name in source.missing]
-    return Source(recipe, table, partial(_joined_image, images, ends), missing)
+    originals = any(source.originals for source in sources)
+    return Source(recipe, table, partial(_joined_image, images, ends), missing, originals)
 
 
 def _joined_image(images, ends, index, size):

@@ -25,7 +25,8 @@ from rr.data.splits import dhash, near_duplicates
 from rr.errors import InputError, choose
 from rr.evaluate import metrics
 from rr.models.bridge import Bridge
-from rr.models.restorer import Denoiser, RetinaRegen
+from rr.models.restorer import Denoiser
+from rr.models.retinaregen import RetinaRegen
 
 SEVERITIES = (1 / 3, 2 / 3, 1.0)
 
@@ -52,9 +53,9 @@ def test_images(packed, limit):
     return _packed_images(packed, rows, packed.batch(rows) * packed.fov(rows))
 
 
-def test_pairs(packed, protocol="paired"):
+def test_pairs(packed, protocol="paired", limit=None, split="test"):
     """The test pairs of a protocol (pairs.test_pairs), the same in every run: (y, Images)."""
-    rows, y, x, _ = pairs.test_pairs(packed, protocol)
+    rows, y, x, _ = pairs.test_pairs(packed, protocol, limit=limit, split=split)
     return y, _packed_images(packed, rows, x)
 
 

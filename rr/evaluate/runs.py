@@ -114,7 +114,7 @@ def cost(runs):
         training = np.mean([run.numbers["training_seconds"] for run in group])
         rows[name] = {
             "predicts": numbers["objective"],
-            "epochs": str(numbers["epochs"]),
+            "images seen": f"{numbers['images_seen']:,}",
             "parameters": f"{numbers['parameters']:,}",
             "training / s": f"{training:.0f}",
             "whole run / s": f"{np.mean([p['seconds'] for p in provenance]):.0f}",

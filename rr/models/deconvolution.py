@@ -34,8 +34,8 @@ def blur(x, sigma):
 def _gaussian(length, sigma):
     """Matrices (N, length, length) of Gaussian weights whose rows sum to one."""
     position = torch.arange(length, device=sigma.device, dtype=sigma.dtype)
-    k = torch.exp(-(((position - position[:, None]) / sigma[:, None, None]) ** 2) / 2)
-    k = torch.where(k > 1e-8, k, 0)  # denormal numbers would make the products several times slower
+    d2 = ((position - position[:, None]) / sigma[:, None, None]) ** 2
+    k = torch.where(d2 < 36, torch.exp(-d2.clamp(max=36) / 2), 0)  # denormal numbers are slow
     return k / k.sum(-1, keepdim=True)
 
 

@@ -128,14 +128,14 @@ class Diffusion(torch.nn.Module):
         start,  # the first t
         objective,  # what `denoise` predicts, one of OBJECTIVES
         generator=None,  # CPU generator of the noise z, see `noise`
-        steps=None,  # None: the paper's chain, every t with fresh noise; k: DDIM in k equal steps
+        steps="all",  # the paper's chain, every t with fresh noise; or k: DDIM in k equal steps
         condition_on_state=None,  # x_t -> x_t, changes the state before every step (notebook 10)
     ):
         """Yield (t, x_t, x_0_hat) per step, and (0, x_0, x_0) at the end.
 
         x_0_hat is clipped to [0, 1], and the step uses the clipped image.
         """
-        if steps is None:
+        if steps == "all":
             times = range(start, 0, -1)
         else:
             times = {max(1, round(start * k / steps)) for k in range(1, steps + 1)}
@@ -146,7 +146,7 @@ class Diffusion(torch.nn.Module):
             x_0_hat = self.x_0(objective, prediction, x_t, t).clamp(0, 1)
             yield t, x_t, x_0_hat
             epsilon = self.noise_between(x_t, t, x_0_hat)
-            if steps is None:
+            if steps == "all":
                 x_t = self.ddpm_step(x_t, t, epsilon, noise(x_t, generator))
             else:
                 x_t = self.ddim_step(x_t, t, s, epsilon)

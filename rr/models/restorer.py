@@ -1,30 +1,24 @@
-"""RetinaRegen (section 2.1): screen, condition, noise, restore, verify.
+"""The restorer of RetinaRegen (2.1, 2.4): backbone, fusion and diffusion with a condition c.
 
-    screen     the readability classifier selects the unreadable images
-    condition  c, the mean of the features of the readable training images, is fused with x_t
-    noise      the unreadable image y is noised to step t_0:
-                   x_t0 = sqrt(alpha_bar_t0) y + sqrt(1 - alpha_bar_t0) epsilon
-    restore    the reverse process with the chosen backbone goes from step t_0 to step 0
-    verify     the classifier evaluates the restored image
+In a training pair (y, x), y is the degraded image and x is the image that the network must return.
+A restoration noises y to step t_0,
 
-This file defines `Denoiser`, the network that is trained (backbone, fusion and schedule), and
-`RetinaRegen`, the whole method, which adds the classifier. In a training pair (y, x), y is the
-image that is noised and x is the image that the network must return.
+    x_t0 = sqrt(alpha_bar_t0) y + sqrt(1 - alpha_bar_t0) epsilon,
+
+and the reverse process goes from there to step 0, in all steps or in a few. One call of the network
+at t_0 already predicts the image. rr.models.retinaregen adds the classifier.
 
 Shapes: y, x, x_t are (N, 3, H, W) in [0, 1]; the field of view fov is (N, 1, H, W), bool.
 """
 
-from typing import NamedTuple
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rr.errors import InputError, choose
 from rr.models import backbones
 from rr.models.diffusion import OBJECTIVES, Diffusion, noise
 from rr.models.features import Extractor
 from rr.models.fusion import FUSIONS, Fusion
-from rr.models.readability import LABELS
 from rr.models.vae import kl
 
 
@@ -47,6 +41,9 @@ class Restorer(nn.Module):
         return torch.cat(parts)
 
 
+TRAINED_FOR = {"chain": "all", "one-call": 1}  # steps of a restoration, unless others are given
+
+
 class Denoiser(Restorer):
     """Backbone, fusion and schedule, with a condition c."""
 
@@ -61,7 +58,9 @@ class Denoiser(Restorer):
         latent=128,                   # length of the VAE's z
         T=1000,                       # diffusion steps
         schedule="linear",            # a key of diffusion.SCHEDULES
-        start=0.25,                   # t_0 / T, the noise strength; 1: restore from pure noise
+        start=0.25,                   # t_0 / T, the noise strength
+        trained_for="chain",          # which x_t training shows, a key of TRAINED_FOR
+        pure_noise=False,             # half of the training is for chains that begin at T
         condition=(256, 3, 3),        # shape of c
         likelihood="bce",             # of a VAE that predicts images, a key of vae.LIKELIHOODS
         extractor=None,               # of an Extractor whose features of y are c; None: fixed c
@@ -73,11 +72,14 @@ class Denoiser(Restorer):
         self.arguments = {
             "size": size, "backbone": backbone, "fusion": fusion, "objective": objective,
             "width": width, "latent": latent, "T": T, "schedule": schedule, "start": start,
+            "trained_for": trained_for, "pure_noise": pure_noise,
             "condition": list(condition), "likelihood": likelihood, "extractor": extractor,
         }  # fmt: skip
         self.objective = choose("objective", objective, OBJECTIVES)
         self.diffusion = Diffusion(T, schedule)
         self.t_0 = self.first_step(start)
+        self.steps = choose("trained_for", trained_for, TRAINED_FOR)
+        self.trained_for, self.pure_noise = trained_for, pure_noise
         channels = 3 + 3 * choose("fusion", fusion, FUSIONS).concat
         if objective != "image":
             likelihood = "normal"  # noise and v are not in [0, 1], so the VAE must have no sigmoid
@@ -121,19 +123,15 @@ class Denoiser(Restorer):
     def loss(self, y, x, generator):
         """The loss of the pairs (y, x): {"loss", its parts}, means over the images.
 
-        y is noised to a random step t of 1..t_0, the steps that a restoration visits. U-Nets: mean
-        squared error of the prediction (2.4). VAE: -log p(x | z) + KL if it predicts the image
-        (2.5), otherwise the squared error + KL.
+        The network sees x_t of `training_states`. U-Nets: mean squared error of the prediction
+        (2.4). VAE: -log p(x | z) + KL if it predicts the image (2.5), otherwise the squared error
+        + KL.
 
         If y is not x, the squared error has the weight of Diffusion.weight (-log p(x | z) has no
         weight), and the target "noise" is the epsilon that leads from x to x_t, because the drawn
         epsilon would lead back to y.
         """
-        t = torch.randint(1, self.t_0 + 1, (len(x),), generator=generator)
-        t = t.to(x.device, non_blocking=True)
-        epsilon = noise(x, generator)
-        # x_t = sqrt(alpha_bar_t) y + sqrt(1 - alpha_bar_t) epsilon
-        x_t = self.diffusion.add_noise(y, t, epsilon)
+        t, x_t = self.training_states(y, x, generator)
         output = self(x_t, t, generator, y)
         if output.mu is not None and self.objective == "image":
             return self.backbone.elbo(output, x)
@@ -142,21 +140,55 @@ class Denoiser(Restorer):
         mse = (weight * (output.prediction.float() - target) ** 2).mean()
         return with_kl("mse", mse, output)
 
+    def training_states(self, y, x, generator):
+        """Steps t (N,) and states x_t (N, 3, H, W) as a restoration visits them.
+
+        "one-call": t = t_0, and x_t is the noised y.
+
+        "chain": t is random in 1..t_0. A DDIM chain that begins with the noised y, and whose
+        network predicts x, visits
+
+            x_t = sqrt(alpha_bar_t) (x + lambda_t (y - x)) + sqrt(1 - alpha_bar_t) epsilon,
+            lambda_t = sqrt(SNR_t0 / SNR_t),   SNR = alpha_bar / (1 - alpha_bar).
+
+        It goes from y (lambda = 1 at t_0) to x, like a bridge. If training showed the noised y at
+        every t, the network would correct its own result again in every step.
+
+        With pure_noise, half of the images have t in 1..T and lambda = 0, because a chain that
+        begins with pure noise knows nothing of y.
+        """
+        n, T, alpha_bar = len(x), self.diffusion.T, self.diffusion.alpha_bar
+        t = torch.randint(1, self.t_0 + 1, (n,), generator=generator)
+        if self.trained_for == "one-call":
+            t = torch.full_like(t, self.t_0)
+        from_T = torch.zeros(n, dtype=torch.bool)
+        if self.pure_noise:
+            from_T = torch.rand(n, generator=generator) < 0.5
+            t = torch.where(from_T, torch.randint(1, T + 1, (n,), generator=generator), t)
+        t, from_T = (values.to(x.device, non_blocking=True) for values in (t, from_T))
+        snr = alpha_bar / (1 - alpha_bar).clamp(min=1e-12)
+        way = self.diffusion.at((snr[self.t_0] / snr.clamp(min=1e-12)).sqrt(), t)  # lambda_t
+        way = way * ~from_T[:, None, None, None]
+        return t, self.diffusion.add_noise(x + way * (y - x), t, noise(x, generator))
+
     @torch.no_grad()
     def trajectory(self, y, generator, steps=None, start=None, condition_on_state=False):
         """Noise y to step t_0 and restore it: yields (t, x_t, x_0_hat) and finally (0, x_0, x_0).
 
-        steps: None for the paper's chain, k for DDIM with k steps. start: t_0 / T, if it differs
-        from the trained one; start = 1 begins with pure noise, which contains nothing of y.
+        steps: "all" for the paper's chain, k for DDIM with k steps, None for TRAINED_FOR.
+        start: t_0 / T, if it differs from the trained one; start = 1 (the default with pure_noise)
+        begins with pure noise, which contains nothing of y.
         condition_on_state: add c to the state x_t before every step, instead of to the network's
         input only. Section 2.4 can be read in this way, but it breaks the forward process.
 
         Raises InputError if start is larger than the trained one, or if the fusion is not a sum and
         condition_on_state is set.
         """
-        start = self.arguments["start"] if start is None else start
+        if start is None:
+            start = 1 if self.pure_noise else self.arguments["start"]
+        steps = self.steps if steps is None else steps
         t_0 = self.first_step(start)
-        if t_0 > self.t_0:
+        if t_0 > (self.diffusion.T if self.pure_noise else self.t_0):
             raise InputError(
                 f"start {start}: this restorer was trained up to {self.arguments['start']} of T; "
                 "give that value or a smaller one"
@@ -189,59 +221,3 @@ def with_kl(name, loss, output):
         return {"loss": loss}
     divergence = kl(output.mu, output.logvar).mean() / output.prediction[0].numel()
     return {"loss": loss + divergence, name: loss, "kl": divergence}
-
-
-class Restoration(NamedTuple):
-    """The result of RetinaRegen for N images."""
-
-    image: Tensor  # (N, 3, H, W) in [0, 1]; images that are not restored are returned unchanged
-    before: Tensor  # (N, 4) probabilities of the labels before
-    after: Tensor  # (N, 4) and after
-    readable: Tensor  # (N,) bool: all labels are readable before, so the image is not restored
-    no_fundus: Tensor  # (N,) bool: not a fundus image, so it is not restored into an eye
-    passed: Tensor  # (N,) bool: all labels are readable after
-    trajectory: list | None  # [(t, x_t, x_0_hat)] of the restored images, if requested
-
-
-class RetinaRegen:
-    """The whole method: a Readability classifier and a Restorer, on one device."""
-
-    THRESHOLD = 0.5  # a label is readable if its probability is at least this
-
-    def __init__(self, classifier, restorer):
-        self.classifier, self.restorer = classifier.eval(), restorer.eval()
-
-    @property
-    def size(self):
-        return self.restorer.arguments["size"]
-
-    @torch.no_grad()
-    def __call__(self, y, fov, seed=0, steps=None, trajectory=False, screen=True):
-        """Restore images y (N, 3, size, size) with fields of view fov (N, 1, size, size).
-
-        screen=False restores all images. Otherwise readable images and images that are not fundus
-        images are returned unchanged. Raises InputError for images of another size.
-        """
-        if y.shape[-2:] != (self.size, self.size):
-            raise InputError(
-                f"images {y.shape[-1]}x{y.shape[-2]}: this restorer was trained on "
-                f"{self.size}x{self.size}; resize them"
-            )
-        before = self.classifier.probabilities(y)
-        readable = screen & (before >= self.THRESHOLD).all(1)
-        no_fundus = screen & (before[:, LABELS.index("fundus")] < self.THRESHOLD)
-        selected = ~(readable | no_fundus)
-
-        image, states = y.clone(), None
-        generator = torch.Generator().manual_seed(seed)
-        if selected.any():
-            if trajectory:
-                states = list(self.restorer.trajectory(y[selected], generator, steps))
-                image[selected] = states[-1][1] * fov[selected]
-            else:
-                image[selected] = self.restorer.restore(
-                    y[selected], fov[selected], generator, steps
-                )
-        after = self.classifier.probabilities(image)
-        passed = (after >= self.THRESHOLD).all(1)
-        return Restoration(image, before, after, readable, no_fundus, passed, states)

@@ -50,14 +50,28 @@ class VAE(nn.Module):
         self.time = nn.Sequential(TimeEmbedding(64), nn.Linear(64, width)) if timed else None
         self.mu = nn.Linear(flat, latent)
         self.logvar = nn.Linear(flat, latent)
-        nn.init.zeros_(self.logvar.weight)  # sigma = e^-2 at the start: less noise than signal,
-        nn.init.constant_(self.logvar.bias, -4.0)  # and no exploding first steps
         self.fully_connected = nn.Linear(latent, flat)
         self.transposed = nn.Sequential(
             nn.ConvTranspose2d(2 * width, 2 * width, 4, stride=2, padding=1), nn.ReLU(),
             nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1), nn.ReLU(),
             nn.ConvTranspose2d(width, 3, 4, stride=2, padding=1),
         )  # fmt: skip
+        self.initialise()
+
+    def initialise(self):
+        """Weights with which the first outputs already depend on z.
+
+        He et al. (2015) keep the size of the features from layer to layer. With torch's default the
+        features shrink, and for thousands of images the decoder returns the same image for every z.
+        """
+        for layer in (self.first, *self.convolutions[1::2], self.fully_connected):
+            nn.init.kaiming_normal_(layer.weight)
+        for layer in self.transposed[::2]:
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+            layer.weight.data *= 2  # with stride 2, a quarter of the 4x4 weights meet at a pixel
+        self.transposed[-1].weight.data /= 16  # the first images are nearly grey
+        nn.init.zeros_(self.logvar.weight)  # sigma = e^-2 at the start: less noise than signal,
+        nn.init.constant_(self.logvar.bias, -4.0)  # and no exploding first steps
 
     @property
     def compile_targets(self):
@@ -66,7 +80,7 @@ class VAE(nn.Module):
 
     def encode(self, x, t=None):
         """x (N, channels, H, W), t (N,) if timed => mu, log sigma^2, each (N, latent), float32."""
-        h = self.first(x)  # N, width, H/2, W/2
+        h = self.first(x.contiguous(memory_format=torch.channels_last))  # N, width, H/2, W/2
         if self.time is not None:
             h = h + self.time(t)[:, :, None, None]
         h = self.convolutions(h).flatten(1)  # N, 2 width * H/8 * W/8
@@ -120,6 +134,12 @@ def bce(x_hat, x):
         return F.binary_cross_entropy(x_hat.float(), x.float(), reduction="none").flatten(1).sum(1)
 
 
+def bce_of_logits(logits, x):
+    """`bce` of x_hat = sigmoid(logits): faster, and exact where the sigmoid rounds to 0 or 1."""
+    bce = F.binary_cross_entropy_with_logits(logits.float(), x.float(), reduction="none")
+    return bce.flatten(1).sum(1)
+
+
 def kl(mu, logvar):
     """KL divergence from N(mu, sigma^2) to N(0, 1) (2.5, third equation), nats per image (N,)."""
     return 0.5 * (logvar.exp() + mu**2 - 1 - logvar).sum(1)
@@ -154,7 +174,7 @@ class Likelihood(NamedTuple):
 
 
 LIKELIHOODS = {
-    "bce": Likelihood(torch.sigmoid, lambda output, x: bce(output.prediction, x)),
+    "bce": Likelihood(torch.sigmoid, lambda output, x: bce_of_logits(output.logits, x)),
     "mse": Likelihood(torch.sigmoid, lambda output, x: squared(output.prediction, x)),
     # the mean of a continuous Bernoulli differs from its parameter lambda = sigmoid(logits)
     "continuous-bernoulli": Likelihood(

@@ -13,13 +13,13 @@ CONTROLS = ("zeros", "noise", "unreadable")
 
 
 @torch.no_grad()
-def static_condition(extractor, data, readable=True, batch=64):
-    """c (width, h, w): the mean of the features over the training images that are readable.
+def static_condition(extractor, data, readable=True, limit=None, batch=64):
+    """c (width, h, w): the mean of the features over the (first `limit`) readable training images.
 
     Section 4: "pooling features extracted from all readable images". The mean is over images, and
     each place of the map has its own. readable=False: over the unreadable fundus images.
     """
-    rows = torch.as_tensor(data.rows("train", readable=readable))
+    rows = torch.as_tensor(data.rows("train", readable=readable)[:limit])
     if len(rows) == 0:
         raise InputError(
             f"{data.path}: no {'' if readable else 'un'}readable image for the static condition; "
@@ -32,7 +32,7 @@ def static_condition(extractor, data, readable=True, batch=64):
     return (total / len(rows)).float()
 
 
-def control_condition(name, c, extractor, data, seed=0):
+def control_condition(name, c, extractor, data, seed=0, limit=None):
     """A control in place of c (width, h, w), of the same shape and on the same device.
 
     "zeros"; "noise" with the mean and the standard deviation of c; "unreadable", the mean of the
@@ -44,7 +44,7 @@ def control_condition(name, c, extractor, data, seed=0):
     if name == "noise":
         noise = torch.randn(c.shape, generator=torch.Generator().manual_seed(seed))
         return c.mean() + c.std() * noise.to(c)
-    return static_condition(extractor, data, readable=False).to(c)
+    return static_condition(extractor, data, readable=False, limit=limit).to(c)
 
 
 def save_condition(folder, c):

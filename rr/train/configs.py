@@ -30,42 +30,54 @@ def config(component, preset, data, results_dir, **choices):
     """
     p, choice = preset, studies.RETINAREGEN._replace(**choices)
     pair = choose("protocol", choice.protocol, pairs.PROTOCOLS)
-    restorer_epochs = choose("budget", choice.budget, {
-        "full": p.restorer_epochs if choice.backbone == "vae" else p.unet_epochs,
-        "equal": p.factorial_epochs,
+    restorer_images = choose("budget", choice.budget, {
+        "full": p.restorer_images if choice.backbone == "vae" else p.unet_images,
+        "equal": p.factorial_images,
     })  # fmt: skip
     checkpoints, run = results_dir / "checkpoints", studies.folder(results_dir, choice, p.seed)
     extractors = io.extractor_folder(results_dir, choice.extractor, p.seed)
 
+    originals = data.originals
+    pair_data = originals if choice.protocol == "paired" else data
+
     def pair_rows(split):
-        return pairs.training_rows(data, split, choice.protocol, choice.region)
+        return pairs.training_rows(pair_data, split, choice.protocol, choice.region)
 
     # fmt: off
     table = {
-        # component    model         inputs          images           folder
-        #              epochs                         rate             optimizer  seed
-        "readability": (inception,   pairs.labelled, data.labelled,   checkpoints / "readability",
-                        p.classifier_epochs,           p.classifier_lr, "rmsprop", p.seed),
+        # component    model         inputs          data       rows
+        #              images seen               rate             optimizer  seed        folder
+        "readability": (inception,   pairs.labelled, data,      data.labelled,
+                        p.classifier_images,      p.classifier_lr, "rmsprop", p.seed,
+                        checkpoints / "readability"),
         # another architecture, other initial weights, another order of the images
-        "heldout":     (resnet18,    pairs.labelled, data.labelled,   checkpoints / "heldout",
-                        p.classifier_epochs // 2 or 1, p.classifier_lr, "rmsprop", p.seed + 1),
-        "extractor":   (features,    pairs.labelled, data.labelled,   extractors,
-                        p.extractor_epochs,            p.lr / 10,       "adamw",   p.seed),
-        "diffusion":   (noise_model, pairs.literal,  data.clean_rows, checkpoints / "diffusion",
-                        p.diffusion_epochs,            p.lr,            "adamw",   p.seed),
-        "vae":         (vae,         pairs.clean,    data.clean_rows, checkpoints / "vae",
-                        p.vae_epochs,                  p.lr,            "adamw",   p.seed),
-        "restorer":    (restorer,    pair,           pair_rows,       run / "denoiser",
-                        restorer_epochs,               p.lr,            "adamw",   p.seed),
+        "heldout":     (resnet18,    pairs.labelled, data,      data.labelled,
+                        p.classifier_images // 2, p.classifier_lr, "rmsprop", p.seed + 1,
+                        checkpoints / "heldout"),
+        "extractor":   (features,    pairs.labelled, data,      data.labelled,
+                        p.extractor_images,       p.lr / 10,       "adamw",   p.seed,
+                        extractors),
+        "diffusion":   (noise_model, pairs.literal,  originals, originals.clean_rows,
+                        p.diffusion_images,       p.lr,            "adamw",   p.seed,
+                        checkpoints / "diffusion"),
+        "vae":         (vae,         pairs.clean,    originals, originals.clean_rows,
+                        p.vae_images,             p.lr,            "adamw",   p.seed,
+                        checkpoints / "vae"),
+        "restorer":    (restorer,    pair,           pair_data, pair_rows,
+                        restorer_images,          p.lr,            "adamw",   p.seed,
+                        run / "denoiser"),
     }
     # fmt: on
-    build, prepare, rows, folder, epochs, lr, optimizer, seed = choose(
+    build, prepare, images, rows, seen, lr, optimizer, seed, folder = choose(
         "component", component, table
     )
+    with_unet = component == "diffusion" or component == "restorer" and choice.backbone != "vae"
+    batch = p.unet_batch if with_unet else p.batch
     torch.manual_seed(seed)
     model, metadata = build(p, data, choice, results_dir)
+    train, val = rows("train"), rows("val")[: p.held_out]
     return Config(
-        component, model, data, rows("train"), rows("val"), prepare, folder, epochs, p.batch, lr,
+        component, model, images, train, val, prepare, folder, seen / len(train), batch, lr,
         p.ema, seed, optimizer, {"preset": p.name, **metadata},
     )  # fmt: skip
 
@@ -118,8 +130,10 @@ def restorer(preset, data, choice, results_dir):
         per_image = choice.condition == "image"
         model = Denoiser(
             preset.size, choice.backbone, choice.fusion, choice.objective, preset.width,
-            preset.latent, preset.T, preset.schedule, choice.start or preset.start, c.shape,
-            choice.likelihood, extractor.arguments if per_image else None,
+            preset.latent, preset.T, preset.schedule,
+            choice.start if 0 < choice.start < 1 else preset.start, choice.trained_for,
+            choice.start == 1, c.shape, choice.likelihood,
+            extractor.arguments if per_image else None,
         )  # fmt: skip
         model.c.copy_(c)
         if per_image:
@@ -141,10 +155,12 @@ def extractor_and_condition(preset, data, choice, results_dir):
         return None, torch.zeros(preset.attention, 1, 1)
     if choice.extractor == "random":  # a control that nobody trained
         extractor = Extractor(width=preset.attention, heads=preset.heads)
-        c = conditions.static_condition(extractor, data)
+        c = conditions.static_condition(extractor, data, limit=preset.pooled)
     else:
         folder = io.extractor_folder(results_dir, choice.extractor, preset.seed)
         extractor, c = checkpoint.load(folder, Extractor), conditions.load_condition(folder)
     if choice.condition not in ("mean", "image"):
-        c = conditions.control_condition(choice.condition, c, extractor, data, preset.seed)
+        c = conditions.control_condition(
+            choice.condition, c, extractor, data, preset.seed, preset.pooled
+        )
     return extractor, c
