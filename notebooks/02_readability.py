@@ -129,7 +129,7 @@ figures.save(plots.learning(log), pictures, "02_readability_training")
 # ## A second classifier
 #
 # The second classifier has another architecture, other initial weights and another order of the
-# images. It has half of the epochs, because it learns in fewer. It sees the same labels, so errors
+# images. It sees half as many images, because it learns faster. It sees the same labels, so errors
 # of the labels affect both classifiers.
 
 # %%
@@ -351,5 +351,5 @@ Markdown(
         if len(eyes)
         else "No test image is unreadable for both classifiers, so they could not be tested with changed images. "
     )
-    + "**The paper leaves open** epochs, batch size, thresholds, and all numbers behind its Fig. 2."
+    + "**The paper leaves open** the length of the training, batch size, thresholds, and all numbers behind its Fig. 2."
 )

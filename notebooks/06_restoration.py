@@ -117,6 +117,12 @@ Code(
 
 # %% [markdown]
 # ## Training
+#
+# A restoration is one call of the network at $t_0$, or a chain of steps (`trained_for`). Training
+# shows the states $x_t$ that such a restoration visits.
+
+# %%
+Code(getsource(restorer.Denoiser.training_states), language="python")
 
 # %%
 config
@@ -130,8 +136,8 @@ figures.save(plots.learning(log), pictures, "06_restoration_training")
 # ## One eye from input to output
 #
 # This is the test image with the lowest probability of a readable disc. It is noised to $t_0$,
-# restored step by step, and classified again. A code of a few hundred numbers lies between input
-# and output, so vessels cannot come back.
+# restored, and classified again. Between input and output of a VAE lies a code of a few hundred
+# numbers. Does it keep vessels?
 
 # %%
 regen = RetinaRegen(classifier, model.to(fabric.device))

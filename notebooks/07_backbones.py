@@ -18,7 +18,7 @@
 # **What would be misleading.** The backbones also differ in what they predict: the autoencoder
 # predicts the *image*, the other four predict the *noise*, from which the image is computed. So
 # two things change at once. The training effort is not equal either: the table of cost shows
-# epochs and seconds. Chapter 10 separates backbone and prediction.
+# images seen and seconds. Chapter 10 separates backbone and prediction.
 #
 # | | |
 # | --- | --- |
@@ -98,7 +98,7 @@ figures.save(
 # %% [markdown]
 # ## What it costs
 #
-# The rows also differ in what they predict, in epochs, in the number of parameters and in time.
+# The rows also differ in what they predict, in the images seen, in the number of parameters and in time.
 
 # %%
 Markdown(tables.markdown(cost(runs)))

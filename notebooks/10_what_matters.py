@@ -80,7 +80,7 @@ print(f"{len(every)} configurations, {seeds} seed(s), {len(x)} test images of {P
 # and the U-Nets predict the *noise*, and the paper does not say where the chains start. We cross
 # the three factors: backbone (VAE, U-Net), objective (image, v, noise) and start (the noised input
 # at $t_0$, pure noise). Here $v = \sqrt{\bar\alpha_t}\,\epsilon - \sqrt{1 - \bar\alpha_t}\,x_0$.
-# The six trainings have the same epochs, images and degradations and cover all steps, so that both
+# The six trainings see equally many images and degradations and cover all steps, so that both
 # starts use the *same weights* with 15 network calls. Pure noise contains no information about the
 # eye. A chain that starts there can produce an eye, but not this one.
 #
@@ -567,7 +567,7 @@ Markdown(sentences[-1])
 # The degraded image is *concatenated* (SR3, Palette), so that a chain from pure noise gets
 # information about the eye. A *bridge* goes from $y$ to $x$ (InDI), and *one step* of the same
 # U-Net is its control. The mean of eight samples is a restoration, and their spread is an
-# uncertainty map. All U-Nets have the same number of epochs.
+# uncertainty map. All U-Nets see equally many images in training.
 
 # %%
 beyond = {"do nothing": nothing, "population mean": mean_eye, "RetinaRegen": scores_of[ours]}

@@ -71,7 +71,7 @@ others = [name for name in names["backbones"].values() if name != ours]
 # * **C1**: RetinaRegen is better than both baselines (do nothing, population mean) in PSNR and in
 #   SSIM.
 # * **C2**: The VAE is better than each of the four as they were trained. It is also better than a
-#   U-Net that predicts the same (image, v, noise) after the same number of epochs, when both start
+#   U-Net that predicts the same (image, v, noise) after the same number of images, when both start
 #   from the *noised input*. These are cells of 10_what_matters.
 # * **C3, C4**: Every pair of rows is in the paper's order. C3 compares the best extractor with
 #   each other one. C4 compares neighbours in the paper's order.

@@ -112,7 +112,8 @@ CHOICES = (
            "unscaled betas; sigmoid schedule; zero terminal SNR"),
     Choice("where the reverse chain starts",
            "unreadable images are corrupted with noise (2.1)",
-           "at the unreadable image, noised to t_0 = start * T; training draws t from 1..t_0",
+           "at the unreadable image, noised to t_0 = start * T; training shows what a restoration "
+           "visits (`Denoiser.training_states`)",
            "pure noise (start = 1)"),
     Choice("what the backbone predicts",
            "the noise (2.4); the VAE's decoder reconstructs the image (2.1, 2.5)",
@@ -185,13 +186,14 @@ CHOICES = (
            "kept at 299 px"),
     Choice("sampling",
            "the DDPM step (2.4)",
-           "that step, with z = 0 at t = 1 and x_0 clipped to [0, 1]; DDIM with k steps on request",
+           "one call of the network at t_0, which validation prefers (notebook 10); trained for the "
+           "chain: that step, with z = 0 at t = 1 and x_0 clipped to [0, 1]; DDIM with k steps",
            "no clipping"),
-    Choice("epochs, batch, optimizer",
+    Choice("length of training, batch, optimizer",
            "RMSprop 1e-4 for the classifier (2.2), nothing else",
-           "AdamW for all other components; epochs and batch per preset; the averaged weights "
-           "(EMA) are kept",
-           "equal time instead of equal epochs"),
+           "AdamW with warm-up and cosine decay for all other components; images seen and batch per "
+           "preset; the averaged weights (EMA) are kept",
+           "equal time instead of equal numbers of images"),
     Choice("metrics",
            "PSNR, SSIM, LPIPS (3.1)",
            "data range 1; SSIM with a Gaussian window of 11 px, sigma 1.5; LPIPS AlexNet v0.1; "

@@ -195,7 +195,8 @@ def test_the_paired_protocol_draws_families_and_severities():
 # ---- The configurations. All numbers of this preset differ: none can be taken for another.
 
 P = preset(
-    "mini", seed=5, batch=6, unet_batch=5, classifier_lr=0.03, lr=0.7, classifier_images=11, extractor_images=12,
+    "mini", seed=5, batch=6, unet_batch=5, classifier_lr=0.03, lr=0.7,
+    classifier_images=11, extractor_images=12,
     diffusion_images=13, vae_images=14, restorer_images=15, unet_images=16, factorial_images=17,
 )  # fmt: skip
 KINDS = [  # fundus, macula, disc, retina, severity

@@ -1,7 +1,7 @@
 """One verdict per claim of the paper, by a stated rule.
 
     C1  RetinaRegen restores well            better than both baselines in PSNR and SSIM
-    C2  the VAE is far ahead of the others   better than each, and at equal objective and epochs
+    C2  the VAE is far ahead of the others   better than each, and with equal objective and images
     C3  ResNet34 is the best extractor       every pair is in the paper's order
     C4  bilinear-static is the best fusion   every pair of neighbours is in the paper's order
     C5  the readability classifier is good   each label: better than chance and majority class
@@ -85,7 +85,7 @@ def c2(scores, ours, others, alike):
     nearest = min(others, key=lambda name: trained["psnr", name].difference)
     lead = _difference("psnr", trained["psnr", nearest])
     here = f"as trained, PSNR − {nearest} (the nearest): {lead}"
-    here += f"; VAE − U-Net, same epochs, both from the {START}: " + ", ".join(
+    here += f"; VAE − U-Net, same number of images, both from the {START}: " + ", ".join(
         f"predicting {name} {_difference('psnr', same_objective['psnr', name])}" for name in alike
     )
     outcomes = {f"{name} in {short(metric)}": pair for (metric, name), pair in trained.items()}
@@ -95,7 +95,7 @@ def c2(scores, ours, others, alike):
     }
     lowest, highest = (f"{score.psnr:.2f}" for score in paper.OTHER_BACKBONES.values())
     text = f"{_score(paper.RETINAREGEN)}; the others {lowest} to {highest} dB"
-    reason = "ahead as trained, and with the same objective, epochs and start"
+    reason = "ahead as trained, and with the same objective, number of images and start"
     return _verdict(
         "C2", "the VAE is far ahead of four other backbones", text, here, outcomes, reason
     )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import torchvision.models as tv
 from torch import nn
 
-from rr.errors import InputError, choose
+from rr.errors import choose
 from rr.models import pretrained
 
 # the order of the outputs: is this a fundus image; are macula, optic disc, retinal region readable
@@ -39,7 +39,7 @@ class Architecture(NamedTuple):
 
     build: Callable  # the network at random initialisation
     weights: str  # torchvision's name of it
-    side: int  # smallest image, px; below it the last feature map vanishes
+    side: int  # px; smaller images are enlarged, because the last feature map would vanish
     mean: tuple  # of the images that torchvision trained it on, per channel
     std: tuple
 
@@ -53,7 +53,7 @@ ARCHITECTURES = {
 class Readability(nn.Module):
     """x (N, 3, H, W) in [0, 1] => logits (N, 4), in the order of LABELS.
 
-    Raises InputError for an unknown architecture, and for images that are too small for it.
+    Raises InputError for an unknown architecture.
     """
 
     def __init__(self, architecture="inception"):
@@ -94,12 +94,8 @@ class Readability(nn.Module):
         self.pos_weight.copy_(((len(labels) - positive) / positive.clamp(min=1)).clamp(1 / 20, 20))
 
     def forward(self, x):
-        side = min(x.shape[-2:])
-        if side < self.architecture.side:
-            raise InputError(
-                f"image side {side}: {self.architecture.weights} needs at least "
-                f"{self.architecture.side} px"
-            )
+        if min(x.shape[-2:]) < self.architecture.side:
+            x = F.interpolate(x, size=self.architecture.side, mode="bilinear", align_corners=False)
         return self.network((x - self.mean) / self.std)
 
     @torch.no_grad()

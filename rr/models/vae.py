@@ -89,7 +89,7 @@ class VAE(nn.Module):
     def decode_logits(self, z):
         """z (N, latent) => (N, 3, H, W), before the sigmoid."""
         h = F.relu(self.fully_connected(z)).unflatten(1, self.shape)  # N, 2 width, H/8, W/8
-        return self.transposed(h)
+        return self.transposed(h.contiguous(memory_format=torch.channels_last))
 
     def decode(self, z):
         """z (N, latent) => x_hat (N, 3, H, W), the mean of p(x | z); in [0, 1] unless "normal"."""
