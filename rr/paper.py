@@ -186,13 +186,13 @@ CHOICES = (
            "kept at 299 px"),
     Choice("sampling",
            "the DDPM step (2.4)",
-           "one call of the network at t_0, which validation prefers (notebook 10); trained for the "
-           "chain: that step, with z = 0 at t = 1 and x_0 clipped to [0, 1]; DDIM with k steps",
+           "one call of the network at t_0, which validation prefers (notebook 10); in a training "
+           "for the chain: that step, z = 0 at t = 1, x_0 clipped to [0, 1]; DDIM with k steps",
            "no clipping"),
     Choice("length of training, batch, optimizer",
            "RMSprop 1e-4 for the classifier (2.2), nothing else",
-           "AdamW with warm-up and cosine decay for all other components; images seen and batch per "
-           "preset; the averaged weights (EMA) are kept",
+           "AdamW with warm-up and cosine decay for all other components; images seen and batch "
+           "per preset; the averaged weights (EMA) are kept",
            "equal time instead of equal numbers of images"),
     Choice("metrics",
            "PSNR, SSIM, LPIPS (3.1)",
