@@ -288,7 +288,8 @@ def training_config(component, given, batch=None):
         for key in Preset.__dataclass_fields__
         if key in parameters and key not in choices
     }
-    p = preset(parameters["preset"], batch=batch, **overrides)
+    batches = dict.fromkeys(("batch", "vae_batch", "unet_batch"), batch)
+    p = preset(parameters["preset"], **batches, **overrides)
     results_dir = io.results(p.name, parameters["out"])
     data = Packed(parameters["data"] or results_dir / "data", p.size)
     return configs.config(component, p, data, results_dir, **choices)

@@ -19,8 +19,9 @@ class Preset:
     n: int                  # embedded images to draw; other data sets have their own number
     size: int               # side of every image, px                       [paper: 224, classifier]
     weights: str            # "imagenet" | "none": start of pretrained networks [paper: pre-trained]
-    batch: int              # images per optimizer step                          (paper: not stated)
-    unet_batch: int         # the same for U-Nets, which need many steps and cost more each
+    batch: int              # images per step of classifiers and extractors      (paper: not stated)
+    vae_batch: int          # of VAEs: their steps cost little
+    unet_batch: int         # of the other backbones: their steps cost more, and they need many
     ema: float              # decay of the averaged weights that are saved       (paper: not stated)
     held_out: int           # images for validation, and for testing restorers, at most      (ours)
     pooled: int             # readable images whose mean features are c, at most        [paper: all]
@@ -49,26 +50,26 @@ class Preset:
 
 _TABLE = (
     # tests only: all code in seconds. Expected quality: none
-    Preset("mini",      72,  80, "none",      4, 4, 0.90, held_out=16, pooled=16,
+    Preset("mini",      72,  80, "none",      4, 4, 4, 0.90, held_out=16, pooled=16,
            classifier_images=48,     classifier_lr=1e-4, extractor_images=48,
            attention=256, heads=8, width=8,  latent=32,  T=20,   schedule="cosine", start=0.15,
            diffusion_images=48,      vae_images=48,      restorer_images=48,
            unet_images=48,           factorial_images=48,      lr=1e-3),
     # minutes on two CPU cores: every part learns, none of them well
-    Preset("smoke",   3200,  64, "none",      8, 4, 0.98, held_out=64, pooled=128,
-           classifier_images=2_000,  classifier_lr=1e-4, extractor_images=200,
+    Preset("smoke",   3200,  64, "none",      8, 16, 4, 0.98, held_out=64, pooled=128,
+           classifier_images=3_000,  classifier_lr=1e-4, extractor_images=200,
            attention=256, heads=8, width=16, latent=128, T=100,  schedule="cosine", start=0.15,
-           diffusion_images=1_500,   vae_images=12_000,  restorer_images=12_000,
-           unet_images=800,          factorial_images=800,     lr=3e-3),
+           diffusion_images=1_200,   vae_images=12_000,  restorer_images=12_000,
+           unet_images=800,          factorial_images=800,     lr=1e-2),
     # a small GPU or a patient laptop. Expected quality: not run
-    Preset("course",  8000, 128, "none",     64, 64, 0.995, held_out=256, pooled=1000,
+    Preset("course",  8000, 128, "none",     64, 64, 64, 0.995, held_out=256, pooled=1000,
            classifier_images=40_000, classifier_lr=1e-4, extractor_images=20_000,
            attention=256, heads=8, width=32, latent=256, T=200,  schedule="cosine", start=0.15,
            diffusion_images=40_000,  vae_images=80_000,  restorer_images=80_000,
            unet_images=40_000,       factorial_images=40_000,  lr=1e-3),
     # what the paper states; needs a GPU and torchvision's ImageNet weights. Expected: not run
     # (the paper reports 27.45 dB, SSIM 0.956 on images that are not published)
-    Preset("paper",  20000, 224, "imagenet", 64, 64, 0.999, held_out=2000, pooled=20000,
+    Preset("paper",  20000, 224, "imagenet", 64, 64, 64, 0.999, held_out=2000, pooled=20000,
            classifier_images=400_000, classifier_lr=1e-4, extractor_images=400_000,
            attention=256, heads=8, width=64, latent=512, T=1000, schedule="linear", start=0.15,
            diffusion_images=400_000, vae_images=400_000, restorer_images=1_000_000,

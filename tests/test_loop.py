@@ -1,5 +1,6 @@
 """The loop: exact resume, averaged weights, best and last checkpoint, what begins a new one."""
 
+import math
 import subprocess
 import sys
 from functools import partial
@@ -299,6 +300,33 @@ def test_the_optimizer_is_the_one_of_the_configuration(tmp_path, training, optim
     assert key in state.load_state(tmp_path)["optimizer"]["state"][0]
 
 
+def test_the_rate_warms_up_and_decays_and_that_of_the_paper_is_constant(configured, tmp_path):
+    """Fails if AdamW begins or ends at its full rate, or if the classifier's rate changes (2.2)."""
+    config = configured(tmp_path, epochs=250)  # of four steps
+    rates = [config.rate(step) / config.lr for step in range(1, 1001)]
+    assert rates[0] < 0.021 and rates[24] == pytest.approx(0.5, rel=0.01)
+    assert max(rates) == rates[49] == pytest.approx((1 + math.cos(0.05 * math.pi)) / 2)
+    assert rates[499] == pytest.approx(0.5) and rates[-1] == pytest.approx(0, abs=1e-6)
+    short = configured(tmp_path, epochs=5)
+    assert max(short.rate(step) for step in range(1, 21)) == short.rate(2)
+    constant = configured(tmp_path, optimizer="rmsprop")
+    assert {constant.rate(step) for step in (1, 6, 12)} == {constant.lr}
+
+
+def test_the_optimizer_uses_the_rate_of_the_step(tmp_path, training):
+    _, run = training(tmp_path, epochs=2)
+    list(run)
+    groups = state.load_state(tmp_path)["optimizer"]["param_groups"]
+    assert [group["lr"] for group in groups] == [pytest.approx(0, abs=1e-9)]
+
+
+def test_half_an_epoch_sees_half_of_the_images(tmp_path, training):
+    """Fails if a training is rounded to whole epochs, or is not validated at its end."""
+    rows = list(training(tmp_path, epochs=1.5)[1])
+    assert [row["epoch"] for row in rows] == [0] * 4 + [1] * 2
+    assert ["val_loss" in row for row in rows] == [False, False, False, True, False, True]
+
+
 def test_a_configuration_shows_what_a_student_asks_for(configured, tmp_path):
     shown = repr(configured(tmp_path))
     for line in ("model Line", "rows 32", "val_rows 8", "epochs 3", "batch 8", "optimizer adamw",
@@ -319,7 +347,8 @@ def test_no_training_of_a_small_preset_is_long_enough_to_compile(name):
     """Fails if a preset trains for so long that `rr reproduce` compiles for minutes on a GPU."""
     values = vars(preset(name))
     images = max(value for key, value in values.items() if key.endswith("_images"))
-    assert images / min(values["batch"], values["unet_batch"]) < loop.COMPILE_STEPS
+    smallest = min(values[key] for key in ("batch", "vae_batch", "unet_batch"))
+    assert images / smallest < loop.COMPILE_STEPS
 
 
 # ---- Bad input

@@ -195,7 +195,7 @@ def test_the_paired_protocol_draws_families_and_severities():
 # ---- The configurations. All numbers of this preset differ: none can be taken for another.
 
 P = preset(
-    "mini", seed=5, batch=6, unet_batch=5, classifier_lr=0.03, lr=0.7,
+    "mini", seed=5, batch=6, vae_batch=7, unet_batch=5, classifier_lr=0.03, lr=0.7,
     classifier_images=11, extractor_images=12,
     diffusion_images=13, vae_images=14, restorer_images=15, unet_images=16, factorial_images=17,
 )  # fmt: skip
@@ -270,8 +270,8 @@ def test_what_a_configuration_contains(
     assert config.epochs * len(config.rows) == pytest.approx(images)
     assert (config.optimizer, config.seed) == (optimizer, seed)
     assert config.lr == pytest.approx(rate) and config.ema == P.ema
-    with_unet = component == "diffusion" or choices.get("backbone", "vae") != "vae"
-    assert config.batch == (5 if with_unet else 6)
+    network = choices.get("backbone", {"diffusion": "unet", "vae": "vae"}.get(component, ""))
+    assert config.batch == {"": 6, "vae": 7}.get(network, 5)
 
 
 def test_references_are_clean_or_where_nothing_is_known_readable(data):

@@ -17,7 +17,7 @@ def test_the_preset_of_the_paper_is_this():
         "name": "paper",
         "n": 20000,
         "batch": 64,
-        "unet_batch": 64,
+        "vae_batch": 64, "unet_batch": 64,
         "ema": 0.999,
         "lr": 2e-4,
         "seed": 0,

@@ -71,8 +71,10 @@ def config(component, preset, data, results_dir, **choices):
     build, prepare, images, rows, seen, lr, optimizer, seed, folder = choose(
         "component", component, table
     )
-    with_unet = component == "diffusion" or component == "restorer" and choice.backbone != "vae"
-    batch = p.unet_batch if with_unet else p.batch
+    if component == "vae" or component == "restorer" and choice.backbone == "vae":
+        batch = p.vae_batch
+    else:
+        batch = p.unet_batch if component in ("diffusion", "restorer") else p.batch
     torch.manual_seed(seed)
     model, metadata = build(p, data, choice, results_dir)
     train, val = rows("train"), rows("val")[: p.held_out]
