@@ -60,7 +60,7 @@ _TABLE = (
            classifier_images=3_000,  classifier_lr=1e-4, extractor_images=200,
            attention=256, heads=8, width=16, latent=128, T=100,  schedule="cosine", start=0.15,
            diffusion_images=1_200,   vae_images=12_000,  restorer_images=12_000,
-           unet_images=800,          factorial_images=800,     lr=1e-2),
+           unet_images=600,          factorial_images=600,     lr=1e-2),
     # a small GPU or a patient laptop. Expected quality: not run
     Preset("course",  8000, 128, "none",     64, 64, 64, 0.995, held_out=256, pooled=1000,
            classifier_images=40_000, classifier_lr=1e-4, extractor_images=20_000,
