@@ -41,6 +41,7 @@ condition: str = "mean"  # mean | image | noise | unreadable: which features are
 likelihood: str = "bce"  # bce | mse | continuous-bernoulli: of a vae that predicts images
 region: str = "disc"  # macula | disc | retina: unreadable region of the literal protocol's images
 budget: str = "full"  # full | equal: images seen, the preset's for this backbone or for all alike
+draw: bool = True  # draw the figures of this text; rr reproduce: only for RetinaRegen, seed 0
 
 # %%
 import time
@@ -56,7 +57,7 @@ from rr import files as io
 from rr.data import pairs
 from rr.data.dataset import Packed
 from rr.data.photo import to_photograph
-from rr.evaluate import figures, metrics, plots, statistics, tables
+from rr.evaluate import metrics, statistics, tables
 from rr.evaluate.classification import passed
 from rr.models import restorer
 from rr.models.readability import Readability
@@ -65,6 +66,9 @@ from rr.paper import LABELS
 from rr.presets import preset as choose_preset
 from rr.provenance import write_result
 from rr.train import configs, distributed, loop
+
+if draw:
+    from rr.evaluate import figures, plots
 
 started = time.time()
 P = choose_preset(preset, seed=seed)
@@ -97,7 +101,7 @@ fov, disc = packed.fov(rows), packed.disc(rows)
 io.write_table(folder / "degradations.csv", parameters)
 figures.save(
     figures.grid({"input y": y[:7], "reference x": x[:7]}), pictures, "06_restoration_pairs"
-)
+) if draw else None
 
 # %% [markdown]
 # ## Condition and fusion
@@ -130,7 +134,7 @@ config
 # %%
 log = loop.run(config, fabric)
 restore.assemble(folder, home / "checkpoints" / "readability")
-figures.save(plots.learning(log), pictures, "06_restoration_training")
+figures.save(plots.learning(log), pictures, "06_restoration_training") if draw else None
 
 # %% [markdown]
 # ## One eye from input to output
@@ -141,20 +145,18 @@ figures.save(plots.learning(log), pictures, "06_restoration_training")
 
 # %%
 regen = RetinaRegen(classifier, model.to(fabric.device))
-worst = classifier.probabilities(y.to(fabric.device))[:, LABELS.index("disc")].argmin()
-one = slice(worst, worst + 1)
 steps = studies.STEPS if start else None  # None: what the restorer is trained for
-way = regen(
-    y[one].to(fabric.device), fov[one].to(fabric.device), seed, steps, trajectory=True, screen=False
-)
-reference = x[worst] if protocol == "paired" else None
-figures.save(
-    figures.pipeline(
+done = regen(y.to(fabric.device), fov.to(fabric.device), seed, steps, screen=False)
+if draw:
+    worst = done.before[:, LABELS.index("disc")].argmin()
+    one = slice(worst, worst + 1)
+    inputs = y[one].to(fabric.device), fov[one].to(fabric.device)
+    way = regen(*inputs, seed, steps, trajectory=True, screen=False)
+    reference = x[worst] if protocol == "paired" else None
+    drawn = figures.pipeline(
         y[worst], way.trajectory, way.image[0], way.before[0], way.after[0], reference
-    ),
-    pictures,
-    "06_restoration_pipeline",
-)
+    )
+figures.save(drawn, pictures, "06_restoration_pipeline") if draw else None
 
 # %% [markdown]
 # ## All test images
@@ -164,7 +166,6 @@ figures.save(
 # both.
 
 # %%
-done = regen(y.to(fabric.device), fov.to(fabric.device), seed, steps, screen=False)
 mean = packed.mean(packed.clean_rows("train")).expand_as(x) * fov
 lpips = metrics.load_lpips(weights=P.weights, device=fabric.device)
 outputs = {"do nothing": y, "population mean": mean, "RetinaRegen": done.image.cpu()}
@@ -189,7 +190,7 @@ print(
 shown = ["psnr", "ssim", "lpips", "psnr_fov", "ssim_fov"]
 figures.save(
     plots.bars(summary, shown, baselines=statistics.BASELINES), pictures, "06_restoration_metrics"
-)
+) if draw else None
 
 # %%
 order = scores["RetinaRegen"]["psnr"].sub(scores["do nothing"]["psnr"]).argsort().to_numpy()
@@ -202,7 +203,7 @@ figures.save(
     ),
     pictures,
     "06_restoration_before_after",
-)
+) if draw else None
 
 # %% [markdown]
 # ## Do the classifiers accept it?
@@ -225,12 +226,19 @@ verdicts.round(3)
 
 # %%
 heldout = checkpoint.load(home / "checkpoints" / "heldout", Readability, fabric.device)
+answers = {
+    "classifier": {
+        "do nothing": done.before[screened],
+        "population mean": classifier.probabilities(mean[screened]),
+        "RetinaRegen": done.after[screened],
+    },
+    "held-out classifier": {
+        output: heldout.probabilities(image[screened]) for output, image in outputs.items()
+    },
+}
 rechecked = {
-    name: {
-        output: passed(network.probabilities(image[screened.cpu()].to(fabric.device)))
-        for output, image in outputs.items()
-    }
-    for name, network in (("classifier", classifier), ("held-out classifier", heldout))
+    name: {output: passed(values) for output, values in by_output.items()}
+    for name, by_output in answers.items()
 }
 pd.DataFrame(
     {

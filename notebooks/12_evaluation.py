@@ -166,10 +166,13 @@ print(
 # readable photograph of the wrong patient.
 
 # %%
+kept = {name: {} for name in ("RetinaRegen", "bridge", "recommended")}  # shown below
 table = pd.concat(
     [
         harness.evaluate(lowest, images, (FULL,), classifiers=classifiers, lpips=lpips, seed=seed),
-        harness.evaluate(methods, images, classifiers=classifiers, lpips=lpips, seed=seed),
+        harness.evaluate(
+            methods, images, classifiers=classifiers, lpips=lpips, seed=seed, kept=kept
+        ),
         harness.evaluate(
             {name: trained[name] for name in backbones},
             images,
@@ -316,11 +319,9 @@ Markdown(tables.markdown(unasked, caption))
 # most against *do nothing*: input, output and reference, the worst first.
 
 # %%
-failures = {
-    name: harness.worst(everywhere, name) for name in ("RetinaRegen", "bridge", "recommended")
-}
+failures = {name: harness.worst(everywhere, name) for name in kept}
 galleries = {
-    name: harness.gallery(rows, methods[name][0], images, seed) for name, rows in failures.items()
+    name: harness.gallery(rows, kept[name], images, seed) for name, rows in failures.items()
 }
 io.write_table(
     home / "tables" / f"{stem}_failures.csv",
@@ -419,8 +420,8 @@ Markdown(
 
 # %%
 ten = torch.linspace(0, len(images.names) - 1, min(10, len(images.names))).round().int().tolist()
-restored = {name: harness.restored(name, methods[name][0], y, images.fov, params)
-            for name in ("CLAHE", "RetinaRegen", "bridge", "recommended")}  # fmt: skip
+restored = {"CLAHE": classical["CLAHE"][0](y, images.fov, params)}
+restored |= {name: restorations[middle] for name, restorations in kept.items()}
 maps = own.uncertainty.cpu()[ten, 0]
 rows = {"clean": images.x, "degraded =\ndo nothing": y} | restored
 rows = {name: image[ten] for name, image in rows.items()} | {

@@ -48,8 +48,8 @@ def test_a_figure_is_saved_with_the_same_bytes_on_every_run(tmp_path):
 def test_bytes_and_tensors_are_the_same_picture():
     tensor = torch.linspace(0, 1, 3 * 4 * 4).reshape(3, 4, 4)
     array = (tensor * 255).round().byte().permute(1, 2, 0).numpy()
-    axes = figures.grid({"x": [tensor, array]}).axes
-    from_tensor, from_array = (axis.images[0].get_array() for axis in axes)
+    (axis,) = figures.grid({"x": [tensor, array]}).axes
+    from_tensor, from_array = (image.get_array() for image in axis.images)
     assert np.abs(from_tensor * 255 - from_array).max() <= 0.5
     figures.plt.close("all")
 

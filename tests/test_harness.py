@@ -332,18 +332,20 @@ def test_the_gallery_goes_by_the_difference_family_by_family_and_leaves_undegrad
     assert result.image.tolist() == ["03", "02", "01", "08", "07", "06"]
 
 
-def test_the_gallery_restores_again_what_was_scored(images):
+def test_the_gallery_shows_what_was_scored(images):
     def darker(y, fov, params):  # the second image worst of all
         return y * torch.tensor([0.9, 0.2, 0.8, 0.7])[:, None, None, None]
 
+    kept = {"mine": {}}
     table = harness.evaluate(
         {REFERENCE: [nothing], "mine": [darker]},
         images,
         (FULL, Condition("all", 1 / 3)),
         downstream_conditions=(),
+        kept=kept,
     )
     rows = harness.worst(table, "mine")
-    shown = harness.gallery(rows, darker, images)
+    shown = harness.gallery(rows, kept["mine"], images)
     assert (
         list(shown) == ["all"] and len(shown["all"]) == 3 * len(rows) == 9 and rows.image[0] == "b"
     )

@@ -22,6 +22,7 @@ def test_every_configuration_runs_once():
     table = workflow.jobs()
     assert len(of(table, "06_restoration")) == 15 + 17 and len(of(table, "03_features")) == 8
     headline = f"06_restoration_{studies.RETINAREGEN}_0"
+    assert [name for name, job in table.items() if job.values.get("draw")] == [headline]
     for stem, rows in {"07_backbones": 5, "08_extractors": 8, "09_fusion": 4}.items():
         needs = table[stem].needs
         assert len(needs) == len(set(needs)) == rows and headline in needs

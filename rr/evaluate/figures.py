@@ -19,6 +19,7 @@ matplotlib.rcParams.update(
         "axes.spines.right": False,
         "pdf.fonttype": 42,
         "image.interpolation": "nearest",
+        "image.composite_image": False,  # a PDF keeps the images of an axis apart
     }
 )
 
@@ -33,44 +34,47 @@ def save(figure, folder, stem):
     """Write folder/stem.png (200 dpi) and folder/stem.pdf; return the PNG for a notebook."""
     from IPython.display import Image
 
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox().padded(0.1)  # inches; bbox_inches="tight" draws again per format
     metadata = {"pdf": {"CreationDate": None}, "png": {"Software": None}}
     for suffix in metadata:
         with writing(folder / f"{stem}.{suffix}") as part:
-            figure.savefig(
-                part, format=suffix, dpi=200, bbox_inches="tight", metadata=metadata[suffix]
-            )
+            figure.savefig(part, format=suffix, dpi=200, bbox_inches=box, metadata=metadata[suffix])
     plt.close(figure)
     return Image(str(folder / f"{stem}.png"), width=900)
 
 
 def grid(rows, titles=(), side=1.1):
     """Images in rows: {label: images}, with a title over each column. Rows may differ in length."""
-    columns = max(len(images) for images in rows.values())
-    size = (side * columns + 0.6, side * len(rows) + 0.2)
-    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False)
-    for line, (label, images) in zip(axes, rows.items()):
-        for axis, image in zip(line, images):
-            picture(axis, image)
-        line[0].text(-0.06, 0.5, label, transform=line[0].transAxes, ha="right", va="center")
-        for axis in line[len(images) :]:
-            axis.axis("off")
-    for axis, title in zip(axes[0], titles):
-        axis.set_title(title)
-    figure.subplots_adjust(wspace=0.04, hspace=0.06)
+    figure, axis = _tiles(rows.values(), max(len(images) for images in rows.values()), side)
+    for line, label in enumerate(rows):
+        axis.text(-0.06, line + 0.5, label, ha="right", va="center")
+    for column, title in enumerate(titles):
+        axis.text(column + 0.5, -0.05, title, ha="center", va="bottom")
     return figure
 
 
 def sheet(images, columns=10, side=1.0):
     """A contact sheet of images (N, 3, H, W), without frames or titles."""
-    lines = -(-len(images) // columns)
-    size = (side * columns, side * lines)
-    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, image in zip(axes.flat, images):
-        picture(axis, image)
-    figure.subplots_adjust(0, 0, 1, 1, 0.02, 0.02)
-    return figure
+    return _tiles([images[i : i + columns] for i in range(0, len(images), columns)], columns, side)[
+        0
+    ]
+
+
+def _tiles(rows, columns, side, gap=0.05):
+    """Rows of images, each in a cell of `side` inches: (figure, axis). A cell has the width 1.
+
+    One axis holds all images, because one axis per image takes twice as long.
+    """
+    figure = plt.figure(figsize=(side * columns, side * len(rows)))
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, columns), ylim=(len(rows), 0))
+    axis.axis("off")
+    for line, images in enumerate(rows):
+        for column, image in enumerate(map(_array, images)):
+            height, width = (1 - gap) / 2 * np.array(image.shape[:2]) / max(image.shape[:2])
+            u, v = column + 0.5, line + 0.5
+            axis.imshow(image, extent=(u - width, u + width, v + height, v - height))
+    return figure, axis
 
 
 def coloured(maps):
@@ -157,9 +161,14 @@ def pipeline(before, trajectory, after, p_before, p_after, reference=None, shown
 
 def picture(axis, image):
     """Draw one image without ticks and frame."""
-    if not isinstance(image, np.ndarray):
-        image = image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-    axis.imshow(image)
+    axis.imshow(_array(image))
     axis.set_xticks([])
     axis.set_yticks([])
     axis.spines[:].set_visible(False)
+
+
+def _array(image):
+    """An image as an array (H, W, 3)."""
+    if isinstance(image, np.ndarray):
+        return image
+    return image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()

@@ -40,6 +40,7 @@ def evaluate(
     classifiers=None,  # {name: (model with .probabilities, side of its images)}
     lpips=None,  # from metrics.load_lpips; None: n/a
     seed=0,  # of the degradations
+    kept=None,  # {name of a method: {}}; its restorations (seed 0) are added, {condition: x_hat}
 ):
     """Score every method under every condition: a row per image, and per seed.
 
@@ -56,6 +57,8 @@ def evaluate(
         for name, group in methods.items():
             for number, method in enumerate(group):
                 x_hat = restored(name, method, y, images.fov, params)
+                if name in (kept or {}) and number == 0:
+                    kept[name][condition] = x_hat
                 keys = {**condition._asdict(), "method": name, "seed": number}
                 columns = [
                     pd.DataFrame({"image": images.names, **keys}),
@@ -199,12 +202,15 @@ def worst(table, method):
     return pd.concat(kept, ignore_index=True)
 
 
-def gallery(rows, method, images, seed=0):
-    """{family: [input, output, reference, input, ...]} for the rows of `worst`, restored again."""
+def gallery(rows, restorations, images, seed=0):
+    """{family: [input, output, reference, input, ...]} for the rows of `worst`.
+
+    restorations: those that `evaluate` kept of the method.
+    """
     triples = {}
     for condition, group in rows.groupby(["family", "severity"], sort=False):
-        y, params, _ = degraded(images, Condition(*condition), seed)
-        x_hat = restored(group["method"].iloc[0], method, y, images.fov, params)
+        y, _, _ = degraded(images, Condition(*condition), seed)
+        x_hat = restorations[condition]  # a Condition is a tuple
         for place, name in group["image"].items():
             i = images.names.index(name)
             triples[place] = [y[i], x_hat[i], images.x[i]]

@@ -26,6 +26,7 @@ REGIONS = ("", "_fov", "_disc")  # suffixes of the columns of `score`
 PSNR_MAX = 58.9  # dB: the error of storing an image with 8 bits, 10 log10(12 x 255^2)
 K1, K2 = 0.01, 0.03  # constants of SSIM; the range of the data is 1
 WINDOW, SIGMA = 11, 1.5  # Gaussian window of SSIM, in pixels
+RIM = WINDOW // 2  # pixels at the border, where the window would leave the image
 LPIPS_SIDE = 64  # pixels; the last layers of the trunk see only padding in smaller images
 LPIPS_TRUNKS = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
 DISC_CROP = 3.0  # half-width of the disc crop in disc radii: the disc and the vessels around it
@@ -57,24 +58,28 @@ def ssim(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
             f"SSIM: images of {x.shape[-1]}x{x.shape[-2]} pixels; "
             f"the window needs at least {WINDOW}x{WINDOW}"
         )
-    offsets, rim = np.arange(WINDOW) - WINDOW // 2, WINDOW // 2
+    return _mean_ssim(_ssim_map(x, y), mask)
+
+
+def _ssim_map(x, y):
+    """SSIM around each pixel, (N, C, H, W) => (N, C, H - 10, W - 10), float64, on the CPU."""
+    offsets, rim = np.arange(WINDOW) - RIM, slice(RIM, -RIM)
     window = np.exp(-(offsets**2) / (2 * SIGMA**2))
     window /= window.sum()
-
-    def local_mean(image):  # N, C, H, W => N, C, H - 10, W - 10; torch convolves float64 slowly
-        image = correlate1d(correlate1d(image, window, axis=-1), window, axis=-2)
-        return image[..., rim:-rim, rim:-rim]
-
     x, y = x.double().cpu().numpy(), y.double().cpu().numpy()
-    mu_x, mu_y = local_mean(x), local_mean(y)
-    var_x, var_y = local_mean(x * x) - mu_x**2, local_mean(y * y) - mu_y**2
-    covariance = local_mean(x * y) - mu_x * mu_y
+    local = np.stack([x, y, x * x + y * y, x * y])  # torch convolves float64 slowly
+    local = correlate1d(local, window, axis=-1)[..., rim]
+    mu_x, mu_y, squares, products = correlate1d(local, window, axis=-2)[..., rim, :]
+    mu_xy, mu_squares = mu_x * mu_y, mu_x**2 + mu_y**2
     C1, C2 = K1**2, K2**2
-    ssim_map = ((2 * mu_x * mu_y + C1) * (2 * covariance + C2)) / (
-        (mu_x**2 + mu_y**2 + C1) * (var_x + var_y + C2)
+    ssim_map = ((2 * mu_xy + C1) * (2 * (products - mu_xy) + C2)) / (
+        (mu_squares + C1) * (squares - mu_squares + C2)
     )
-    inside = None if mask is None else mask[..., rim:-rim, rim:-rim].cpu()
-    return _mean(torch.from_numpy(ssim_map), inside)
+    return torch.from_numpy(ssim_map)
+
+
+def _mean_ssim(ssim_map, mask):
+    return _mean(ssim_map, None if mask is None else mask[..., RIM:-RIM, RIM:-RIM].cpu())
 
 
 def load_lpips(
@@ -159,25 +164,27 @@ def score(
     for i, circle in enumerate(np.asarray(disc, dtype=float)):
         a, b = x[i : i + 1], y[i : i + 1]
         columns, lines = _disc_crop(circle, *x.shape[-2:])
-        values = [
-            _scores(a, b, None, lpips),
-            [np.nan] * len(METRICS) if fov is None else _scores(a, b, fov[i : i + 1], lpips),
-            _scores(a[..., lines, columns], b[..., lines, columns], None, lpips),
-        ]
-        rows.append(np.concatenate(values))
+        masks = [None] if fov is None else [None, fov[i : i + 1]]
+        unknown = [[np.nan] * len(METRICS)] if fov is None else []
+        in_frame = [*_scores(a, b, masks, lpips), *unknown]
+        around_disc = _scores(a[..., lines, columns], b[..., lines, columns], [None], lpips)
+        rows.append(np.concatenate([*in_frame, *around_disc]))
     names = [f"{metric}{region}" for region in REGIONS for metric in METRICS]
     return pd.DataFrame(rows, columns=names, dtype=float)
 
 
-def _scores(x, y, mask, lpips):
-    """The values of METRICS of one image; NaN where the image is too small."""
-    side = min(x.shape[-2:])
-    black_outside = (x, y) if mask is None else (x * mask, y * mask)
-    return (
-        psnr(x, y, mask).item(),
-        ssim(x, y, mask).item() if side >= WINDOW else np.nan,
-        lpips(*black_outside).item() if lpips is not None and side >= LPIPS_SIDE else np.nan,
-    )
+def _scores(x, y, masks, lpips):
+    """The values of METRICS of one image for each mask; NaN where the image is too small."""
+    side, values = min(x.shape[-2:]), []
+    ssim_map = _ssim_map(x, y) if side >= WINDOW else None
+    for mask in masks:
+        black_outside = (x, y) if mask is None else (x * mask, y * mask)
+        values.append([
+            psnr(x, y, mask).item(),
+            np.nan if ssim_map is None else _mean_ssim(ssim_map, mask).item(),
+            lpips(*black_outside).item() if lpips is not None and side >= LPIPS_SIDE else np.nan,
+        ])  # fmt: skip
+    return values
 
 
 def _disc_crop(circle, height, width):

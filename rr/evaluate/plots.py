@@ -1,16 +1,17 @@
 """Plots of numbers: curves, bars, intervals and matrices, each drawn from a table.
 
 Every function returns a matplotlib Figure in the style of `rr.evaluate.figures`, which also saves
-it. No function computes a result.
+it. No function computes a result. Functions import seaborn themselves, because it imports
+scipy.stats and most notebooks need neither.
 """
 
+import matplotlib
 import numpy as np
-import seaborn as sns
 
 from rr.evaluate.figures import plt  # sets the style
 from rr.paper import LABELS
 
-PALETTE = sns.color_palette("colorblind")
+PALETTE = matplotlib.color_sequences["petroff10"]  # for colour-blind readers, too
 COLOURS = dict(zip(LABELS, PALETTE))
 AXES = {"psnr": "PSNR / dB", "ssim": "SSIM", "lpips": "LPIPS (less is better)"}
 POINTS = {"fmt": "o", "ms": 4, "elinewidth": 0.8}  # a value with its interval
@@ -39,6 +40,8 @@ def _legend_below(figure, axis):
 
 def confusion(report):
     """Four 2x2 matrices, one per label; rows are true, columns are predicted."""
+    import seaborn as sns
+
     figure, axes = _panels(len(report), 1.8, 1.9)
     ticks = {"xticklabels": ("no", "yes"), "yticklabels": ("no", "yes")}
     for axis, row in zip(axes, report.itertuples()):
@@ -130,6 +133,8 @@ def learning(history, columns=("loss",)):
 
 def lines(table, x, y, hue, xlabel=None, ylabel=None):
     """One line per value of `hue` of a long table."""
+    import seaborn as sns
+
     figure, (axis,) = _panels(1, 3.6, 2.5)
     sns.lineplot(table, x=x, y=y, hue=hue, ax=axis)
     axis.set(xlabel=xlabel or x, ylabel=ylabel or y)
@@ -213,6 +218,8 @@ def heat(table, label, limit):
 
     Colours range from -limit to limit. White lines separate the families.
     """
+    import seaborn as sns
+
     families = table.columns.get_level_values(0)
     figure, axis = plt.subplots(figsize=(0.46 * table.shape[1] + 1.8, 0.24 * len(table) + 0.9))
     colours = {"cmap": "RdBu", "center": 0, "vmin": -limit, "vmax": limit}

@@ -196,7 +196,7 @@ class Corrector(nn.Module):
         The pixels of an image that is smaller than FINE look like a blur: then sigma is 0.
         """
         fine, inside = resized(x, (FINE, FINE)), resized(fov.to(x), (FINE, FINE)) > 0.5
-        sigma = self.blur(fine, inside) * (x.shape[-1] >= FINE)
+        sigma = self.blur(fine, inside) if x.shape[-1] >= FINE else x.new_zeros(len(x))
         if not (sigma > 0).any():
             return sigma, x.new_zeros(len(x), 3, 1, 1), torch.zeros_like(fine)
         surround = deconvolution.estimate_surround(fine, inside, sigma)

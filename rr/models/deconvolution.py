@@ -23,7 +23,9 @@ SHARP = 0.5 / 512  # a smaller estimate counts as no blur
 
 
 def blur(x, sigma):
-    """Gaussian blur of x with one sigma (N,) per image, in image widths. Sigma 0 returns x.
+    """Gaussian blur of x (N, C, H, W) with sigma (N,), or (1,) for all images, in image widths.
+
+    Sigma 0 returns x.
 
     The weights of a row sum to one, so that nothing from beyond the border comes in: K_v x K_u^T.
     """
@@ -44,15 +46,15 @@ def low_pass(x, fov, sigma):
 
     The black surround has no effect. The result reaches beyond fov as far as the Gaussian does.
     """
-    inside, sigmas = fov.to(x), torch.full((len(x),), sigma, device=x.device)
-    return blur(x * inside, sigmas) / blur(inside, sigmas).clamp_min(1e-6)
+    inside, sigma = fov.to(x), torch.full((1,), sigma, device=x.device)
+    return blur(x * inside, sigma) / blur(inside, sigma).clamp_min(1e-6)
 
 
 def inpaint_outside(y, inside):
     """y, continued smoothly outside the mask `inside` by the finest low-pass that reaches there."""
     sigma, z, missing = FILL_SIGMA, y * inside, ~inside
     while missing.any() and sigma <= 1:
-        cover = blur(inside.to(y), torch.full((len(y),), sigma, device=y.device))
+        cover = blur(inside.to(y), torch.full((1,), sigma, device=y.device))
         reached = missing & (cover > 0.05)
         z = torch.where(reached, low_pass(y, inside, sigma), z)
         missing, sigma = missing & ~reached, 2 * sigma
@@ -116,7 +118,7 @@ class BlurEstimate(nn.Module):
         loss of light is relative, at the rim, where a blur mixes in the black surround.
         """
         green, mask = x[:, 1:2], fov.to(x)
-        scales = [x.new_full((len(x),), s / FINE) for s in SIGMAS]
+        scales = [x.new_full((1,), s / FINE) for s in SIGMAS]
         core = fov & (blur(mask, scales[-1]) > 0.9)
         rim, area = fov & ~core, core.sum((1, 2, 3)).clamp_min(1)
         features = []

@@ -71,7 +71,8 @@ def jobs(seeds=1, study="all", data="", labels=""):
         table["04_diffusion"] = Job("04_diffusion", {}, ["01_data"])
         table["05_vae"] = Job("05_vae", {}, ["01_data"])
     for configuration, seed in runs:
-        values = {**configuration.values, "seed": seed}
+        headline = (configuration, seed) == (studies.RETINAREGEN, 0)
+        values = {**configuration.values, "seed": seed, "draw": headline}
         needs = ["01_data", "02_readability"]
         if (extractor := name("03_features", values)) in table:
             needs.append(extractor)
