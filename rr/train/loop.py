@@ -197,7 +197,7 @@ def check_finite(row, lr):
 
 def compiles(config, device):
     """Whether a training is long enough to compile its model. A resumed call decides the same."""
-    return device.type == "cuda" and config.epochs * config.steps >= COMPILE_STEPS
+    return device.type == "cuda" and config.total >= COMPILE_STEPS
 
 
 def compile_model(model):
