@@ -99,6 +99,7 @@ class Corrector(nn.Module):
         for layer in (self.affine, self.error, self.quality[-1]):  # untrained: the identity
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        self.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
 
     def predict_affine(self, x, fov, t):
         """The U-Net: x (N, 3, SIZE, SIZE), t (N,) => affine, quality and error, see Decision."""
