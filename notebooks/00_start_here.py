@@ -110,8 +110,8 @@ figures.save(
 # %% [markdown]
 # ## At full resolution
 #
-# This is a part of the photograph at its own resolution. Most of the detail that the blur removed
-# does not come back, and nothing is painted in its place.
+# This is a part of the photograph at its own resolution. How much of the detail that the blur
+# removed comes back? Nothing is painted in its place.
 
 # %%
 side = min(256, box.side)

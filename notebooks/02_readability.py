@@ -129,8 +129,8 @@ figures.save(plots.learning(log), pictures, "02_readability_training")
 # ## A second classifier
 #
 # The second classifier has another architecture, other initial weights and another order of the
-# images. It sees half as many images, because it learns faster. It sees the same labels, so errors
-# of the labels affect both classifiers.
+# images. It sees half as many images, and the same labels, so errors of the labels affect both
+# classifiers.
 
 # %%
 config = configs.config("heldout", P, packed, home)

@@ -60,9 +60,8 @@ fabric = distributed.fabric(device)
 Code(getsource(Diffusion.add_noise), language="python")
 
 # %% [markdown]
-# The schedule says how fast the image disappears. Both schedules end near $\bar\alpha_T = 0$.
-# Linear betas that are not rescaled to a small $T$ would not end there. The paper gives neither
-# $T$ nor the betas.
+# The schedule says how fast the image disappears. Where does it end, also if linear betas are not
+# rescaled to $T$? The paper gives neither $T$ nor the betas.
 
 # %%
 values = [
@@ -152,8 +151,8 @@ figures.save(plots.learning(log), pictures, "04_diffusion_training")
 # ## From which step can it come back?
 #
 # We add noise to test images up to step $t$, run the reverse process and compare the result with
-# the image. Near $t = 0$ little is lost. From pure noise another eye comes back, if it is an eye
-# at all. This is why the start step $t_0$ of the restoration matters.
+# the image. How much is lost near $t = 0$, and what comes back from pure noise? The start step
+# $t_0$ of the restoration must be chosen with this in mind.
 
 # %%
 model.to(fabric.device)
@@ -197,6 +196,7 @@ back.round(2)
 
 # %%
 mean_image = psnr(packed.mean(clean[0]).to(x).expand_as(x), x).mean().item()
+ends = curves.groupby("schedule", sort=False)["alpha_bar"].last()
 useful = back[back["PSNR after the chain"] > mean_image]["t"]
 numbers = {
     "T": P.T,
@@ -216,6 +216,7 @@ write_result(
     data=packed.hash,
 )
 Markdown(
+    f"At T = {P.T}, alpha_bar ends at: {'; '.join(f'{name} {end:.2g}' for name, end in ends.items())}. "
     f"With the true noise every sampler returns the image to {numbers['oracle_error']:.0e}. The trained network brings back "
     f"more than the mean image ({mean_image:.1f} dB), which looks at nothing, from t in {useful.tolist()} of "
     f"{times[1:]}; from pure noise it ends {back['PSNR after the chain'].iloc[-1]:.1f} dB from an image it was never told. "

@@ -62,6 +62,7 @@ Markdown(
 
 # %%
 study = statistics.study(scores, reference)
+marked = tables.labels(study)
 table = tables.shown(study, reference)
 caption = tables.caption("Five backbones.", study, data, reference)
 tables.write(home / "tables", "07_backbones", study, table, caption)
@@ -81,19 +82,18 @@ figures.save(bars, pictures, "07_backbones_bars")
 # %% [markdown]
 # ## The same eyes
 #
-# From the most degraded to the least degraded test image, restored with seed 0. The code of the
-# VAE has a few hundred numbers and cannot hold vessels. The other backbones can keep what the
-# input shows, including its faults and the noise.
+# From the most degraded to the least degraded test image, restored with seed 0. The VAE passes the
+# eye through a code of a few hundred numbers, the other backbones through feature maps. Which
+# columns show vessels? Which ones keep the faults of the input, or noise?
 
 # %%
 y, _, x = runs[reference][0].eyes
+titles = ["input", *(marked[name].replace(" ", "\n") for name in runs), "reference"]
 rows = {
     f"eye {i + 1}": [y[i], *(group[0].eyes[1, i] for group in runs.values()), x[i]]
     for i in range(studies.EYES)
 }
-figures.save(
-    figures.grid(rows, ["input", *runs, "reference"], side=1.4), pictures, "07_backbones_eyes"
-)
+figures.save(figures.grid(rows, titles, side=1.4), pictures, "07_backbones_eyes")
 
 # %% [markdown]
 # ## What it costs
@@ -101,7 +101,7 @@ figures.save(
 # The rows also differ in what they predict, in the images seen, in the number of parameters and in time.
 
 # %%
-Markdown(tables.markdown(cost(runs)))
+Markdown(tables.markdown(cost(runs).rename(index=marked), tables.trainings(study)))
 
 # %% [markdown]
 # ## Which differences are significant

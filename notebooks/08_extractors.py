@@ -19,9 +19,9 @@
 #
 # **What would be misleading.** The condition is *static*: it is the mean of the features over all
 # readable images. For every extractor, the restorer gets one constant per position, the same for
-# every eye, which it could also learn as a bias. So rows may differ only as much as two trainings
-# of one row differ. Among eight equal rows, one is always the best. Therefore the spread between
-# the rows is compared with the spread between trainings.
+# every eye, which it could also learn as a bias. Do rows differ more than two trainings of one row
+# do? Among eight equal rows, one is always the best. Therefore the spread between the rows is
+# compared with the spread between trainings.
 #
 # | | |
 # | --- | --- |
@@ -64,6 +64,7 @@ Markdown(
 
 # %%
 study = statistics.study(scores, reference)
+marked = tables.labels(study)
 table = tables.shown(study, reference)
 caption = tables.caption("Eight extractors of the condition.", study, data, reference)
 tables.write(home / "tables", "08_extractors", study, table, caption)
@@ -87,11 +88,12 @@ figures.save(bars, pictures, "08_extractors_bars")
 
 # %%
 y, _, x = runs[reference][0].eyes
+titles = ["input", *(marked[name].replace(" ", "\n") for name in runs), "reference"]
 rows = {
     f"eye {i + 1}": [y[i], *(group[0].eyes[1, i] for group in runs.values()), x[i]]
     for i in range(studies.EYES)
 }
-figures.save(figures.grid(rows, ["input", *runs, "reference"]), pictures, "08_extractors_eyes")
+figures.save(figures.grid(rows, titles), pictures, "08_extractors_eyes")
 
 # %% [markdown]
 # ## What it costs
@@ -100,7 +102,7 @@ figures.save(figures.grid(rows, ["input", *runs, "reference"]), pictures, "08_ex
 # frozen.
 
 # %%
-Markdown(tables.markdown(cost(runs)))
+Markdown(tables.markdown(cost(runs).rename(index=marked), tables.trainings(study)))
 
 # %% [markdown]
 # ## Which differences are significant

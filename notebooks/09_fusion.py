@@ -63,6 +63,7 @@ Markdown(
 
 # %%
 study = statistics.study(scores, reference)
+marked = tables.labels(study)
 table = tables.shown(study, reference)
 caption = tables.caption("Four fusions of condition and state.", study, data, reference)
 tables.write(home / "tables", "09_fusion", study, table, caption)
@@ -82,26 +83,25 @@ figures.save(bars, pictures, "09_fusion_bars")
 # %% [markdown]
 # ## The same eyes
 #
-# From the most degraded to the least degraded test image, restored with seed 0. Repeated features
-# would be visible as blocks of 32 pixels.
+# From the most degraded to the least degraded test image, restored with seed 0. Are blocks of 32
+# pixels visible, as repeated features could make?
 
 # %%
 y, _, x = runs[reference][0].eyes
+titles = ["input", *(marked[name].replace(" ", "\n") for name in runs), "reference"]
 rows = {
     f"eye {i + 1}": [y[i], *(group[0].eyes[1, i] for group in runs.values()), x[i]]
     for i in range(studies.EYES)
 }
-figures.save(
-    figures.grid(rows, ["input", *runs, "reference"], side=1.4), pictures, "09_fusion_eyes"
-)
+figures.save(figures.grid(rows, titles, side=1.4), pictures, "09_fusion_eyes")
 
 # %% [markdown]
 # ## What it costs
 #
-# `dynamic` has six weights more.
+# How many parameters do the learned weights of `dynamic` add?
 
 # %%
-Markdown(tables.markdown(cost(runs)))
+Markdown(tables.markdown(cost(runs).rename(index=marked), tables.trainings(study)))
 
 # %% [markdown]
 # ## Which differences are significant

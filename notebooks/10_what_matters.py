@@ -109,7 +109,7 @@ factorial = statistics.study({"do nothing": nothing, "population mean": mean_eye
 bars = plots.bars(factorial, shown, baselines=statistics.BASELINES, seeds=None)
 figures.save(bars, pictures, "10_what_matters_factorial")
 per_image = pd.concat(
-    table[list(shown)]
+    table[[*shown, "variation"]]
     .rename_axis("image")
     .reset_index()
     .assign(**dict(zip(studies.FACTORS, key)), seed=seed)
@@ -117,7 +117,8 @@ per_image = pd.concat(
     for seed, table in enumerate(group)
 )
 io.write_table(
-    home / "10_what_matters_per_image.csv", per_image[["image", *studies.FACTORS, "seed", *shown]]
+    home / "10_what_matters_per_image.csv",
+    per_image[["image", *studies.FACTORS, "seed", *shown, "variation"]],
 )
 
 # %% [markdown]
@@ -134,6 +135,8 @@ panels = {
     "main effects": main.assign(label=main.factor + ": " + main.better + " − " + main.worse),
     f"shares of ({', '.join(best)}) − ({', '.join(worst)})": shares.assign(label=shares.factor),
 }
+for table in panels.values():
+    table["label"] += table.verdict.eq(statistics.NO_VARIATION).map(tables.MARK)
 figures.save(plots.forest(panels), pictures, "10_what_matters_effects")
 
 # %%
@@ -154,7 +157,12 @@ sentences.append(
         f"{row.factor}: {tables.interval(row.difference, row.low, row.high)}"
         for row in shares.iloc[:-1].itertuples()
     )
-    + f". The {largest.factor} has the largest share. For the VAE, the objective *image* comes with the BCE, "
+    + (
+        f". The {largest.factor} has the largest share"
+        if largest.verdict == statistics.BETTER
+        else ""
+    )
+    + ". For the VAE, the objective *image* comes with the BCE, "
     "and the other two with a weighted squared error."
 )
 Markdown(sentences[-1])
@@ -460,7 +468,8 @@ figures.save(
 )
 Markdown(
     tables.markdown(
-        terms.map(lambda value: f"{value:.4f}"), "Nats per value of an image, test images."
+        terms.rename(index=tables.labels(likelihoods)).map(lambda value: f"{value:.4f}"),
+        f"Nats per value of an image, test images. {tables.trainings(likelihoods)}",
     )
 )
 
@@ -597,9 +606,12 @@ figures.save(
 picks = nothing[0]["psnr"].to_numpy().argsort()[[0, len(x) // 4, len(x) // 2, 3 * len(x) // 4, -1]]
 spread = drawn[0][1].cpu()
 wrong = (drawn[0][0].cpu() - x).abs().mean(1, keepdim=True)
-images = {"input": y[picks], "RetinaRegen": outputs["c"][picks]}
+marked = tables.labels(extended)
+images = {"input": y[picks], marked["RetinaRegen"]: outputs["c"][picks]}
 images |= {
-    name: inputs.trained(inputs.load_restorer(home, row, 0, on), 0, **options)(y, fov)[picks]
+    marked[name]: inputs.trained(inputs.load_restorer(home, row, 0, on), 0, **options)(y, fov)[
+        picks
+    ]
     for name, row, options in (
         ("y concatenated", studies.CONCATENATED, {"steps": studies.STEPS}),
         ("one-step U-Net", studies.ONE_STEP, {}),
@@ -669,8 +681,7 @@ reader = pd.DataFrame(
 caption = (
     f"What matters. Points: 1 condition, 2 state, 4 factorial, 5 protocols, 6 loss, 7 constants. Embedded data, preset {preset}, "
     f"{P.size} px, n = {len(x)} test images, seeds: {seeds}. Difference in PSNR, paired over images; the interval holds for all "
-    "comparisons of a kind together."
-    + (" One training each: other seeds may change an answer." if seeds == 1 else "")
+    f"comparisons of a kind together. {tables.trainings(factorial)}"
 )
 tables.write(home / "tables", "10_what_matters", verdicts, reader, caption)
 factorial_cells = {

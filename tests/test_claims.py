@@ -9,10 +9,10 @@ from rr import paper
 from rr.evaluate import claims, tables
 from rr.evaluate.claims import NOT_SUPPORTED, NOT_TESTABLE, SUPPORTED
 from rr.evaluate.classification import share
-from rr.evaluate.statistics import NOT_TESTED
+from rr.evaluate.statistics import NO_VARIATION, NOT_TESTED
 
 
-def made(psnr, seeds=3, lpips=True, n=40):
+def made(psnr, seeds=3, lpips=True, n=40, variation=0.8):
     """Scores of some seeds with this mean PSNR and 0.1 dB of noise; SSIM and LPIPS follow it."""
     base = np.random.default_rng(9).normal(0, 2, n)
     every = []
@@ -20,19 +20,31 @@ def made(psnr, seeds=3, lpips=True, n=40):
         values = psnr + base + np.random.default_rng([round(100 * psnr), seed]).normal(0, 0.1, n)
         every.append(
             pd.DataFrame(
-                {"psnr": values, "ssim": values / 50, "lpips": 1 - values / 50 if lpips else np.nan}
+                {
+                    "psnr": values,
+                    "ssim": values / 50,
+                    "lpips": 1 - values / 50 if lpips else np.nan,
+                    "variation": variation,
+                }
             )
         )
     return every
 
 
 def scores(ours, seeds=3, **others):
-    baselines = {"do nothing": made(20, 1), "population mean": made(21, 1)}
+    baselines = {
+        "do nothing": made(20, 1, variation=np.nan),
+        "population mean": made(21, 1, variation=np.nan),
+    }
     return (
         baselines
         | {"ours": made(ours, seeds)}
         | {name: made(psnr, seeds) for name, psnr in others.items()}
     )
+
+
+def c6(rechecked, shams, collapsed=False):
+    return claims.c6(rechecked, shams, collapsed)
 
 
 # ------------------------------------------------------------------------------------------ C1, C2
@@ -54,9 +66,29 @@ def test_fewer_than_three_trainings_are_no_verdict(seeds):
     few = scores(25, seeds, unet=12)
     alike = {"the image": (made(25, seeds), made(24, seeds))}
     verdicts = [claims.c1(few, "ours"), claims.c2(few, "ours", ["unet"], alike)]
-    verdicts.append(claims.c6([fakes.rechecked()] * seeds, fakes.fooled(another=40)))
+    verdicts.append(c6([fakes.rechecked()] * seeds, fakes.fooled(another=40)))
     for verdict in verdicts:
         assert verdict.verdict == NOT_TESTABLE and verdict.because == NOT_TESTED
+
+
+@pytest.mark.parametrize("psnr", [25, 15], ids=["better", "worse"])
+def test_a_collapsed_restorer_gets_no_verdict(psnr):
+    """Copies of a constant are ranked (D2); a single training that collapsed is enough."""
+    flat = [*made(psnr, 2), *made(psnr, 1, variation=0.2)]
+    result, alike = scores(25, unet=12), {"the image": (made(25), made(24))}
+    order = {name: made(20 - i) for i, name in enumerate(NAMES.values())}
+    best, worst = NAMES["resnet34"], NAMES["upsample-static"]
+    verdicts = [
+        claims.c1(result | {"ours": flat}, "ours"),
+        claims.c2(result | {"unet": flat}, "ours", ["unet"], alike),
+        claims.c2(result, "ours", ["unet"], {"the image": (made(25), flat)}),
+        claims.c3(order | {best: flat}, NAMES),
+        claims.c4(order | {worst: flat}, NAMES),
+        c6([fakes.rechecked()] * 3, fakes.fooled(another=40), collapsed=True),
+        c6([fakes.rechecked(heldout=1)] * 3, fakes.fooled(another=40), collapsed=True),
+    ]
+    for verdict in verdicts:
+        assert verdict.verdict == NOT_TESTABLE and verdict.because == NO_VARIATION, verdict.claim
 
 
 def test_c2_wants_the_lead_at_the_same_objective_too():
@@ -148,47 +180,45 @@ def test_c5_wants_every_label_above_chance_and_majority():
 
 def test_c6_wants_both_classifiers():
     honest = fakes.fooled(another=40)
-    result = claims.c6([fakes.rechecked()] * 3, honest)
+    result = c6([fakes.rechecked()] * 3, honest)
     assert (
         result.verdict == SUPPORTED
         and "proves no restoration" in result.because
         and "another eye 100%" in result.here
     )
-    divided = claims.c6([fakes.rechecked(heldout=15)] * 3, honest)
+    divided = c6([fakes.rechecked(heldout=15)] * 3, honest)
     assert divided.verdict == NOT_SUPPORTED and divided.because.endswith(
         "pass with the held-out classifier"
     )
     assert (
-        claims.c6(
-            [fakes.rechecked(), fakes.rechecked(), fakes.rechecked(classifier=20)], honest
-        ).verdict
+        c6([fakes.rechecked(), fakes.rechecked(), fakes.rechecked(classifier=20)], honest).verdict
         == NOT_SUPPORTED
     )  # the worst seed
     assert share(np.arange(40) < 26)["low"] < 0.5 < share(np.arange(40) < 27)["low"]
-    assert [claims.c6([fakes.rechecked(classifier=k)] * 3, honest).verdict for k in (26, 27)] == [
+    assert [c6([fakes.rechecked(classifier=k)] * 3, honest).verdict for k in (26, 27)] == [
         NOT_SUPPORTED,
         SUPPORTED,
     ]
 
 
 def test_c6_cannot_be_tested_by_classifiers_that_pass_anything():
-    result = claims.c6(
+    result = c6(
         [fakes.rechecked(classifier=35, heldout=35)] * 3, fakes.fooled(CLAHE=33, another=40)
     )
     assert result.verdict == NOT_TESTABLE and result.because.endswith("as often: CLAHE")
-    assert claims.c6([fakes.rechecked(mean=40)] * 3, fakes.fooled()).because.endswith(
+    assert c6([fakes.rechecked(mean=40)] * 3, fakes.fooled()).because.endswith(
         "the population mean"
     )
     assert (
-        claims.c6([fakes.rechecked(n=0)] * 3, fakes.fooled()).because
+        c6([fakes.rechecked(n=0)] * 3, fakes.fooled()).because
         == "the classifier called no input unreadable"
     )
-    assert claims.c6([fakes.rechecked()] * 3, fakes.fooled(n=0)).verdict == NOT_TESTABLE
+    assert c6([fakes.rechecked()] * 3, fakes.fooled(n=0)).verdict == NOT_TESTABLE
     one = [
         row | {"passed_high": 1.0} if row["classifier"] == "classifier" else row
         for row in fakes.fooled()
     ]
-    assert claims.c6([fakes.rechecked()] * 3, one).verdict == SUPPORTED, (
+    assert c6([fakes.rechecked()] * 3, one).verdict == SUPPORTED, (
         "the held-out classifier is not taken in"
     )
 

@@ -11,7 +11,7 @@ from rr import studies
 from rr.errors import InputError
 from rr.evaluate import factorial
 from rr.evaluate.factorial import trained_alike
-from rr.evaluate.statistics import BETTER, UNCLEAR, WORSE
+from rr.evaluate.statistics import BETTER, NO_VARIATION, UNCLEAR, WORSE
 
 FACTORS = {"a": (0, 1), "b": ("x", "y", "z")}
 
@@ -21,7 +21,8 @@ def scores_of_cells(effect, seeds=3):
     rng, base = np.random.default_rng(0), np.random.default_rng(1).normal(20, 3, 20)
 
     def noisy(levels):
-        return pd.DataFrame({"psnr": base + effect(*levels) + rng.normal(0, 0.1, 20)})
+        psnr = base + effect(*levels) + rng.normal(0, 0.1, 20)
+        return pd.DataFrame({"psnr": psnr, "variation": 0.8})
 
     return {levels: [noisy(levels) for _ in range(seeds)]
             for levels in product(*FACTORS.values())}  # fmt: skip
@@ -40,6 +41,17 @@ def test_main_effects_are_found_and_what_has_none_is_not_distinguishable():
         [3, 0, -2], abs=0.1
     ) and table.verdict.tolist() == [BETTER, UNCLEAR, WORSE]
     assert (table.low <= table.difference).all() and (table.difference <= table.high).all()
+
+
+def test_effects_that_rest_on_a_collapsed_cell_are_not_tested():
+    cells = scores_of_cells(lambda a, b: -3 * a)
+    cells[1, "z"][2]["variation"] = 0.1  # one of six cells, one of its three seeds
+    verdicts = factorial.effects(cells, FACTORS).verdict.tolist()
+    assert verdicts == [NO_VARIATION, UNCLEAR, NO_VARIATION]  # a; x - y; x - z
+    table = factorial.attribution(cells, FACTORS, (1, "x"), (0, "z"))
+    assert set(table.verdict) == {NO_VARIATION}
+    elsewhere = factorial.attribution(cells, FACTORS, (1, "x"), (0, "y"))
+    assert elsewhere.verdict.tolist() == [BETTER, UNCLEAR, BETTER]
 
 
 @pytest.mark.parametrize("seeds", [3, 4])
@@ -79,6 +91,8 @@ def test_trained_alike_are_the_cells_that_start_at_the_noised_input():
                 table.psnr.tolist() for table in expected
             ]
             assert all(table.index.equals(ours[0].index) for table in group)
+    with pytest.raises(InputError, match="without `variation`; delete 10_what_matters.json"):
+        trained_alike(cells.drop(columns="variation"), ours)
     with pytest.raises(
         InputError, match="vae, image, noised input, seed 2: these are not the test images"
     ):

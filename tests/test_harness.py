@@ -131,6 +131,15 @@ def test_lpips_of_the_reference_is_zero_and_an_unknown_trunk_is_not_available(im
     ).all()
 
 
+def test_what_returns_one_picture_for_every_eye_is_collapsed(table):
+    summary = harness.summarize(table)
+    collapsed = summary.groupby("method")["collapsed"].unique().map(list)
+    assert collapsed.to_dict() == {REFERENCE: [False], "grey": [True], "oracle": [False]}
+    shown = harness.shown(summary[summary.family == "all"], {"psnr": ("PSNR", 1)})
+    assert shown.variation["grey"] == "0.00 ± 0.00" and shown.variation["oracle"] == "1.00"
+    assert harness.summarize(table, only=["psnr"]).metric.unique().tolist() == ["psnr"]
+
+
 def test_do_nothing_differs_from_itself_by_exactly_nothing(table):
     summary = harness.summarize(table)
     mine = summary[(summary.method == REFERENCE) & summary["mean"].notna()]
@@ -197,7 +206,7 @@ def test_shares_have_wilson_intervals_also_if_no_image_passes():
     """The percentile bootstrap would give [0, 0] for 0 of 12."""
     rows = [
         {"image": f"{i:02}", "family": "all", "severity": 1.0, "method": method, "seed": 0,
-         "psnr": 20.0, "passed: c": float(i < hits)}
+         "psnr": 20.0, "passed: c": float(i < hits), "variation": 1.0}
         for method, hits in ((REFERENCE, 0), ("mine", 5)) for i in range(12)
     ]  # fmt: skip
     summary = harness.summarize(pd.DataFrame(rows)).set_index(["metric", "method"])
@@ -359,11 +368,11 @@ def test_the_gallery_shows_what_was_scored(images):
 def test_what_a_reader_sees_are_means_with_intervals(table):
     summary = harness.summarize(table[table.family == "all"])
     shown = harness.shown(summary, {"psnr": ("PSNR", 1), "lpips": ("LPIPS", 2)})
-    mean, low, high = summary[(summary.metric == "psnr") & (summary.method == "grey")][
-        ["mean", "low", "high"]
+    mean, low, high, sd = summary[(summary.metric == "psnr") & (summary.method == "grey")][
+        ["mean", "low", "high", "sd"]
     ].to_numpy()[0]
     assert (
-        shown.loc["grey", "PSNR"] == f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+        shown.loc["grey", "PSNR"] == f"{mean:.1f} [{low:.1f}, {high:.1f}] ± {sd:.1f}"
         and (shown.LPIPS == "n/a").all()
     )
 

@@ -94,6 +94,38 @@ def test_identical_images_have_ssim_1_and_the_psnr_of_an_image_stored_with_8_bit
     assert metrics.ssim(x, x).tolist() == [1.0] * 3
 
 
+def eyes(n=5, size=12):
+    """Different pictures with different fields of view; the right half is in none of them."""
+    x = torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(2))
+    mask = torch.zeros(n, 1, size, size, dtype=torch.bool)
+    mask[..., 2:-2, : size // 2] = True
+    mask[0, :, :4], mask[1, :, :, 4:] = False, False
+    return x * mask, mask
+
+
+def test_variation_is_the_spread_of_the_outputs_over_that_of_the_references():
+    x, mask = eyes()
+    assert metrics.variation(x, x, mask) == pytest.approx(1)
+    assert metrics.variation(0.5 * x + 0.25, x, mask) == pytest.approx(0.5)
+    same = x[:1].expand_as(x) * mask  # one picture; only the fields of view differ
+    assert metrics.variation(same, x, mask) == 0
+    assert metrics.variation(x.mean((2, 3), keepdim=True) + 0 * x, x, mask) > 0
+    outside = torch.where(mask.all(0), same, torch.rand(x.shape))
+    assert metrics.variation(outside, x, mask) == 0  # seen by some of the images only, or by none
+    assert math.isnan(metrics.variation(x[:1], x[:1], mask[:1]))
+
+
+def test_variation_is_the_root_of_the_mean_variance():
+    """Two images of two pixels: standard deviations 0.1 and 0.3 in x, twice 0.2 in x_hat."""
+    x = torch.tensor([[0.1, 0.1], [0.3, 0.7]]).reshape(2, 1, 1, 2).expand(-1, 3, -1, -1)
+    x_hat = torch.tensor([[0.2, 0.9], [0.6, 0.5]]).reshape(2, 1, 1, 2).expand(-1, 3, -1, -1)
+    everywhere = torch.ones(2, 1, 1, 2, dtype=torch.bool)
+    expected = math.sqrt((0.2**2 + 0.2**2) / (0.1**2 + 0.3**2))
+    assert metrics.variation(x_hat, x, everywhere) == pytest.approx(expected)
+    left = torch.tensor([True, False]).expand(2, 1, 1, 2)
+    assert metrics.variation(x_hat, x, left) == pytest.approx(2)
+
+
 def test_metrics_are_per_image():
     x, y = pairs()
     for metric in (metrics.psnr, metrics.ssim):

@@ -24,6 +24,7 @@ def study():
     """A baseline, the reference, and two rows 1 and -2 dB from it; seeds at -0.5 and 0.5 dB."""
     means = {"do nothing": 18.0, "vae": 20.0, "unet": 21.0, "unet++": 18.0}
     table = pd.DataFrame({"method": list(means), "metric": "psnr", "mean": list(means.values())})
+    table["collapsed"] = table.method == "unet++"
     table = table.assign(low=table["mean"] - 1, high=table["mean"] + 1)
     table = table.assign(difference=table["mean"] - 20)
     table = table.assign(
@@ -62,6 +63,7 @@ def without_lpips():
             "method": ["a", "b"] * 2,
             "metric": ["psnr", "psnr", "lpips", "lpips"],
             "mean": [20.0, 21.0, np.nan, np.nan],
+            "collapsed": False,
         }
     )
     return table.assign(low=table["mean"] - 1, high=table["mean"] + 1)
@@ -137,7 +139,7 @@ def test_a_missing_metric_is_marked():
 
 def test_a_study_shows_its_seeds_and_the_paired_differences():
     table, seeds = study()
-    means, differences = plots.bars(table, ["psnr"], "method", ["do nothing"], seeds, "vae").axes
+    means, differences = plots.bars(table, ["psnr"], ["do nothing"], seeds, "vae").axes
     assert [bar.get_width() for bar in means.patches] == [18, 20, 21, 18]
     grey, *blue = [bar.get_facecolor() for bar in means.patches]
     assert grey[0] == grey[1] == grey[2] and len(set(blue)) == 1 and blue[0] != grey
@@ -149,6 +151,15 @@ def test_a_study_shows_its_seeds_and_the_paired_differences():
     (dots,) = [line for line in differences.lines if line.get_markersize() == 2.5]
     runs = sorted(zip(dots.get_ydata(), dots.get_xdata()))  # to the reference of the same seed
     assert runs == [("unet", 1), ("unet", 1), ("unet++", -2), ("unet++", -1.75)]
+
+
+def test_a_collapsed_row_is_hatched_and_named_so():
+    table, seeds = study()
+    axes = plots.bars(table, ["psnr"], ["do nothing"], seeds, "vae").axes
+    assert [bool(bar.get_hatch()) for bar in axes[0].patches] == [False, False, False, True]
+    names = [label.get_text() for label in axes[0].get_yticklabels()]
+    assert names == ["do nothing", "vae", "unet", "unet++ (collapsed)"]
+    assert axes[0].get_yticks().tolist() == [bar.get_y() + 0.3 for bar in axes[0].patches]
 
 
 def test_a_heat_map_names_methods_families_and_severities_and_shows_every_number():

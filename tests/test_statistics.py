@@ -13,6 +13,7 @@ from rr.evaluate.runs import Run
 from rr.evaluate.statistics import (
     BASELINES,
     BETTER,
+    NO_VARIATION,
     NOT_AVAILABLE,
     NOT_TESTED,
     UNCLEAR,
@@ -23,11 +24,11 @@ from rr.evaluate.statistics import (
 from rr.studies import RETINAREGEN
 
 
-def made(psnr, lpips=0.25):
+def made(psnr, lpips=0.25, variation=0.75):
     """Scores of images with this PSNR. SSIM is 1/128 of it; the last disc is unknown."""
     psnr = np.array(psnr, float)
     columns = {"psnr": psnr, "ssim": psnr / 128, "lpips": lpips, "psnr_fov": psnr - 1}
-    table = pd.DataFrame(columns | {"psnr_disc": psnr - 2})
+    table = pd.DataFrame(columns | {"psnr_disc": psnr - 2, "variation": variation})
     table.loc[len(psnr) - 1, "psnr_disc"] = np.nan
     return table
 
@@ -41,7 +42,7 @@ def random(shift, seeds=3, n=40, noise=0.05, start=0):
 
 def of_means(values):
     """Scores of two images for each of these means, equally far from it in every method."""
-    return [pd.DataFrame({"psnr": [value - 1, value + 1]}) for value in values]
+    return [pd.DataFrame({"psnr": [value - 1, value + 1], "variation": 0.75}) for value in values]
 
 
 def test_bootstrap_interval():
@@ -75,10 +76,12 @@ def test_the_numbers_of_a_study_by_hand():
 
 def test_runs_of_other_degradations_are_refused():
     tables = [
-        made([20, 22]).assign(image=["x", "y"], method=name) for name in (*BASELINES, "RetinaRegen")
+        made([20, 22]).drop(columns="variation").assign(image=["x", "y"], method=name)
+        for name in (*BASELINES, "RetinaRegen")
     ]
     table = pd.concat(tables)
-    runs = [Run(RETINAREGEN, seed, {}, {}, table, None) for seed in range(2)]
+    numbers = {"variation": {"RetinaRegen": 0.8}}
+    runs = [Run(RETINAREGEN, seed, numbers, {}, table, None) for seed in range(2)]
     assert [len(group) for group in statistics.scores({"vae": runs}).values()] == [1, 1, 2]
     changed = table.assign(psnr=table.psnr + 0.1 * (table.method == "do nothing"))
     with pytest.raises(InputError, match="_1: do nothing has other scores than in .*_0"):
@@ -98,6 +101,27 @@ def test_one_or_two_trainings_decide_nothing(seeds):
     assert compare_order(scores, [("a", "b")], "psnr")[1].verdict == NOT_TESTED
 
 
+def test_copies_of_a_constant_are_not_compared():
+    """A row that is the same picture for every eye is called better or worse (D2)."""
+    a, b = random(5), random(0, start=10)
+    flat = [*a[:2], a[2].assign(variation=statistics.COLLAPSED - 0.01)]
+    for pair in ((flat, b), (b, flat), (flat[2:], b[:1])):  # also if too few trainings test nothing
+        assert compare(*pair, "psnr").verdict == NO_VARIATION
+    edge = [table.assign(variation=statistics.COLLAPSED) for table in a]
+    assert compare(edge, b, "psnr").verdict == BETTER
+    mean_eye = [b[0].assign(variation=np.nan)]  # a baseline, which is constant on purpose
+    assert compare(a, mean_eye, "psnr").verdict == BETTER
+    scores = {"a": flat, "b": b, "c": random(9, start=20)}
+    assert compare_order(scores, [("c", "b"), ("a", "b")], "psnr")[1].verdict == NO_VARIATION
+    study = statistics.study({"population mean": [b[0].assign(variation=0.0)]} | scores, "b")
+    rows = study.drop_duplicates("method").set_index("method")
+    assert rows["collapsed"].to_dict() == {
+        "population mean": False, "a": True, "b": False, "c": False
+    }  # fmt: skip
+    sd, chance, p = statistics.spread(scores, "psnr")
+    assert sd > 0 and chance > 0 and math.isnan(p)
+
+
 def test_a_difference_must_hold_for_other_images_and_for_other_seeds():
     a, b, c = random(1), random(0, start=10), random(0.001, start=20)
     assert compare(a, b, "psnr").verdict == BETTER and compare(b, a, "psnr").verdict == WORSE
@@ -107,8 +131,8 @@ def test_a_difference_must_hold_for_other_images_and_for_other_seeds():
     assert comparison.low > 0.5 and comparison.verdict == UNCLEAR
     assert compare(a, a, "psnr") == (0, 0, 0, UNCLEAR)
     assert compare(a, b, "psnr", 7).low < compare(a, b, "psnr", 1).low
-    every_other = [table + np.arange(40)[:, None] % 2 * 12 - 6 for table in b]
-    assert compare([table + 0.1 for table in every_other], b, "psnr").verdict == UNCLEAR
+    every_other = [table.assign(psnr=table.psnr + np.arange(40) % 2 * 12 - 5.9) for table in b]
+    assert compare(every_other, b, "psnr").verdict == UNCLEAR
 
 
 def test_a_difference_that_no_reader_sees_is_none():

@@ -160,6 +160,16 @@ def test_a_run_is_read_as_it_was_written(home):
     ] == [0, 1]
 
 
+def test_a_run_of_an_older_version_says_how_to_make_it_anew(home):
+    path = studies.folder(home, studies.RETINAREGEN, 1) / "result.json"
+    result = io.read_json(path)
+    del result["numbers"]["variation"]
+    io.write_json(path, result)
+    finished.read_study(home, "fusion", 1)
+    with pytest.raises(InputError, match="_1/result.json: an older version .*; delete it and run"):
+        finished.read_study(home, "fusion", 2)
+
+
 def test_missing_and_changed_runs_are_named(home):
     with pytest.raises(InputError, match="upsample-static_2: this run does not exist"):
         finished.read_study(home, "fusion", 3)
@@ -190,7 +200,9 @@ def test_runs_that_cannot_be_compared_are_refused(home, what, changes):
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """Three seeds: a weak unet, alexnet equal to resnet18, a better mobilenet, a mixed fusion."""
+    """Three seeds: a weak unet, alexnet equal to resnet18, a better mobilenet, a mixed fusion and a
+    collapsed one.
+    """
     out = tmp_path_factory.mktemp("compared")
     effects = {
         "unet": -6,
@@ -200,7 +212,7 @@ def compared(tmp_path_factory):
         "mobilenet": 3,
         "upsample-static": [-2, -2, 1.5],
     }
-    fakes.write(out / "smoke", 3, effects=effects, noise=0.05)
+    fakes.write(out / "smoke", 3, effects=effects, noise=0.05, collapsed="upsample-dynamic")
     like = studies.RETINAREGEN._replace(extractor="resnet18")
     for seed in range(3):  # a tie
         for name in ("per_image.csv", "eyes.png", "result.json"):
@@ -285,13 +297,32 @@ def test_the_words_follow_from_the_numbers(compared):
         "C1": SUPPORTED,
         "C2": SUPPORTED,
         "C3": NOT_SUPPORTED,
-        "C4": NOT_SUPPORTED,
+        "C4": NOT_TESTABLE,
         "C5": SUPPORTED,
         "C6": SUPPORTED,
     }
     assert "predicting the noise +5.9" in verdicts["C2"]["here"]  # from pure noise: the contrary
     assert "PSNR: mobilenet" in text
     assert "nan" not in text.replace("RetinaRegen", "").lower().split()
+
+
+def test_a_collapsed_row_is_marked_wherever_it_stands(compared):
+    out, text = compared
+    for stem in ("09_fusion", "11_summary", "11_summary_cost"):
+        for suffix in ("md", "tex"):
+            written = (out / "smoke" / "tables" / f"{stem}.{suffix}").read_text()
+            lines = [line for line in written.splitlines() if "upsample-dynamic" in line]
+            assert lines and all("collapsed" in line for line in lines), f"{stem}.{suffix}"
+    for stem, row in (("09_fusion", "method"), ("11_summary", "row")):
+        table = pd.read_csv(out / "smoke" / "tables" / f"{stem}.csv")
+        assert table[row].str.contains("upsample-dynamic").equals(table["collapsed"]), stem
+    verdicts = pd.read_csv(out / "smoke" / "tables" / "11_summary_verdicts.csv")
+    assert verdicts.set_index("claim").because["C4"] == statistics.NO_VARIATION
+    result = io.read_json(out / "smoke" / "09_fusion.json")["numbers"]
+    compared = result["compared"]["psnr"]
+    assert compared["upsample-dynamic"]["verdict"] == statistics.NO_VARIATION
+    assert compared["bilinear-dynamic"]["verdict"] != statistics.NO_VARIATION
+    assert "upsample-dynamic (collapsed)" in text
 
 
 def test_the_summary_never_mixes_the_papers_numbers_with_ours(compared):

@@ -24,8 +24,8 @@ METADATA = {
 def three_seeds():
     """Two configurations with three seeds and two images: `b` is 1 dB better than `a` in each."""
     return {
-        "do nothing": [made([18, 20], 0.5)],
-        "population mean": [made([24, 26], 0.125)],
+        "do nothing": [made([18, 20], 0.5, np.nan)],
+        "population mean": [made([24, 26], 0.125, np.nan)],
         "a": [made([20, 22]), made([22, 24]), made([21, 23])],
         "b": [made([21, 23]), made([23, 25], 0.375), made([22, 24])],
     }
@@ -44,14 +44,6 @@ def test_numbers_as_strings():
     ]
     assert tables.interval(1, -2, 3) == "+1.00 [−2.00, +3.00]"
     assert tables.interval(np.nan, np.nan, np.nan) == "n/a"
-
-
-def test_summarize_is_one_row_per_method_and_metric():
-    summary = tables.summarize({"b": made([20, 22]), "a": made([30, 30])})
-    assert list(summary.columns) == ["method", "metric", "n", "mean", "low", "high"]
-    assert summary.method.tolist() == ["b"] * 5 + ["a"] * 5
-    row = summary[(summary.method == "b") & (summary.metric == "psnr_disc")].iloc[0]
-    assert (row.n, row["mean"]) == (1, 18)
 
 
 def test_golden_files_byte_for_byte(tmp_path):
@@ -73,7 +65,9 @@ def test_bold_is_the_best_configuration_and_no_baseline():
     assert shown.loc["b", "PSNR / dB"] == "**23.00 ± 1.00**"
     assert shown.loc["b", "PSNR − a"] == "+1.00 [+1.00, +1.00]"
     caption = tables.caption("Rows.", study, METADATA, "a")
-    assert "better than every trained row: population mean in PSNR, SSIM, LPIPS" in caption
+    assert (
+        "every trained row has a worse mean than: population mean in PSNR, SSIM, LPIPS" in caption
+    )
     assert "do nothing" not in caption and "(1 of them with a known disc)" in caption
 
 
@@ -86,6 +80,43 @@ def test_one_training_has_no_bold_and_no_better():
     texts = [text, sentences.findings(scores, "a"), sentences.conclusion(scores, study, "a")]
     assert not any("**" in part or "better" in part or "best" in part for part in texts)
     assert "one training per configuration: not tested" in caption and "±" not in text
+
+
+def test_a_collapsed_row_is_marked_in_every_file_and_is_never_the_best(tmp_path):
+    """A table ranks copies of a constant (D2)."""
+    scores = three_seeds()
+    scores["b"][1] = scores["b"][1].assign(variation=0.25)
+    study = statistics.study(scores, "a")
+    caption = tables.caption("Rows.", study, METADATA, "a")
+    tables.write(tmp_path, "study", study, tables.shown(study, "a"), caption)
+    csv = pd.read_csv(tmp_path / "study.csv")
+    assert csv.groupby("method")["collapsed"].unique().map(list).to_dict() == {
+        "do nothing": [False], "population mean": [False], "a": [False], "b": [True]
+    }  # fmt: skip
+    for name in ("study.md", "study.tex"):
+        text = (tmp_path / name).read_text()
+        (row,) = [line for line in text.splitlines() if "b (collapsed)" in line and "0.58" in line]
+        assert "**" not in row and "textbf" not in row
+        assert "These rows are collapsed: b." in text
+    assert tables.best(study, "psnr") == ["a"] and tables.above(study, "lpips") != []
+    conclusion = sentences.conclusion(scores, study, "a")
+    assert "PSNR: a" in conclusion and f"{statistics.NO_VARIATION}: b" in conclusion
+    assert sentences.spread_sentence(scores, "psnr").endswith(f": {statistics.NO_VARIATION}.")
+    few = statistics.study({name: group[1:2] or group for name, group in scores.items()}, "a")
+    assert "collapsed: b." in tables.trainings(few) and "not tested" in tables.trainings(few)
+
+
+def test_under_a_table_stands_what_another_training_changes():
+    """Means of three seeds with a standard deviation of 1 dB, by hand."""
+    scores = three_seeds()
+    two = {name: group[:2] for name, group in scores.items()}
+    one, few, all_seeds = (
+        tables.trainings(statistics.study(group, "a")) for group in (one_seed(), two, scores)
+    )
+    assert all_seeds == "From training to training, PSNR has a standard deviation of 1.00 dB."
+    assert few.startswith("From training to training, PSNR has a standard deviation of 1.41 dB.")
+    assert "2 trainings per configuration: not tested" in few
+    assert "one training per configuration: not tested" in one and "deviation" not in one
 
 
 def test_ties_in_the_shown_digits_are_all_bold():
@@ -147,7 +178,7 @@ def test_markdown_keeps_the_cells():
 def test_an_answer_is_the_verdict_in_words():
     scores = {"a": 20.0, "b": 21.5}
     groups = {
-        name: [pd.DataFrame({"psnr": [mean, mean + 1, mean + 2]}) for _ in range(3)]
+        name: [pd.DataFrame({"psnr": [mean, mean + 1, mean + 2], "variation": 1}) for _ in range(3)]
         for name, mean in scores.items()
     }
     better = statistics.compare(groups["b"], groups["a"], "psnr")

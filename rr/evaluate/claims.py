@@ -9,8 +9,9 @@
 
 A claim is *supported* if everything in its rule is seen, each with its 95 % interval on that side.
 It is *not testable here* if the means are missing, and the verdict says which: C1 to C4 and C6 need
-SEEDS trainings. Otherwise it is *not supported*: it was looked for and not seen. The numbers of
-preset smoke were known when the rules for C1 to C5 were written. Nothing here needs torch.
+SEEDS trainings, and no row that they rest on may be collapsed. Otherwise it is *not supported*: it
+was looked for and not seen. The numbers of preset smoke were known when the rules for C1 to C5 were
+written. Nothing here needs torch.
 """
 
 from itertools import pairwise
@@ -26,6 +27,7 @@ from rr.evaluate.statistics import (
     BETTER,
     DIGITS,
     METRICS,
+    NO_VARIATION,
     NOT_AVAILABLE,
     NOT_TESTED,
     SEEDS,
@@ -176,11 +178,12 @@ def c5(report):
     )
 
 
-def c6(rechecked, shams):
+def c6(rechecked, shams, collapsed):
     """C6 from notebook 06, for each seed {classifier: {output: classification.share}}, and notebook
     02's table of shams.
 
-    Of several trainings the one that passes least counts. A sham restoration passes as often as
+    collapsed: whether one of the restorers is. Of several trainings the one that passes least
+    counts. A sham restoration passes as often as
     ours if, with every classifier, the upper end of its interval reaches the lower end of ours.
     """
     start = "C6", "restored images pass the re-check", "no numbers"
@@ -200,6 +203,8 @@ def c6(rechecked, shams):
         f"another eye {_share(_passed(rows.loc[('another eye', name)]))}"
         for name, share in ours.items()
     )
+    if collapsed:
+        return Verdict(*start, NOT_TESTABLE, here, NO_VARIATION)
     if len(rechecked) < SEEDS:
         return Verdict(*start, NOT_TESTABLE, here, NOT_TESTED)
     failed = [name for name, share in ours.items() if share["low"] <= 0.5]
@@ -235,8 +240,9 @@ def table(verdicts):
 def _verdict(claim, says, text, here, outcomes, reason):
     """The verdict of {what is compared: Comparison}, which must all be BETTER."""
     verdicts = [comparison.verdict for comparison in outcomes.values()]
-    if NOT_TESTED in verdicts:
-        return Verdict(claim, says, text, NOT_TESTABLE, here, NOT_TESTED)
+    for untestable in (NO_VARIATION, NOT_TESTED):
+        if untestable in verdicts:
+            return Verdict(claim, says, text, NOT_TESTABLE, here, untestable)
     failed = [
         f"{outcome.verdict}: {name}"
         for name, outcome in outcomes.items()

@@ -5,7 +5,7 @@ Cells are {(level of each factor): [scores per image of seed 0, 1, ...]}; factor
 levels}. Nothing here needs torch.
 """
 
-from itertools import permutations
+from itertools import permutations, product
 
 import pandas as pd
 
@@ -23,7 +23,7 @@ def effects(cells, factors, metric="psnr"):
 
     cells: {(level of each factor): [scores per image of each seed]}; factors: {name: levels}. The
     difference is that of the means over all cells with one level or the other. Intervals hold for
-    all rows together.
+    all rows together. A row is collapsed if one of its cells is.
     """
     rows = [
         (place, name, levels[0], level)
@@ -34,7 +34,7 @@ def effects(cells, factors, metric="psnr"):
     for place, name, first, level in rows:
         a, b = (
             [
-                mean_over_seeds(tables)
+                mean_over_seeds(tables).assign(variation=_least(tables))
                 for tables in zip(*_cells_at(cells, place, value), strict=True)
             ]
             for value in (first, level)
@@ -42,6 +42,10 @@ def effects(cells, factors, metric="psnr"):
         comparison = compare(a, b, metric, len(rows))
         table.append({"factor": name, "better": first, "worse": level, **comparison._asdict()})
     return pd.DataFrame(table)
+
+
+def _least(tables):
+    return min(table["variation"].min() for table in tables)
 
 
 def _cells_at(cells, place, level):
@@ -54,7 +58,8 @@ def attribution(cells, factors, worst, best, metric="psnr"):
 
     A factor's share is the gain of changing it from its level in `worst` to that in `best`,
     averaged over all orders in which the factors can be changed (Shapley 1953). The shares add up
-    to the difference, whatever the interactions are.
+    to the difference, whatever the interactions are. All rows are collapsed if one of the cells on
+    the way is.
     """
     names, orders = list(factors), list(permutations(range(len(factors))))
     shares = {name: [0.0] * len(cells[tuple(worst)]) for name in names}
@@ -65,10 +70,12 @@ def attribution(cells, factors, worst, best, metric="psnr"):
             for seed, (new, old) in enumerate(zip(cells[tuple(levels)], before, strict=True)):
                 shares[names[place]][seed] += (new[metric] - old[metric]) / len(orders)
     shares["all"] = [sum(parts) for parts in zip(*shares.values())]
+    least = min(_least(cells[levels]) for levels in product(*zip(worst, best)))
     table = []
     for name, share in shares.items():
-        gains = [pd.DataFrame({metric: gain}) for gain in share]
-        comparison = compare(gains, [gain * 0 for gain in gains], metric, len(shares))
+        gains = [pd.DataFrame({metric: gain, "variation": least}) for gain in share]
+        none = [gain.assign(**{metric: 0.0}) for gain in gains]
+        comparison = compare(gains, none, metric, len(shares))
         table.append({"factor": name, **comparison._asdict()})
     return pd.DataFrame(table)
 
@@ -77,8 +84,14 @@ def trained_alike(cells, ours):
     """{objective: (scores of the VAE, scores of the U-Net)}, trained alike and started at START.
 
     cells: the table of notebook 10 with a row per image and cell of studies.FACTORS. ours: scores
-    per image of each seed. Raises InputError unless every cell has these images and seeds.
+    per image of each seed. Raises InputError if a cell has other images or seeds, or if an older
+    version wrote the table.
     """
+    if "variation" not in cells:
+        raise InputError(
+            "10_what_matters_per_image.csv: an older version wrote it, without `variation`; delete "
+            "10_what_matters.json and run `rr reproduce` again"
+        )
     cells = cells[cells.start == START]
 
     def of(objective, backbone, seed, images):
@@ -90,7 +103,7 @@ def trained_alike(cells, ours):
                 f"10_what_matters_per_image.csv: {backbone}, {objective}, {START}, seed {seed}: "
                 "these are not the test images of notebook 06; run `rr reproduce` again"
             )
-        return rows.set_index("image")[list(COMPARED)]
+        return rows.set_index("image")[[*COMPARED, "variation"]]
 
     return {
         f"the {objective}": tuple(

@@ -113,18 +113,19 @@ def summarize(table, by=("family",), only=None, reference=REFERENCE):
     if reference not in set(table["method"]):
         raise InputError(f"evaluation: no method {reference!r} to compare with; evaluate it, too")
     metrics = list(only or table.columns.drop(KEYS))
+    columns = list(dict.fromkeys([*metrics, "variation"]))  # says which rows are collapsed
     parts = []
     for key, group in table.groupby(list(by), sort=False):
         scores = {
             method: [
-                run.groupby("image", sort=False)[metrics].mean() for _, run in rows.groupby("seed")
+                run.groupby("image", sort=False)[columns].mean() for _, run in rows.groupby("seed")
             ]
             for method, rows in group.groupby("method", sort=False)
         }
         study = statistics.study(scores, reference)
         for i in study.index[study.metric.str.startswith(PASSED) & (study.n > 0)]:
             study.loc[i, ["low", "high"]] = _wilson(study["mean"][i], study.n[i])
-        parts.append(study.assign(**dict(zip(by, key))))
+        parts.append(study[study.metric.isin(metrics)].assign(**dict(zip(by, key))))
     summary = pd.concat(parts, ignore_index=True)
     return summary[[*by, *summary.columns.drop(list(by))]]
 
@@ -141,22 +142,25 @@ def gains(summary, metric):
         cells = []
         for row in rows.xs(family, level="family").loc[methods].itertuples():
             ends = row.difference, row.difference_low, row.difference_high
-            spread = "" if np.isnan(row.difference_sd) else f" ± {row.difference_sd:.{digits}f}"
-            difference = tables.interval(*ends, digits) + spread
+            difference = tables.interval(*ends, digits)
+            difference += tables.plus_minus(row.difference_sd, digits)
             cells.append(f"{row.mean:.{digits}f}" if row.Index == REFERENCE else difference)
         table[family] = cells
     return table.rename_axis(columns=head)
 
 
 def shown(summary, columns):
-    """Methods x columns as strings: means with intervals; columns: {metric: (head, digits)}."""
+    """Methods x columns as strings: means with intervals, ± the standard deviation over seeds, and
+    the variation; columns: {metric: (head, digits)}.
+    """
     methods = list(dict.fromkeys(summary.method))
     table = pd.DataFrame(index=methods)
     for metric, (head, digits) in columns.items():
         rows = summary[summary.metric == metric].set_index("method").loc[methods]
         means = rows[["mean", "low", "high"]].to_numpy()
         table[head] = [tables.interval(*row, digits, sign="") for row in means]
-    return table
+        table[head] += [tables.plus_minus(sd, digits) for sd in rows.sd]
+    return table.assign(variation=tables.variation(summary))
 
 
 def over_enhancement(table):

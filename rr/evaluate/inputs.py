@@ -42,8 +42,13 @@ class Images(NamedTuple):
     disc: Tensor  # (N, 3): x, y, radius in widths; NaN if unknown
 
     def score(self, x_hat, lpips=None):
-        """The table of metrics.score for restorations x_hat; its index is the names."""
-        table = metrics.score(self.x, x_hat.cpu(), self.fov, self.disc, lpips)
+        """The table of metrics.score for restorations x_hat; its index is the names.
+
+        The column `variation` is added, which has the same value for all images.
+        """
+        x_hat = x_hat.cpu()
+        table = metrics.score(self.x, x_hat, self.fov, self.disc, lpips)
+        table["variation"] = metrics.variation(x_hat, self.x, self.fov)
         return table.set_axis(self.names).rename_axis("image")
 
 

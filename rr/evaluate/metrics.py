@@ -1,9 +1,10 @@
 """Image metrics: PSNR, SSIM and LPIPS of a batch of images, one value per image.
 
 Defines `psnr`, `ssim`, `load_lpips`, and `score`, the table of all three over the full frame,
-inside the field of view and around the optic disc.
+inside the field of view and around the optic disc. `variation` shows restorers that return nearly
+the same picture for every eye; it is one value for all images.
 
-x and y are (N, 3, H, W) in [0, 1]. Values are never pooled over images and images are never
+x and y are (N, 3, H, W) in [0, 1]. Scores are never pooled over images and images are never
 resized.
 """
 
@@ -80,6 +81,23 @@ def _ssim_map(x, y):
 
 def _mean_ssim(ssim_map, mask):
     return _mean(ssim_map, None if mask is None else mask[..., RIM:-RIM, RIM:-RIM].cpu())
+
+
+def variation(x_hat: Tensor, x: Tensor, mask: Tensor) -> float:
+    """How much restorations x_hat differ between images, as a multiple of the references x:
+
+        spread(x_hat) / spread(x),   spread(x) = sqrt(mean(variance of x over the images)).
+
+    The mean is over the channels and over the pixels that the mask (N, 1, H, W) of every image
+    contains. The value is 0 if x_hat is one picture for all images, and 1 if x_hat = x. It is NaN
+    for a single image.
+    """
+    x_hat, x, mask = _checked(x_hat, x, mask)
+    inside = mask.bool().all(dim=0)[0]  # H, W
+    restored, reference = (
+        images.double().var(dim=0, correction=0)[:, inside].mean().sqrt() for images in (x_hat, x)
+    )
+    return (restored / reference).item()
 
 
 def load_lpips(

@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 
 from rr.evaluate.figures import plt  # sets the style
+from rr.evaluate.tables import labels
 from rr.paper import LABELS
 
 PALETTE = matplotlib.color_sequences["petroff10"]  # for colour-blind readers, too
@@ -169,28 +170,31 @@ def curves(table, x, xlabel, ylabel="PSNR / dB", levels=None):
 # -------------------------------------------------------------------------------------- a study
 
 
-def bars(table, metrics, by="method", baselines=(), seeds=None, reference=None):
-    """Mean of each metric with its interval over images, one bar per value of `by`.
+def bars(table, metrics, baselines=(), seeds=None, reference=None):
+    """Mean of each metric with its interval over images, one bar per method.
 
-    table: long rows with `by`, metric, mean, low, high. baselines: values of `by` that are drawn in
-    grey. seeds: long rows with `by`, seed, metric, mean; they give a dot for each run. reference: a
-    value of `by`. With it, a last panel shows the paired differences to its PSNR (columns
-    difference, difference_low, difference_high), and its dots compare runs of the same seed.
+    table: long rows with method, metric, mean, low, high, collapsed; collapsed rows are hatched and
+    marked. baselines: methods that are drawn in grey. seeds: long rows with method, seed, metric,
+    mean; they give a dot for each run. reference: a method. With it, a last panel shows the paired
+    differences to its PSNR (columns difference, difference_low, difference_high), and its dots
+    compare runs of the same seed.
     """
-    names = list(dict.fromkeys(table[by]))
+    marked = labels(table)
+    names = list(marked)
     panels = len(metrics) + (reference is not None)
     figure, axes = _panels(panels, 2.2, 0.25 * len(names) + 1, sharey=True)
     error = {"ecolor": "k", "elinewidth": 0.8}
     colours = ["0.75" if name in baselines else PALETTE[0] for name in names]
+    style = {"color": colours, "hatch": ["" if marked[name] == name else "///" for name in names]}
     if seeds is not None:
-        seeds = seeds[~seeds[by].isin(baselines)]
+        seeds = seeds[~seeds.method.isin(baselines)]
     for axis, metric in zip(axes, metrics):
-        rows = table[table.metric == metric].set_index(by).loc[names]
+        rows = table[table.metric == metric].set_index("method").loc[names]
         ends = _ends(rows, "mean")
-        axis.barh(names, rows["mean"], xerr=ends, color=colours, height=0.6, error_kw=error)
+        axis.barh(names, rows["mean"], xerr=ends, height=0.6, error_kw=error, **style)
         if seeds is not None:
             runs = seeds[seeds.metric == metric]
-            axis.plot(runs["mean"], runs[by], **DOTS)
+            axis.plot(runs["mean"], runs.method, **DOTS)
         if rows["mean"].isna().all():
             axis.text(0.5, 0.5, "n/a", transform=axis.transAxes, ha="center", color="0.4")
             axis.set_xticks([])
@@ -198,17 +202,20 @@ def bars(table, metrics, by="method", baselines=(), seeds=None, reference=None):
         axis.set_xlabel(AXES[name] + (region and f", {region}"))
     if reference is not None:
         axis = axes[-1]
-        rows = table[(table.metric == "psnr") & ~table[by].isin([*baselines, reference])]
+        rows = table[(table.metric == "psnr") & ~table.method.isin([*baselines, reference])]
         ends = _ends(rows, "difference", "difference_low", "difference_high")
         axis.axvline(0, color="k", lw=0.8, ls=":")
-        axis.errorbar(rows.difference, rows[by], xerr=ends, color=PALETTE[0], ecolor="k", **POINTS)
+        axis.errorbar(
+            rows.difference, rows.method, xerr=ends, color=PALETTE[0], ecolor="k", **POINTS
+        )
         if seeds is not None:
             runs = seeds[seeds.metric == "psnr"]
-            base = runs[runs[by] == reference].set_index("seed")["mean"]
-            runs = runs[runs[by].isin(rows[by])]
-            axis.plot(runs["mean"] - runs.seed.map(base), runs[by], **DOTS)
+            base = runs[runs.method == reference].set_index("seed")["mean"]
+            runs = runs[runs.method.isin(rows.method)]
+            axis.plot(runs["mean"] - runs.seed.map(base), runs.method, **DOTS)
         low, high = axis.get_xlim()  # at least 0.1 dB, so that rounding does not fill the panel
         axis.set(xlabel=f"PSNR − {reference} / dB", xlim=(min(low, -0.05), max(high, 0.05)))
+    axes[0].set_yticks(range(len(names)), marked.values())
     axes[0].invert_yaxis()  # the first method is on top, in all panels
     return figure
 

@@ -27,8 +27,8 @@ class Run(NamedTuple):
 
 
 def read(results_dir, configuration, seed):
-    """A finished run. Raises InputError if it is missing, or if its files are not those that its
-    result names.
+    """A finished run. Raises InputError if it is missing or older than `variation`, or if its files
+    are not those that its result names.
     """
     path = folder(results_dir, configuration, seed)
     if not (path / "result.json").is_file():
@@ -37,6 +37,11 @@ def read(results_dir, configuration, seed):
         out = "" if default else f" --out {results_dir.parent}"
         raise InputError(f"{path}: this run does not exist; make it with: {command}{out}")
     result = read_result(path / "result.json")
+    if "variation" not in result["numbers"]:
+        raise InputError(
+            f"{path / 'result.json'}: an older version wrote it, without `variation`; delete it "
+            "and run `rr reproduce` again"
+        )
     scores = pd.read_csv(path / "per_image.csv")
     size = result["numbers"]["size"]
     with Image.open(path / "eyes.png") as strip:

@@ -7,14 +7,16 @@ import numpy as np
 from rr.evaluate.statistics import (
     BETTER,
     METRICS,
+    NO_VARIATION,
     SEEDS,
     UNCLEAR,
     WORSE,
+    collapsed,
     compare_all,
     needed,
     spread,
 )
-from rr.evaluate.tables import best, interval, number, short, untested
+from rr.evaluate.tables import best, interval, number, short, trainings, untested
 
 ANSWERS = {BETTER: "yes", WORSE: "no, worse"}  # to a claim that one method is better
 
@@ -41,11 +43,11 @@ def conclusion(scores, study, reference):
     means = study[(study.metric == "psnr") & (study.seeds > 0)]["mean"]
     if seeds < SEEDS:
         low, high = (number(value, 2) for value in (means.min(), means.max()))
-        return f"The trained rows lie between {low} and {high} dB. {untested(seeds)}"
+        return f"The trained rows lie between {low} and {high} dB. {trainings(study)}"
     winners = "; ".join(f"{short(m)}: {' and '.join(best(study, m)) or 'n/a'}" for m in METRICS)
     return (
         f"The best rows are, in {winners}. In PSNR, {_compared(scores, reference, 'psnr')}. "
-        f"{spread_sentence(scores, 'psnr')} {certainty(seeds, len(scores) - 1)}"
+        f"{spread_sentence(scores, 'psnr')} {trainings(study)} {certainty(seeds, len(scores) - 1)}"
     )
 
 
@@ -56,12 +58,14 @@ def _compared(scores, reference, metric):
     outcomes = compare_all(scores, reference, metric)
     names = {
         verdict: [name for name, outcome in outcomes.items() if outcome.verdict == verdict]
-        for verdict in (BETTER, WORSE, UNCLEAR)
+        for verdict in (BETTER, WORSE, UNCLEAR, NO_VARIATION)
     }
     if sum(map(len, names.values())) < len(outcomes):
         return ""
     lists = "; ".join(
-        f"{verdict}: {', '.join(group) or 'none'}" for verdict, group in names.items()
+        f"{verdict}: {', '.join(group) or 'none'}"
+        for verdict, group in names.items()
+        if group or verdict != NO_VARIATION
     )
     return f"compared with {reference}, {lists}"
 
@@ -88,6 +92,8 @@ def spread_sentence(scores, metric):
         return ""
     unit, digits = (" dB", 3) if metric.startswith("psnr") else ("", 4)
     sentence = f"The means of the trained rows have a standard deviation of {sd:.{digits}f}{unit}"
+    if any(map(collapsed, scores.values())):
+        return f"{sentence}: {NO_VARIATION}."
     if np.isnan(p):
         return f"{sentence}."
     relation = "more than" if p < 0.05 else "not more than"

@@ -6,7 +6,9 @@ metric. A seed is a block: it gives every configuration the same initial weights
 the same batches and the same degradations. Therefore differences are paired by image and by seed.
 Two uncertainties are kept apart: other images with the same trained models, and other trainings on
 the same images. With fewer than SEEDS trainings the second is unknown, and no difference is called
-significant. Nothing here needs torch.
+significant. The column `variation` (see metrics.variation) has one value per table, and NaN for the
+baselines. A configuration is collapsed if it is below COLLAPSED in any of its trainings; then no
+difference is tested either. Nothing here needs torch.
 """
 
 from functools import lru_cache
@@ -21,10 +23,15 @@ from rr.studies import METHODS
 
 METRICS = ("psnr", "ssim", "lpips")  # those that are compared
 BASELINES = METHODS[:-1]  # methods that need no training
-DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3, "psnr_fov": 2, "psnr_disc": 2}  # that a reader sees
+# Digits that a reader sees
+DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3, "psnr_fov": 2, "psnr_disc": 2, "variation": 2}
+# The differences between restored eyes are less than half of those between the references: scores
+# of such images mostly measure the picture that they have in common.
+COLLAPSED = 0.5
 SEEDS = 3  # trainings of a configuration that a comparison needs
 BETTER, WORSE, UNCLEAR = "better", "worse", "not distinguishable"
 NOT_TESTED, NOT_AVAILABLE = f"fewer than {SEEDS} trainings: not tested", "n/a"
+NO_VARIATION = "not testable (collapsed)"
 
 
 class Comparison(NamedTuple):
@@ -33,7 +40,7 @@ class Comparison(NamedTuple):
     difference: float
     low: float  # interval over images
     high: float
-    verdict: str  # BETTER, WORSE, UNCLEAR, NOT_TESTED or NOT_AVAILABLE
+    verdict: str  # BETTER, WORSE, UNCLEAR, NOT_TESTED, NO_VARIATION or NOT_AVAILABLE
 
 
 class Interval(NamedTuple):
@@ -80,11 +87,21 @@ def scores(runs):
                     f"{all_runs[0].configuration}_{all_runs[0].seed}, so the degraded images "
                     "differ; run `rr reproduce` again"
                 )
-    baselines = {method: group[:1] for method, group in tables.items()}
+    baselines = {method: [group[0].assign(variation=np.nan)] for method, group in tables.items()}
+    ours = METHODS[-1]
     trained = {
-        name: [_of_method(run, METHODS[-1]) for run in group] for name, group in runs.items()
+        name: [
+            _of_method(run, ours).assign(variation=np.float64(run.numbers["variation"][ours]))
+            for run in group
+        ]
+        for name, group in runs.items()
     }
     return baselines | trained
+
+
+def collapsed(tables):
+    """Whether the restorations of one of these tables are nearly the same picture for every eye."""
+    return any((table["variation"] < COLLAPSED).any() for table in tables)
 
 
 def _of_method(run, method):
@@ -96,7 +113,7 @@ def study(scores, reference):
 
     Columns: n (images), seeds (0 for a baseline), mean, sd of the means of the seeds (NaN below two
     seeds), the interval low, high of the mean, and the same for the difference between the method
-    and `reference`, paired by image and seed.
+    and `reference`, paired by image and seed; collapsed (never a baseline).
     """
     rows = []
     for method, tables in scores.items():
@@ -117,6 +134,7 @@ def study(scores, reference):
                 "difference_sd": _sd(_by_seed(tables, scores[reference], metric)),
                 "difference_low": difference[1],
                 "difference_high": difference[2],
+                "collapsed": method not in BASELINES and collapsed(tables),
             }
             rows.append(row)
     return pd.DataFrame(rows)
@@ -146,6 +164,8 @@ def compare(a, b, metric, pairs=1):
     )
     if np.isnan(difference):
         return Comparison(difference, low, high, NOT_AVAILABLE)
+    if collapsed([*a, *b]):
+        return Comparison(difference, low, high, NO_VARIATION)
     if max(len(a), len(b)) < SEEDS:
         return Comparison(difference, low, high, NOT_TESTED)
     least, most = _student(way * _by_seed(a, b, metric), level)
@@ -168,7 +188,7 @@ def compare_order(scores, pairs, metric):
     outcomes = {
         pair: compare(*(scores[name] for name in pair), metric, len(pairs)) for pair in pairs
     }
-    rank = (NOT_AVAILABLE, NOT_TESTED, WORSE, UNCLEAR, BETTER)
+    rank = (NOT_AVAILABLE, NO_VARIATION, NOT_TESTED, WORSE, UNCLEAR, BETTER)
     return min(
         outcomes.items(),
         key=lambda item: (rank.index(item[1].verdict), np.nan_to_num(item[1].difference)),
@@ -187,8 +207,8 @@ def spread(scores, metric):
 
     This is a two-way analysis of variance without interaction (randomized blocks): the common
     effect of a seed is removed, and chance is the residual. p is the probability of such a spread,
-    or a larger one, if the configuration had no effect. A value is NaN where one seed or n/a
-    cannot give it.
+    or a larger one, if the configuration had no effect. A value is NaN where one seed, n/a or
+    (p only) a collapsed configuration cannot give it.
     """
     trained = [tables for name, tables in scores.items() if name not in BASELINES]
     values = np.array([[table[metric].mean() for table in tables] for tables in trained])
@@ -201,8 +221,8 @@ def spread(scores, metric):
     residual = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
     freedom = (k - 1) * (seeds - 1)
     chance = np.sqrt((residual**2).sum() / freedom / seeds)
-    no_residual = np.allclose(residual, 0)
-    return sd, chance, np.nan if no_residual else fdtrc(k - 1, freedom, (sd / chance) ** 2)
+    untestable = np.allclose(residual, 0) or any(map(collapsed, trained))
+    return sd, chance, np.nan if untestable else fdtrc(k - 1, freedom, (sd / chance) ** 2)
 
 
 def needed(seeds, pairs):

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from rr.evaluate.statistics import BASELINES, DIGITS, METRICS, SEEDS, bootstrap
+from rr.evaluate.statistics import BASELINES, COLLAPSED, DIGITS, METRICS, SEEDS
 from rr.files import write_table, write_text
 
 HEADS = {  # metric: the head of its column
@@ -19,6 +19,7 @@ HEADS = {  # metric: the head of its column
     "psnr_fov": "PSNR in FOV",
     "psnr_disc": "PSNR at disc",
 }
+MARK = {True: " (collapsed)", False: ""}  # behind the name of a row
 SYMBOLS = {
     "−": "$-$",
     "±": r"$\pm$",
@@ -37,26 +38,26 @@ def text(table):
     return pd.DataFrame(columns, index=table.index)
 
 
-def summarize(scores):
-    """{method: table of metrics.score} as rows: method, metric, n images, mean, bootstrap interval
-    low, high.
-    """
-    rows = [
-        (method, metric, int(values.notna().sum()), *bootstrap(values))
-        for method, table in scores.items()
-        for metric, values in table.items()
-    ]
-    return pd.DataFrame(rows, columns=["method", "metric", "n", "mean", "low", "high"])
-
-
 # ---------------------------------------------------------------------------------- a study
+
+
+def labels(study):
+    """{method: its name in tables and figures}, which says whether it is collapsed."""
+    return dict(zip(study.method, study.method + study.collapsed.map(MARK)))
+
+
+def variation(study):
+    """The variation of each method as a string, "–" for the baselines of a study."""
+    rows = study[study.metric == "variation"].set_index("method")
+    cells = [mean_sd(row["mean"], row.sd, DIGITS["variation"]) for _, row in rows.iterrows()]
+    return pd.Series(cells, rows.index, dtype=str).replace("n/a", "–")
 
 
 def best(study, metric):
     """The configurations with the best mean in the digits that are shown. The list is empty if the
-    metric is n/a.
+    metric is n/a. Collapsed rows are never the best.
     """
-    means = _displayed(study[study.seeds > 0], metric)
+    means = _displayed(study[(study.seeds > 0) & ~study.collapsed], metric)
     return list(means.index[means == means.max()])
 
 
@@ -73,7 +74,8 @@ def _displayed(rows, metric):
 
 
 def shown(study, reference):
-    """A study as strings: mean ± sd over seeds, and the difference to `reference` in PSNR.
+    """A study as strings: mean ± sd over seeds, the difference to `reference` in PSNR, and the
+    variation. Collapsed rows are marked.
 
     The best configuration is bold if there are at least SEEDS trainings of each.
     """
@@ -95,7 +97,8 @@ def shown(study, reference):
         for method, row in rows.iterrows()
     ]
     seeds = [str(n) if n else "–" for n in rows.seeds]
-    return table.assign(n=[str(n) for n in rows.n], seeds=seeds)
+    table = table.assign(variation=variation(study), n=[str(n) for n in rows.n], seeds=seeds)
+    return table.rename(index=labels(study))
 
 
 def caption(title, study, metadata, reference):
@@ -119,17 +122,37 @@ def caption(title, study, metadata, reference):
         f"{'; ± is the standard deviation over seeds' if seeds > 1 else ''}. "
         "Less is better in LPIPS.",
         "The last difference is paired; its 95 % bootstrap interval is over images.",
-        "The best trained row is bold." if seeds >= SEEDS else untested(seeds),
+        "Variation is the spread of the restorations between images over that of the references.",
     ]
+    if seeds >= SEEDS:
+        parts.append("The best trained row is bold.")
     if leading:
-        parts.append(f"These baselines are better than every trained row: {leading}.")
+        parts.append(f"In these trainings, every trained row has a worse mean than: {leading}.")
+    return " ".join([*parts, trainings(study)])
+
+
+def trainings(study):
+    """The sentences under every table: the standard deviation from training to training, that
+    nothing is tested if there are too few, and which rows are collapsed.
+    """
+    seeds, sd = study.seeds.max(), study[study.metric == "psnr"].sd
+    spread = np.sqrt((sd**2).mean())
+    parts = [f"From training to training, PSNR has a standard deviation of {spread:.2f} dB."]
+    if seeds < SEEDS:
+        parts = [*parts[: seeds - 1], untested(seeds)]
+    if names := list(dict.fromkeys(study.method[study.collapsed])):
+        parts.append(
+            f"These rows are collapsed: {'; '.join(names)}. They show nearly the same picture for "
+            f"every eye (variation below {COLLAPSED} in a training), so nothing follows from them."
+        )
     return " ".join(parts)
 
 
 def paper_and_ours(claims):
     """The paper's numbers and ours as strings.
 
-    claims: claim, row, and of each metric paper_*, ours_*, ours_*_sd; NaN where the paper has none.
+    claims: claim, row, collapsed, and of each metric paper_*, ours_*, ours_*_sd; NaN where the
+    paper has none.
     """
     paper, ours = {}, {}
     for metric in METRICS:
@@ -138,7 +161,8 @@ def paper_and_ours(claims):
         paper[f"paper: {head}"] = ["–" if np.isnan(v) else number(v, digits) for v in values]
         pairs = zip(claims[f"ours_{metric}"], claims[f"ours_{metric}_sd"])
         ours[f"ours: {head}"] = [mean_sd(mean, sd, digits) for mean, sd in pairs]
-    return pd.DataFrame(paper | ours, index=claims.claim + ": " + claims.row)
+    marks = claims.collapsed.map(MARK)
+    return pd.DataFrame(paper | ours, index=claims.claim + ": " + claims.row + marks)
 
 
 def untested(seeds):
@@ -162,7 +186,12 @@ def number(value, digits, sign=""):
 
 def mean_sd(mean, sd, digits):
     """ "mean ± sd", or the mean alone where the sd is NaN."""
-    return number(mean, digits) + ("" if np.isnan(sd) else f" ± {number(sd, digits)}")
+    return number(mean, digits) + plus_minus(sd, digits)
+
+
+def plus_minus(sd, digits):
+    """ " ± sd", or nothing where the sd is NaN."""
+    return "" if np.isnan(sd) else f" ± {number(sd, digits)}"
 
 
 def interval(mean, low, high, digits=2, sign="+"):
