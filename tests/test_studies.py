@@ -15,7 +15,7 @@ from rr.data.pairs import PROTOCOLS, REGIONS
 from rr.errors import InputError
 from rr.evaluate import runs as finished
 from rr.evaluate import statistics
-from rr.evaluate.claims import NOT_SUPPORTED, NOT_TESTABLE, SUPPORTED
+from rr.evaluate.claims import ALIKE, NOT_SUPPORTED, NOT_TESTABLE, SUPPORTED
 from rr.models.backbones import BACKBONES
 from rr.models.diffusion import OBJECTIVES
 from rr.models.features import EXTRACTORS
@@ -317,7 +317,7 @@ def test_a_collapsed_row_is_marked_wherever_it_stands(compared):
         table = pd.read_csv(out / "smoke" / "tables" / f"{stem}.csv")
         assert table[row].str.contains("upsample-dynamic").equals(table["collapsed"]), stem
     verdicts = pd.read_csv(out / "smoke" / "tables" / "11_summary_verdicts.csv")
-    assert verdicts.set_index("claim").because["C4"] == statistics.NO_VARIATION
+    assert verdicts.set_index("claim").because["C4"] == ALIKE
     result = io.read_json(out / "smoke" / "09_fusion.json")["numbers"]
     compared = result["compared"]["psnr"]
     assert compared["upsample-dynamic"]["verdict"] == statistics.NO_VARIATION

@@ -37,6 +37,7 @@ from rr.evaluate.statistics import (
 from rr.evaluate.tables import interval, short
 
 SUPPORTED, NOT_SUPPORTED, NOT_TESTABLE = "supported", "not supported", "not testable here"
+ALIKE = "collapsed: nearly the same picture for every eye"
 SHAMS = ("CLAHE", "unsharp", "unsharp, three times")  # of notebook 02: they restore nothing
 
 
@@ -204,7 +205,7 @@ def c6(rechecked, shams, collapsed):
         for name, share in ours.items()
     )
     if collapsed:
-        return Verdict(*start, NOT_TESTABLE, here, NO_VARIATION)
+        return Verdict(*start, NOT_TESTABLE, here, ALIKE)
     if len(rechecked) < SEEDS:
         return Verdict(*start, NOT_TESTABLE, here, NOT_TESTED)
     failed = [name for name, share in ours.items() if share["low"] <= 0.5]
@@ -240,9 +241,9 @@ def table(verdicts):
 def _verdict(claim, says, text, here, outcomes, reason):
     """The verdict of {what is compared: Comparison}, which must all be BETTER."""
     verdicts = [comparison.verdict for comparison in outcomes.values()]
-    for untestable in (NO_VARIATION, NOT_TESTED):
+    for untestable, because in ((NO_VARIATION, ALIKE), (NOT_TESTED, NOT_TESTED)):
         if untestable in verdicts:
-            return Verdict(claim, says, text, NOT_TESTABLE, here, untestable)
+            return Verdict(claim, says, text, NOT_TESTABLE, here, because)
     failed = [
         f"{outcome.verdict}: {name}"
         for name, outcome in outcomes.items()

@@ -205,9 +205,7 @@ def bars(table, metrics, baselines=(), seeds=None, reference=None):
         rows = table[(table.metric == "psnr") & ~table.method.isin([*baselines, reference])]
         ends = _ends(rows, "difference", "difference_low", "difference_high")
         axis.axvline(0, color="k", lw=0.8, ls=":")
-        axis.errorbar(
-            rows.difference, rows.method, xerr=ends, color=PALETTE[0], ecolor="k", **POINTS
-        )
+        axis.errorbar(rows.difference, rows.method, xerr=ends, c=PALETTE[0], ecolor="k", **POINTS)
         if seeds is not None:
             runs = seeds[seeds.metric == "psnr"]
             base = runs[runs.method == reference].set_index("seed")["mean"]
