@@ -62,11 +62,7 @@ def _compared(scores, reference, metric):
     }
     if sum(map(len, names.values())) < len(outcomes):
         return ""
-    lists = "; ".join(
-        f"{verdict}: {', '.join(group) or 'none'}"
-        for verdict, group in names.items()
-        if group or verdict != NO_VARIATION
-    )
+    lists = "; ".join(f"{verdict}: {', '.join(group)}" for verdict, group in names.items() if group)
     return f"compared with {reference}, {lists}"
 
 

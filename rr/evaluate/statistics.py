@@ -87,13 +87,9 @@ def scores(runs):
                     f"{all_runs[0].configuration}_{all_runs[0].seed}, so the degraded images "
                     "differ; run `rr reproduce` again"
                 )
-    baselines = {method: [group[0].assign(variation=np.nan)] for method, group in tables.items()}
-    ours = METHODS[-1]
+    baselines, ours = {method: group[:1] for method, group in tables.items()}, METHODS[-1]
     trained = {
-        name: [
-            _of_method(run, ours).assign(variation=np.float64(run.numbers["variation"][ours]))
-            for run in group
-        ]
+        name: [_of_method(run, ours, run.numbers["variation"][ours]) for run in group]
         for name, group in runs.items()
     }
     return baselines | trained
@@ -104,8 +100,9 @@ def collapsed(tables):
     return any((table["variation"] < COLLAPSED).any() for table in tables)
 
 
-def _of_method(run, method):
-    return run.scores[run.scores.method == method].set_index("image").drop(columns="method")
+def _of_method(run, method, variation=None):
+    table = run.scores[run.scores.method == method].set_index("image").drop(columns="method")
+    return table.assign(variation=np.float64(variation))  # NaN for None
 
 
 def study(scores, reference):
