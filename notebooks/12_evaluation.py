@@ -218,6 +218,7 @@ figures.save(
 
 # %%
 summary = harness.summarize(everywhere)
+summary["collapsed"] = summary.method.map(marked) != summary.method
 note = (
     f"Gain over doing nothing, whose own value is in the first row. Cells are means over {len(images.names)} images and three severities, "
     f"with 95 % bootstrap intervals over images{' and ± the standard deviation over seeds' if seeds > 1 else ', for one training'}. "
@@ -241,6 +242,7 @@ Markdown(tables.markdown(of_ssim, f"SSIM. {note}"))
 
 # %%
 by_severity = harness.summarize(everywhere, ("family", "severity"), ["psnr", "ssim", "lpips"])
+by_severity["collapsed"] = by_severity.method.map(marked) != by_severity.method
 io.write_table(home / "tables" / f"{stem}_severities.csv", by_severity)
 gain = by_severity[by_severity.metric == "psnr"]
 gain = gain.pivot(index="method", columns=["family", "severity"], values="difference")
@@ -475,16 +477,20 @@ write_result(
     seed=seed,
     data=packed.hash,
 )
+# The classical methods and the recommended weights are the same in every training.
+testable = [
+    name for name, group in methods.items()
+    if marked[name] == name and (name in (*classical, "recommended") or len(group) >= statistics.SEEDS)
+]  # fmt: skip
 lines = []
-for family, rows in psnr.groupby("family", sort=False):
-    fixed = rows.method.isin([*classical, "recommended"])  # the same in every training
-    testable = (fixed | (rows.seeds >= statistics.SEEDS)) & (rows.method.map(marked) == rows.method)
-    helps, harms, rest = (rows.method[testable & (rows.difference_low > 0)], rows.method[testable & (rows.difference_high < 0)],
-                          rows.method[~testable].map(marked))  # fmt: skip
+for family, rows in psnr[psnr.method.isin(testable)].groupby("family", sort=False):
+    helps, harms = rows[rows.difference_low > 0].method, rows[rows.difference_high < 0].method
     row = against.loc[(family, best[family])]
     lead = tables.interval(-row.difference, -row.difference_high, -row.difference_low)
-    lines.append(f"* **{family}**: better than doing nothing: {', '.join(helps) or 'none'}; worse: {', '.join(harms) or 'none'}; "
-                 f"not testable (one training of each, or collapsed): {', '.join(rest) or 'none'}. The recommended restorer gains {lead} dB over {best[family]}, the best classical method that is not told the blur.")  # fmt: skip
+    lines.append(f"* **{family}**: better than doing nothing: {', '.join(helps) or 'none'}; worse: {', '.join(harms) or 'none'}. "
+                 f"The recommended restorer gains {lead} dB over {best[family]}, the best classical method that is not told the blur.")  # fmt: skip
+lines.append(f"* **not testable** (fewer than {statistics.SEEDS} trainings, or collapsed): "
+             f"{'; '.join(marked[name] for name in methods if name not in testable) or 'none'}.")  # fmt: skip
 Markdown(
     "\n".join(lines)
     + "\n\nGood images changed visibly: " + ", ".join(f"{name} {row.changed:.0%}" for name, row in good.iterrows())
