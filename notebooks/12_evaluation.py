@@ -17,12 +17,12 @@
 # project recommends. The same code scores all of them on the same images with the same
 # degradations, at three severities. No method was trained on one of the degradations, haze.
 #
-# **What would be misleading.** A method needs baselines beside it: how many decibels does a constant
-# image reach, and how many the photograph of another eye? A mean over degradations can hide that a method
-# improves one and worsens another, so nothing is averaged over families. A restorer may also
-# change good images, so this is measured. Selected pictures prove nothing, so a rule selects the
-# failures below. A classifier can be fooled, so there are two, and vessels, disc and colours are
-# measured as well.
+# **What would be misleading.** A method needs baselines beside it: how many decibels does a
+# constant image reach, and how many the photograph of another eye? A mean over degradations can
+# hide that a method improves one and worsens another, so nothing is averaged over families. A
+# restorer may also change good images, so this is measured. Selected pictures prove nothing, so a
+# rule selects the failures below. A classifier can be fooled, so there are two, and vessels, disc
+# and colours are measured as well.
 #
 # | | |
 # | --- | --- |
