@@ -57,7 +57,7 @@ _TABLE = (
            unet_images=48,           factorial_images=48,      lr=1e-3),
     # minutes on two CPU cores: every part learns, none of them well
     Preset("smoke",   3200,  64, "none",      8, 16, 4, 0.98, held_out=64, pooled=128,
-           classifier_images=3_000,  classifier_lr=1e-4, extractor_images=200,
+           classifier_images=3_000,  classifier_lr=1e-4, extractor_images=96,
            attention=256, heads=8, width=16, latent=128, T=100,  schedule="cosine", start=0.15,
            diffusion_images=1_200,   vae_images=12_000,  restorer_images=12_000,
            unet_images=600,          factorial_images=600,     lr=1e-2),

@@ -18,6 +18,7 @@ def test_static_adds_with_fixed_weights_and_dynamic_with_learned_ones(name):
         torch.einsum("oc,chw->ohw", fusion.project.weight[:, :, 0, 0], c)
         + fusion.project.bias[:, None, None]
     )
+    projected = 0.1 / c.shape[0] ** 0.5 * projected
     by_hand = x_t + F.interpolate(projected[None], (32, 32), mode=mode)
     assert torch.allclose(fusion(x_t, c), by_hand, atol=1e-5)
     learned = {key for key, _ in fusion.named_parameters()} - {"project.weight", "project.bias"}
@@ -75,3 +76,16 @@ def test_concat_is_the_sum_and_then_the_degraded_image():
     fused = fusion(x_t, c, y=y)
     assert torch.equal(fused[:, 3:], y)
     assert torch.allclose(fused[:, :3], x_t + fusion.condition(c, (16, 16)))
+
+
+def test_one_step_of_training_moves_the_condition_little():
+    """Fails if the weights of c are not scaled: 256 channels that change together move the image by
+    more than its range in one step, and the network no longer sees x_t."""
+    fusion, c = Fusion("bilinear-static", 256), torch.ones(256, 2, 2)
+    before = fusion.condition(c, (8, 8)).detach()
+    assert before.abs().max() < 0.5
+    optimizer = torch.optim.AdamW(fusion.parameters(), 1e-2)
+    fusion.condition(c, (8, 8)).sum().backward()
+    optimizer.step()
+    change = (fusion.condition(c, (8, 8)) - before).abs()
+    assert 1e-4 < change.min() and change.max() < 0.05

@@ -113,10 +113,10 @@ def test_added_to_the_state_the_condition_accumulates():
     model = denoiser()
     model.backbone = Oracle()
     model.c.fill_(1.0)
-    nn.init.constant_(model.fusion.project.weight, 0.1)
+    nn.init.constant_(model.fusion.project.weight, 8**0.5)  # 8 channels of 0.1
     y, fov = images(1)
     clean, broken = (states(model, y, condition_on_state=choice) for choice in (False, True))
-    assert torch.allclose(broken[0], clean[0] + 0.8, atol=1e-5)  # 8 channels of 0.1
+    assert torch.allclose(broken[0], clean[0] + 0.8, atol=1e-5)
     assert all((a - b).abs().max() > 0.1 for a, b in zip(clean[:-2], broken[:-2]))
     with pytest.raises(InputError, match="not a plain sum"):
         denoiser(fusion="film").restore(y, fov, generator(), condition_on_state=True)

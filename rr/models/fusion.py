@@ -49,8 +49,11 @@ class Fusion(nn.Module):
         super().__init__()
         self.kind = choose("fusion", name, FUSIONS)
         self.channels = 6 if self.kind.concat else 3
+        # c starts small, and it grows slowly: all channels of this constant input change together,
+        # so a step of AdamW would otherwise move it by the whole range of an image.
+        self.scale = 0.1 / channels**0.5
         self.project = nn.Conv2d(channels, 3, 1)
-        nn.init.normal_(self.project.weight, std=0.1 / channels**0.5)  # c starts small
+        nn.init.normal_(self.project.weight)
         nn.init.zeros_(self.project.bias)
         if self.kind.learned:
             self.w_x = nn.Parameter(torch.ones(1, 3, 1, 1))
@@ -62,7 +65,7 @@ class Fusion(nn.Module):
 
     def condition(self, c, size):
         """c (256, h, w) or (N, 256, h, w) => the added term (1 or N, 3, H, W); size = (H, W)."""
-        c = self.project(c if c.dim() == 4 else c[None])
+        c = self.scale * self.project(c if c.dim() == 4 else c[None])
         return F.interpolate(c, size, mode=self.kind.mode)
 
     def forward(self, x_t, c, t=None, y=None):
