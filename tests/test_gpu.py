@@ -203,14 +203,15 @@ def test_wheels_are_installed_without_an_index_and_found(tmp_path):
     script.write_bytes((ROOT / "workflow" / "gpu").read_bytes())
     script.with_suffix(".py").write_text("import sys, tiny\nprint(tiny.WORD, sys.argv[1:])\n")
     info = "tiny-1.0.dist-info"
-    with zipfile.ZipFile(tmp_path / "tiny-1.0-py3-none-any.whl", "w") as wheel:
+    (tmp_path / "wheels").mkdir()
+    with zipfile.ZipFile(tmp_path / "wheels" / "tiny-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("tiny.py", "WORD = 'installed'\n")
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: a test\n"
                        "Root-Is-Purelib: true\nTag: py3-none-any\n")  # fmt: skip
         wheel.writestr(f"{info}/RECORD", "")
-    words = ["bash", script, "--wheels", tmp_path, "--limit", "9"]
-    done = subprocess.run(words, capture_output=True, text=True,
+    words = ["bash", script, "--wheels", "wheels", "--limit", "9"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path,
                           env={**gpu.os.environ, "PYTHON": sys.executable})  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "installed ['--elapsed', " in done.stdout and "'--limit', '9']" in done.stdout
