@@ -12,14 +12,30 @@ fovea. Lengths in "widths" are fractions of the image width: an eye looks alike 
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import comb
 
 POINTS = 23  # per vessel
 ALONG = np.linspace(0, 1, POINTS)  # position along a vessel, from start to end
+DEGREE = np.arange(4)[:, None]
+BERNSTEIN = comb(3, DEGREE) * ALONG**DEGREE * (1 - ALONG) ** (3 - DEGREE)
+HALF_WAVES = np.arange(2, 11)[:, None]  # along a vessel
+WAVES = np.sin(np.pi * HALF_WAVES * ALONG) / HALF_WAVES**0.8
 DISC = -1.0  # disc centre in the retinal frame
 FAZ = 0.18  # F; radius of the foveal avascular zone, which holds no vessel
 VEIN, ARTERY = 0.0066, 0.0046  # widths; radius of a trunk at the disc (arteries to veins: 2 to 3)
 CAPILLARY = 0.0008  # widths; thinner branches are not drawn
 RAPHE = 0.05  # F; a branch ends at this distance from the horizontal line through the fovea
+
+# The four kinds of trunks: points from the disc centre (start, two control points, end), their
+# spread, and the radius relative to the first kind.
+TRUNKS = np.array([
+    [-0.04, -0.04, -0.04, -0.04],
+    [0.08 + 0.48j, 0.02 + 0.45j, -0.08 + 0.36j, 0.20 + 0.10j],
+    [0.85 + 1.25j, 0.35 + 1.00j, -0.35 + 0.70j, 0.45 + 0.30j],
+    [3.10 + 0.45j, 1.20 + 2.10j, -0.90 + 1.50j, 0.78 + 0.10j],
+])  # fmt: skip
+SPREAD = np.array([[0.012] * 4, [0.06] * 4, [0.10] * 4, [0.30, 0.28, 0.28, 0.06]])
+SIZE = np.array([1.0, 0.62, 0.68, 0.36])
 
 
 class Anatomy(NamedTuple):
@@ -44,7 +60,8 @@ def perpendicular(vector):
 
 def jitter(rng, sd, n):
     """n random vectors with independent normal coordinates."""
-    return rng.normal(0, sd, n) + 1j * rng.normal(0, sd, n)
+    x, y = rng.standard_normal((2, n))
+    return sd * (x + 1j * y)
 
 
 def anatomy(rng):
@@ -83,13 +100,9 @@ def murray(r0, ratio):
 
 def curves(rng, start, c1, c2, end, tortuosity):
     """Cubic Bezier curves (n, P), bent sideways by waves: `tortuosity` is their size in lengths."""
-    u, k = ALONG, np.arange(2, 11)  # k: half waves along the curve
-    bernstein = np.stack([(1 - u) ** 3, 3 * u * (1 - u) ** 2, 3 * u**2 * (1 - u), u**3])
-    amplitudes = tortuosity * rng.normal(0, 1, (len(start), 9)) / k**0.8
-    waves = amplitudes @ np.sin(np.pi * k[:, None] * u)
-    return (
-        np.stack([start, c1, c2, end], 1) @ bernstein + waves * perpendicular(end - start)[:, None]
-    )
+    amplitudes = tortuosity * rng.normal(0, 1, (len(start), len(WAVES)))
+    smooth = np.stack([start, c1, c2, end], 1) @ BERNSTEIN
+    return smooth + amplitudes @ WAVES * perpendicular(end - start)[:, None]
 
 
 def trunks(rng):
@@ -98,22 +111,14 @@ def trunks(rng):
     An artery and a vein of each of four kinds, above and below: the temporal arcade, its outer
     companion, the nasal arcade and a twig, which may run to the nasal side instead.
     """
-    kind = np.tile([0, 1, 2, 3], 4)
-    n = len(kind)
-    artery, superior = np.arange(n) % 8 >= 4, np.arange(n) < 8
-    start = jitter(rng, 0.012, n) - 0.04  # from the disc centre
-    c1 = np.array([0.08 + 0.48j, 0.02 + 0.45j, -0.08 + 0.36j, 0.20 + 0.10j])[kind]
-    c1 = c1 + jitter(rng, 0.06, n)
-    c2 = np.array([0.85 + 1.25j, 0.35 + 1.00j, -0.35 + 0.70j, 0.45 + 0.30j])[kind]
-    c2 = c2 + jitter(rng, 0.10, n)
-    end = np.array([3.10 + 0.45j, 1.20 + 2.10j, -0.90 + 1.50j, 0.78 + 0.10j])[kind]
-    end = end + jitter(rng, np.array([0.30, 0.28, 0.28, 0.06])[kind], n)
+    n = 16
+    kind, superior, artery = np.arange(n) % 4, np.arange(n) < 8, np.arange(n) % 8 >= 4
+    points = TRUNKS[:, kind] + np.stack([jitter(rng, sd, n) for sd in SPREAD[:, kind]])
     nasal = (kind == 3) & (rng.random(n) < 0.6)
-    c1.real[nasal], c2.real[nasal], end.real[nasal] = -0.2, -0.5, -1.0
-    points = [DISC + np.where(superior, point, point.conj()) for point in (start, c1, c2, end)]
+    points[1:].real[:, nasal] = [[-0.2], [-0.5], [-1.0]]
+    points = DISC + np.where(superior, points, points.conj())
     path = curves(rng, *points, tortuosity=0.022)
-    size = np.array([1.0, 0.62, 0.68, 0.36])[kind]
-    radius = np.where(artery, ARTERY, VEIN) * size * rng.uniform(0.85, 1.12, n)
+    radius = np.where(artery, ARTERY, VEIN) * SIZE[kind] * rng.uniform(0.85, 1.12, n)
     return path, radius, artery
 
 
@@ -126,24 +131,21 @@ def branch(rng, path, radius, artery, sites, length):
     n = len(path)
     position = 0.08 + 0.87 * (np.arange(sites) + rng.random((n, sites))) / sites
     at = (position * (POINTS - 1)).astype(int)  # n, sites: index of the point that branches
+    vessel = np.arange(n)[:, None]
     odd = (np.arange(sites) + rng.integers(2, size=(n, 1))) % 2
     turn = np.where(odd, 1.0, -1.0)  # to the left and to the right in turn
     ratio = rng.uniform(0.3, 0.9, (n, sites))
 
-    main, side = np.empty((n, sites + 1)), np.empty((n, sites))
-    main[:, 0] = radius
-    for j in range(sites):
-        main[:, j + 1], side[:, j] = murray(main[:, j], ratio[:, j])
-    passed = (np.arange(POINTS)[:, None] > at[:, None]).sum(2)  # n, P: branchings upstream
-    along = np.take_along_axis(main, passed, 1)
-
-    strength = (-0.45 * turn * ratio**2)[:, None]
-    bend = (strength * np.maximum(ALONG[:, None] - ALONG[at][:, None], 0)).sum(2)  # n, P
+    main = np.cumprod(np.column_stack([radius, murray(1, ratio)[0]]), 1)
+    side = ratio * main[:, 1:]
+    beyond = np.maximum(ALONG - ALONG[at][..., None], 0)  # n, sites, P: distance from a branching
+    along = main[vessel, (beyond > 0).sum(1)]  # narrower after every branching
+    bend = np.einsum("ns,nsp->np", -0.45 * turn * ratio**2, beyond)
     path += (bend - ALONG * bend[:, -1:]) * perpendicular(path[:, -1:] - path[:, :1])
 
-    start = np.take_along_axis(path, at, 1)
+    start = path[vessel, at]
     keep = (side > CAPILLARY) & (abs(start) < 1.75) & (abs(start - DISC) > 0.35)
-    heading = (np.take_along_axis(path, at + 1, 1) - start)[keep]
+    heading = (path[vessel, at + 1] - start)[keep]
     heading /= abs(heading)
     start, turn, ratio, m = start[keep], turn[keep], ratio[keep], keep.sum()
     steepness = 85 - 42 * ratio + rng.normal(0, 8, m)  # degrees; a thin branch leaves more steeply

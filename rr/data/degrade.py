@@ -85,12 +85,14 @@ def sample(n, generator, families=FAMILIES, severity=None, centre=None, radius=N
 
 def draw(ranges, n, generator, severity=None) -> Params:
     """Uniform parameters from `ranges`, and the severity: one row of random numbers per image."""
-    numbers = torch.rand(n, 1 + sum(k for k, _, _ in ranges.values()), generator=generator)
-    params, column = {"severity": _severity(severity, numbers[:, 0])}, 1
-    for name, (k, low, high) in ranges.items():
-        values = low + (high - low) * numbers[:, column : column + k]
-        params[name] = values if k > 1 else values[:, 0]
-        column += k
+    sizes = [k for k, _, _ in ranges.values()]
+    numbers = torch.rand(n, 1 + sum(sizes), generator=generator)
+    spans = [(low, high - low) for k, low, high in ranges.values() for _ in range(k)]
+    low, span = torch.tensor(spans).T
+    columns = (low + span * numbers[:, 1:]).split(sizes, dim=1)
+    params = {"severity": _severity(severity, numbers[:, 0])}
+    for name, values in zip(ranges, columns):
+        params[name] = values if values.shape[1] > 1 else values[:, 0]
     return params
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from rr.data.anatomy import DISC, curves, jitter, perpendicular
 
-COARSE = 96  # pixels; smooth fields are computed on this grid and enlarged
+COARSE = 96  # pixels; the smooth fields of a larger image are computed on this grid and enlarged
 
 
 @lru_cache(maxsize=8)
@@ -44,16 +44,18 @@ def uniform(rng, low, high):
 
 
 def enlarge(field, size):
+    if len(field) == size:
+        return field
     image = Image.fromarray(np.asarray(field, np.float32))
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def noise(rng, amplitudes, size):
-    """Sum of smooth random fields; amplitudes is {number of cells across: amplitude}."""
-    fields = [
-        rng.standard_normal((k, k), np.float32) * np.float32(a) for k, a in amplitudes.items()
-    ]
-    return sum(enlarge(field, size) for field in fields)
+    """Sum of smooth random fields; amplitudes is {number of cells across: amplitude}, ascending."""
+    field = np.zeros((min(amplitudes),) * 2)
+    for k, amplitude in amplitudes.items():
+        field = enlarge(field, k) + rng.standard_normal((k, k), np.float32) * np.float32(amplitude)
+    return enlarge(field, size)
 
 
 def pixels(eye, points, scale):
@@ -62,32 +64,34 @@ def pixels(eye, points, scale):
     return placed.copy().view(float).tolist()
 
 
-def draw_lines(eye, path, width, level):
-    """Lines of `width` (in widths) and brightness `level` (0 to 1) on the coarse grid."""
+def draw_lines(eye, path, width, level, size):
+    """Lines of `width` (in widths) and brightness `level` (0 to 1), (S, S) with S <= COARSE."""
     canvas = Image.new("L", (2 * COARSE, 2 * COARSE))
     draw, width = ImageDraw.Draw(canvas), (2 * COARSE * width).round().astype(int).tolist()
     lines, level = pixels(eye, path, 2 * COARSE), (255 * level).astype(int).tolist()
     for line, w, fill in zip(lines, width, level, strict=True):
         draw.line(line, fill=fill, width=max(1, w))
-    return np.asarray(canvas.reduce(2), np.float32) / 255
+    canvas = canvas.resize((size, size), Image.Resampling.BOX)
+    return np.asarray(canvas, np.float32) / np.float32(255)
 
 
-def nerve_fibres(rng, eye, n=70):
-    """Striae (C, C) that fan out of the disc, densest along the temporal arcades."""
+def nerve_fibres(rng, eye, size, n=70):
+    """Striae (S, S) that fan out of the disc, densest along the temporal arcades."""
     aside = rng.random(n)
     up = np.where(np.arange(n) % 2, 1, -1)
     way = rng.uniform(0.4, 1.2, n) * (-0.2 + aside + 1j * up * (0.45 + 0.5 * aside))
     c1, c2 = 0.1 * way.real + 0.5j * way.imag, 0.5 * way.real + 0.95j * way.imag
     path = curves(rng, 0 * way + DISC, c1 + DISC, c2 + DISC, way + DISC, 0.01)
-    return draw_lines(eye, path[:, 4::2], np.full(n, 0.005), rng.uniform(0.2, 1, n))
+    return draw_lines(eye, path[:, 4::2], np.full(n, 0.005), rng.uniform(0.2, 1, n), size)
 
 
-def choroid(rng, eye, n=300):
-    """Choroidal vessels (C, C): broad wavy bands that run outwards from the posterior pole."""
+def choroid(rng, eye, size, n=300):
+    """Choroidal vessels (S, S): broad wavy bands that run outwards from the posterior pole."""
     start = rng.uniform(-2.2, 2.0, n) + 1j * rng.uniform(-2.1, 2.1, n)
     way = 0.7 * (start / (abs(start) + 0.3) + jitter(rng, 0.45, n))
     path = curves(rng, start, start + 0.4 * way, start + 0.6 * way, start + way, 0.06)
-    return draw_lines(eye, path[:, ::3], rng.uniform(0.008, 0.018, n), rng.uniform(0.4, 1, n))
+    width, level = rng.uniform(0.008, 0.018, n), rng.uniform(0.4, 1, n)
+    return draw_lines(eye, path[:, ::3], width, level, size)
 
 
 def draw_vessels(eye, path, radius, artery, size):
@@ -95,34 +99,38 @@ def draw_vessels(eye, path, radius, artery, size):
 
     The channels are the covered part of the pixel, the density of arterial and of venous blood.
     """
-    over = max(2, round(672 / size))  # supersampling: a line is at least 1/672 of the width
+    over = min(max(2, round(672 / size)), 4)  # supersampling: pixels of the canvas in a pixel
     scale = size * over
+    order = np.argsort(radius[:, 0])  # the widest on top
+    path, radius, artery = path[order], radius[order], artery[order]
     start = radius[:, 0]
     width = 2 * scale * start  # at the start, in pixels of the canvas
-    wide, shiny = width >= 2.5, (start > 0.0022) & (width > 4)
+    thin = np.searchsorted(width, 2.5)  # these are drawn as lines, the others as outlines
+    cover = 255 * width.clip(0, 1)  # a line is at least one pixel wide
+    density = cover * (start / 0.004).clip(0, 1) ** 0.6  # a thin vessel absorbs less light
 
-    # outlines of wide vessels; half a pixel less, because a polygon also covers its outline
+    def inks(density):
+        channels = np.stack([cover, density * artery, density * ~artery])
+        return list(zip(*channels.astype(int).tolist()))
+
+    canvas = Image.new("RGB", (scale, scale))
+    draw, ink = ImageDraw.Draw(canvas), inks(density)
+    pen = (0.9 * width).clip(1).round().astype(int).tolist()
+    for line, w, fill in zip(pixels(eye, path[:thin, ::2], scale), pen, ink):
+        draw.line(line, fill=fill, width=w)
+
+    path, radius = path[thin:], radius[thin:]
     direction = np.diff(path, axis=1, append=2 * path[:, -1:] - path[:, -2:-1])
+    # half a pixel less, because a polygon also covers its outline
     half = (radius - 0.5 / scale).clip(0) / (abs(direction) + 1e-9) / abs(eye.t)
     side = perpendicular(direction) * half
-    outlines = np.concatenate([path + side, (path - side)[:, ::-1]], 1)
-    outline = dict(zip(np.flatnonzero(wide).tolist(), pixels(eye, outlines[wide], scale)))
-    line = pixels(eye, path[:, ::2], scale)
-    centre_line = dict(zip(np.flatnonzero(shiny).tolist(), pixels(eye, path[shiny], scale)))
-
-    density = 255 * (start / 0.004).clip(0, 1) ** 0.6  # a thin vessel absorbs less light
-    reflex = (density * np.where(artery, 0.5, 0.75)).astype(int).tolist()
-    density, width = density.astype(int).tolist(), width.tolist()
-    canvas = Image.new("RGB", (scale, scale))
-    draw = ImageDraw.Draw(canvas)
-    for i in np.argsort(start).tolist():  # the widest on top
-        fill = (255, density[i], 0) if artery[i] else (255, 0, density[i])
-        if i in outline:
-            draw.polygon(outline[i], fill=fill)
-        else:
-            draw.line(line[i], fill=fill, width=max(1, round(0.9 * width[i])))
-        if i in centre_line:  # the light that the middle of a vessel reflects
-            fill = (255, reflex[i], 0) if artery[i] else (255, 0, reflex[i])
-            draw.line(centre_line[i], fill=fill, width=round(0.28 * width[i]))
+    outlines = pixels(eye, np.concatenate([path + side, (path - side)[:, ::-1]], 1), scale)
+    shiny = (start > 0.0022) & (width > 4)  # the middle of a vessel reflects light
+    shine = np.where(shiny, 0.28 * width, 0).round().astype(int).tolist()
+    middles, reflex = pixels(eye, path, scale), inks(density * np.where(artery, 0.5, 0.75))
+    wide = zip(outlines, ink[thin:], middles, reflex[thin:], shine[thin:])
+    for outline, fill, middle, light, w in wide:
+        draw.polygon(outline, fill=fill)
+        draw.line(middle, fill=light, width=w)
     channels = np.asarray(canvas.reduce(over)).transpose(2, 0, 1)
     return channels.astype(np.float32, order="C") / np.float32(255)

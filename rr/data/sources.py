@@ -92,14 +92,14 @@ def _embedded_image(seed, index, size):
         if aim in circles:
             centre, radius = circles[aim]
             area = {"centre": torch.tensor([centre]), "radius": torch.tensor([radius])}
-        x, fov = to_tensor(eye.image), torch.from_numpy(eye.fov)[None, None]
+        x, fov = to_tensor(eye.image).contiguous(), torch.from_numpy(eye.fov)[None, None]
         params = degrade.sample(1, generator, families, severity, **area)
         y = degrade.apply(x, params, fov).mul_(255).round_()
         image = y[0].permute(1, 2, 0).to(torch.uint8).numpy()
-        row["retina"] = int(readable(x, y / 255, fov)[0])
-        for label, centre, radius in (("macula", macula, 2), ("disc", disc, 1.2)):
-            region = fov_mask(torch.tensor([[*centre, radius * disc_r, 0, 1]]), size)
-            row[label] = int(readable(x, y / 255, fov & region)[0])
+        circles = [[*macula, 2 * disc_r, 0, 1], [*disc, 1.2 * disc_r, 0, 1]]
+        regions = torch.cat([fov, fov & fov_mask(circles, size)])
+        for label, region in zip(("retina", "macula", "disc"), regions, strict=True):
+            row[label] = int(readable(x, y / 255, region[None])[0])
     row |= {f"fov_{key}": v / size for key, v in zip(Fov._fields, eye.view)}
     row |= {"disc_x": disc_x, "disc_y": disc_y, "disc_r": disc_r}
     row |= {"fovea_x": fovea_x, "fovea_y": fovea_y, "severity": severity}

@@ -13,6 +13,8 @@ SPLITS = {"train": 0.64, "val": 0.16, "test": 0.20}  # paper 2.2
 NEAR_BITS = (
     15  # of 256. A resized or recompressed photograph differs in <= 12 bits, two eyes in >= 60
 )
+# Gaussian filters of the rows and of the columns of a hash's thumbnail
+SMOOTH = [ndimage.gaussian_filter1d(np.eye(n), 2, axis=0) for n in (16, 17)]
 MAX_PAIRS = 2**20  # pairs of near-duplicates that are collected before they are merged
 
 
@@ -26,7 +28,8 @@ def dhash(image):
     edge = 0.15 * len(image)
     box = (edge, edge, len(image) - edge, len(image) - edge)
     grey = Image.fromarray(image).convert("L").convert("F").resize((17, 16), Image.BOX, box=box)
-    grey = grey - ndimage.gaussian_filter(grey, 2)
+    rows, columns = SMOOTH
+    grey = grey - rows @ grey @ columns.T
     return np.packbits(grey[:, 1:] > grey[:, :-1] + 0.25)
 
 

@@ -29,16 +29,14 @@ def blur(x, sigma):
 
     The weights of a row sum to one, so that nothing from beyond the border comes in: K_v x K_u^T.
     """
-    sigma = (sigma * x.shape[-1]).clamp_min(1e-3)  # pixels; at 1e-3 the matrix is the identity
-    return _gaussian(x.shape[-2], sigma)[:, None] @ x @ _gaussian(x.shape[-1], sigma)[:, None].mT
-
-
-def _gaussian(length, sigma):
-    """Matrices (N, length, length) of Gaussian weights whose rows sum to one."""
-    position = torch.arange(length, device=sigma.device, dtype=sigma.dtype)
-    d2 = ((position - position[:, None]) / sigma[:, None, None]) ** 2
+    height, width = x.shape[-2:]
+    sigma = (sigma * width).clamp_min(1e-3)  # pixels; at 1e-3 the matrix is the identity
+    position = torch.arange(max(height, width), device=sigma.device)
+    d2 = (position / sigma[:, None]) ** 2
     k = torch.where(d2 < 36, torch.exp(-d2.clamp(max=36) / 2), 0)  # denormal numbers are slow
-    return k / k.sum(-1, keepdim=True)
+    k = k[:, None, (position - position[:, None]).abs()]
+    K_v, K_u = (k[..., :n, :n] / k[..., :n, :n].sum(-1, keepdim=True) for n in (height, width))
+    return K_v @ x @ K_u.mT
 
 
 def low_pass(x, fov, sigma):
