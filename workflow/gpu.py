@@ -83,7 +83,8 @@ def summary(preset, results):
     if check.is_file():
         table = pd.read_csv(check)
         yield f"{table['agrees'].sum()} of {len(table)} values agree with those of the CPU"
-        yield from table[~table["agrees"]].to_string(index=False).splitlines()
+        for row in table[~table["agrees"]].itertuples():
+            yield f"{row.component}, {row.precision}, {row.value}: differs by {row.difference:.2g}"
     if rates.is_file():
         yield from pd.read_csv(rates).drop(columns="code").to_string(index=False).splitlines()
     made = [workflow.result(io.results(preset, results), job).is_file() for job in workflow.jobs()]
@@ -155,7 +156,10 @@ def mean(values):
 
 
 def collect(preset, results, out):
-    """Write archives of what was made into `out`, as far as the limits allow: a line about each."""
+    """Write archives of what was made into `out`; yields a line about each.
+
+    The largest files of an archive are left out until it keeps the limits.
+    """
     folder, figures = io.results(preset, results), io.figures(preset, results)
     kinds, skipped = (".json", ".csv", ".md", ".tex", ".log"), ("data", "checkpoints", ".snakemake")
     numbers = [
@@ -176,21 +180,20 @@ def collect(preset, results, out):
         archives[f"weights-{name.replace(' ', '-')}"] = sorted(run.glob("*.*"))
     room = TOTAL_MIB * 2**20 - (out / "log.txt").stat().st_size
     for name, paths in archives.items():
-        archive = out / f"{name}.tar.gz"
-        archive.unlink(missing_ok=True)
-        if not paths:
-            yield f"{archive.name}: nothing was made"
-            continue
-        with tarfile.open(archive, "w:gz") as tar:
-            for path in paths:
-                tar.add(path, path.relative_to(root))
+        archive, count = out / f"{name}.tar.gz", len(paths)
+        paths = sorted(paths, key=lambda path: path.stat().st_size)
+        while True:
+            with tarfile.open(archive, "w:gz") as tar:
+                for path in paths:
+                    tar.add(path, path.relative_to(root))
+            excess = archive.stat().st_size - min(room, MIB * 2**20)
+            if excess <= 0 or not paths:
+                break
+            while excess > 0 and paths:
+                excess -= paths.pop().stat().st_size
         size = archive.stat().st_size
-        if size > min(room, MIB * 2**20):
-            archive.unlink()
-            yield f"{archive.name}: left out, because its {size / 2**20:.1f} MiB are too many"
-        else:
-            room -= size
-            yield f"{archive.name}: {len(paths)} files, {size / 2**20:.1f} MiB"
+        room -= size
+        yield f"{archive.name}: {len(paths)} of {count} files, {size / 2**20:.1f} MiB"
 
 
 if __name__ == "__main__":
