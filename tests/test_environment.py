@@ -67,11 +67,12 @@ def test_every_import_is_a_direct_dependency():
     owner = packages_distributions()
     declared = {canonicalize_name(requirement.name) for requirement in REQUIREMENTS}
     folders = (ROOT / "rr", ROOT / "notebooks", ROOT / "workflow")
+    own = {"rr", *(path.stem for path in folders[-1].glob("*.py"))}
     for path in (path for folder in folders for path in folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-            for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"rr"}:
+            for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names - own:
                 assert {
                     canonicalize_name(package) for package in owner.get(name, [name])
                 } & declared, f"{path.name} imports {name}"
