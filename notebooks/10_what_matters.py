@@ -341,13 +341,16 @@ curve = {  # name: configuration, most steps, options
 points = []
 for name, (row, most, options) in curve.items():
     for steps in [k for k in asked if k <= most]:
-        values = []
+        values, variation = [], []
         for seed in range(seeds):
             model = inputs.load_restorer(home, row, seed, on)
-            method = inputs.trained(model, seed, steps=steps, **options)
-            values.append(metrics.psnr(x[:few], method(y[:few], fov[:few])))
-        points.append((name, steps, *statistics.bootstrap(sum(values) / seeds)))
-points = pd.DataFrame(points, columns=["method", "steps", "mean", "low", "high"])
+            restored = inputs.trained(model, seed, steps=steps, **options)(y[:few], fov[:few])
+            values.append(metrics.psnr(x[:few], restored))
+            variation.append(metrics.variation(restored, x[:few], fov[:few]))
+        points.append((name, steps, *statistics.bootstrap(sum(values) / seeds), min(variation)))
+points = pd.DataFrame(points, columns=["method", "steps", "mean", "low", "high", "variation"])
+collapsed = points.groupby("method")["variation"].min() < statistics.COLLAPSED
+points["method"] += points.method.map(collapsed).map(tables.MARK)
 level = {
     "do nothing": nothing[0]["psnr"][:few].mean(),
     "population mean": mean_eye[0]["psnr"][:few].mean(),
@@ -378,6 +381,7 @@ sentences.append(
         for row in tops.itertuples()
     )
     + f". {sum(lines)} of the {len(lines)} curves with several points fall again after their maximum."
+    + (f" {tables.untested(seeds)}" if seeds < statistics.SEEDS else "")
 )
 Markdown(sentences[-1])
 
