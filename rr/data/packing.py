@@ -151,22 +151,26 @@ def _pack_images(source, size, images, progress, workers):
 
 @dataclass
 class _Task:
-    """A sequence of the images' rows. Asking for a row writes its image to the file."""
+    """The rows of the images. Asking for those of a chunk writes its images to the file."""
 
     source: Source
     size: int
     images: Path
 
-    def __getitem__(self, i):
+    def __getitems__(self, positions):
+        with open(self.images, "r+b") as file:  # a full disk would kill a process that maps it
+            return [self._row(i, file) for i in positions]
+
+    def _row(self, i, file):
         try:
             pixels, row = self.source.image(i, self.size)
         except InputError as error:
             return {"position": i, "unusable": " ".join(str(error).split())}
-        original = row.pop("original", pixels)
-        stored = np.load(self.images, mmap_mode="r+")
-        stored[i] = pixels.transpose(2, 0, 1)
-        if self.source.originals:
-            stored[len(self.source) + i] = original.transpose(2, 0, 1)
+        stored = [pixels, row.pop("original", pixels)] if self.source.originals else [pixels]
+        for kind, image in enumerate(stored):  # all images come first, then all originals
+            before_end = (len(stored) - kind) * len(self.source) - i
+            file.seek(-before_end * image.nbytes, os.SEEK_END)
+            file.write(image.transpose(2, 0, 1).tobytes())
         return {"position": i, "hash": dhash(pixels).tobytes().hex(), **row}
 
 
