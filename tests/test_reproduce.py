@@ -110,7 +110,7 @@ def test_it_says_what_ran_and_where_everything_is(made):
     lines = second.splitlines()
     assert sum(": done, " in line for line in lines) == sum(": starts" in line for line in lines)
     assert "05_vae: starts" in lines and "05_vae: starts" not in first.splitlines()
-    assert lines[-4].startswith("preset mini, seeds 1, study all: all 50 notebooks have a result")
+    assert lines[-4].startswith("preset mini, seeds 1, study all: all 51 notebooks have a result")
     folders = [line.split()[0] for line in lines[-3:]]
     assert folders == ["figures", "tables", "notebooks"]
     assert all(
