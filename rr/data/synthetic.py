@@ -168,9 +168,9 @@ def photograph(rng, image, rim, fov):
     image *= 255 * rgb(*(rng.uniform(0.88, 1.18) * rng.uniform(0.95, 1.05, 3)))
     image += (rng.random(fov.shape, np.float32) - 0.5) * uniform(rng, 2, 8)
     image *= edge(rim, 1, 0.025)
-    pixels = image.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+    channels = [Image.fromarray(channel) for channel in image.clip(0, 255).astype(np.uint8)]
     softness = max(0, rng.uniform(-0.0006, 0.0024)) * len(fov)
-    photo = Image.fromarray(pixels).filter(ImageFilter.BoxBlur(softness))
+    photo = Image.merge("RGB", channels).filter(ImageFilter.BoxBlur(softness))
     return np.asarray(photo) * fov[..., None]
 
 
