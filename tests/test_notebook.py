@@ -65,10 +65,17 @@ def test_a_notebook_without_parameters_is_refused(tmp_path):
         notebook.check(path, {})
 
 
-def test_find(toy):
+def test_find(toy, tmp_path, monkeypatch):
     assert notebook.find(toy()) == toy()
     assert notebook.find("05_vae") == notebook.NOTEBOOKS / "05_vae.py"
-    with pytest.raises(InputError, match="'99_nothing': unknown; choose one of 00_start_here, 01"):
+    monkeypatch.setattr(notebook, "NOTEBOOKS", tmp_path)
+    path, twin = tmp_path / "00_start_here.py", tmp_path / "00_start_here.ipynb"
+    path.touch()
+    for name in ("00_start_here", "00_start_here.py", "00_start_here.ipynb", twin):
+        assert notebook.find(name) == path
+    twin.touch()  # what JupyterLab has made is run itself
+    assert notebook.find(twin) == twin and notebook.find("00_start_here") == path
+    with pytest.raises(InputError, match="'99_nothing': unknown; choose one of 00_start_here, or"):
         notebook.find("99_nothing")
 
 

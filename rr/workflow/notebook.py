@@ -35,9 +35,11 @@ class NotebookError(Exception):
 def find(name):
     """The file of a notebook: a path, or the name of one of the project's notebooks.
 
-    Raises InputError, with all names, if there is none.
+    An .ipynb file that jupytext has not made yet is the .py file beside it. Raises InputError, with
+    all names, if there is none.
     """
-    for path in (Path(name), NOTEBOOKS / name, NOTEBOOKS / f"{name}.py"):
+    given = Path(name), NOTEBOOKS / name
+    for path in (*given, *(path.with_suffix(".py") for path in given)):
         if path.suffix in (".py", ".ipynb") and path.is_file():
             return path.resolve()
     names = ", ".join(path.stem for path in sorted(NOTEBOOKS.glob("[0-9]*.py")))
