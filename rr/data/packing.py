@@ -166,7 +166,7 @@ class _Task:
             pixels, row = self.source.image(i, self.size)
         except InputError as error:
             return {"position": i, "unusable": " ".join(str(error).split())}
-        stored = [pixels, row.pop("original", pixels)] if self.source.originals else [pixels]
+        stored = [pixels, row.pop("original", pixels)][: 1 + self.source.originals]
         for kind, image in enumerate(stored):  # all images come first, then all originals
             before_end = (len(stored) - kind) * len(self.source) - i
             file.seek(-before_end * image.nbytes, os.SEEK_END)
