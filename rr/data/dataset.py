@@ -80,6 +80,7 @@ class Packed:
 
     @cached_property
     def originals(self):
+        """This data set with the images before their degradation, where they are known."""
         return Packed(self.path, of_originals=True)
 
     def rows(self, split=None, readable=None, **labels):

@@ -59,6 +59,11 @@ class Diffusion(torch.nn.Module):
         self.register_buffer("alpha", 1 - beta, persistent=False)
         self.register_buffer("alpha_bar", torch.cumprod(1 - beta, 0), persistent=False)
 
+    @property
+    def snr(self):
+        """The signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t) for t = 0..T (float64)."""
+        return self.alpha_bar / (1 - self.alpha_bar).clamp(min=1e-12)
+
     def at(self, values, t):
         """values[t] as float32 (N, 1, 1, 1); t is an int or a tensor (N,)."""
         return values[t].float().reshape(-1, 1, 1, 1)
@@ -104,7 +109,7 @@ class Diffusion(torch.nn.Module):
         sqrt(SNR) e of epsilon and sqrt(SNR + 1) e of v. Predictions that imply the same x_0 have
         the same loss, so the losses need no further normalisation.
         """
-        snr = self.at(self.alpha_bar / (1 - self.alpha_bar).clamp(min=1e-12), t)
+        snr = self.at(self.snr, t)
         implied = {"image": 1, "noise": snr, "v": snr + 1}[objective]
         return snr.clamp(max=gamma) / implied
 

@@ -157,7 +157,7 @@ class Denoiser(Restorer):
         With pure_noise, half of the images have t in 1..T and lambda = 0, because a chain that
         begins with pure noise knows nothing of y.
         """
-        n, T, alpha_bar = len(x), self.diffusion.T, self.diffusion.alpha_bar
+        n, T, snr = len(x), self.diffusion.T, self.diffusion.snr
         t = torch.randint(1, self.t_0 + 1, (n,), generator=generator)
         if self.trained_for == "one-call":
             t = torch.full_like(t, self.t_0)
@@ -166,7 +166,6 @@ class Denoiser(Restorer):
             from_T = torch.rand(n, generator=generator) < 0.5
             t = torch.where(from_T, torch.randint(1, T + 1, (n,), generator=generator), t)
         t, from_T = (values.to(x.device, non_blocking=True) for values in (t, from_T))
-        snr = alpha_bar / (1 - alpha_bar).clamp(min=1e-12)
         way = self.diffusion.at((snr[self.t_0] / snr.clamp(min=1e-12)).sqrt(), t)  # lambda_t
         way = way * ~from_T[:, None, None, None]
         return t, self.diffusion.add_noise(x + way * (y - x), t, noise(x, generator))

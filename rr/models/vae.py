@@ -59,7 +59,7 @@ class VAE(nn.Module):
         self.initialise()
 
     def initialise(self):
-        """Weights with which the first outputs already depend on z.
+        """Set weights with which the first outputs already depend on z.
 
         He et al. (2015) keep the size of the features from layer to layer. With torch's default the
         features shrink, and for thousands of images the decoder returns the same image for every z.
