@@ -88,8 +88,8 @@ def test_every_component_has_a_rate(out, monkeypatch):
 
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
-  *check*) echo "no such device"; exit 3 ;;
-  *data*) sleep 1000 & echo $! > {pid}; wait ;;
+  *" check "*) echo "no such device"; exit 3 ;;
+  *" data prepare "*) sleep 1000 & echo $! > {pid}; wait ;;
   *) echo "$*" ;;
 esac
 """
