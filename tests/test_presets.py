@@ -20,7 +20,7 @@ def test_the_preset_of_the_paper_is_this():
         "vae_batch": 64,
         "unet_batch": 64,
         "ema": 0.999,
-        "lr": 2e-4,
+        "lr": 5e-3,
         "seed": 0,
     }
     sizes = {"width": 64, "latent": 512, "T": 1000, "schedule": "linear", "start": 0.15}

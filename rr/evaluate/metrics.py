@@ -140,6 +140,8 @@ class Lpips:
     below 64 pixels.
     """
 
+    BATCH = 64  # images at a time
+
     def __init__(self, model, note):
         self.model, self.note = model, note
 
@@ -158,7 +160,9 @@ class Lpips:
                 )
         device = next(self.model.parameters()).device
         x, y = x.to(device, torch.float32), y.to(device, torch.float32)
-        return self.model(x, y, normalize=True).flatten().double().cpu()
+        batches = zip(x.split(self.BATCH), y.split(self.BATCH))
+        values = [self.model(*batch, normalize=True).flatten() for batch in batches]
+        return torch.cat(values).double().cpu()
 
 
 def score(
@@ -178,30 +182,27 @@ def score(
     x, y, fov = _checked(x, y, fov)
     if disc is None:
         disc = np.full((len(x), 3), np.nan)
-    rows = []
+    values = np.full((len(x), len(REGIONS), len(METRICS)), np.nan)
+    values[:, 0] = _scores(x, y, None, lpips)
+    if fov is not None:
+        values[:, 1] = _scores(x, y, fov, lpips)
     for i, circle in enumerate(np.asarray(disc, dtype=float)):
-        a, b = x[i : i + 1], y[i : i + 1]
         columns, lines = _disc_crop(circle, *x.shape[-2:])
-        masks = [None] if fov is None else [None, fov[i : i + 1]]
-        unknown = [[np.nan] * len(METRICS)] if fov is None else []
-        in_frame = [*_scores(a, b, masks, lpips), *unknown]
-        around_disc = _scores(a[..., lines, columns], b[..., lines, columns], [None], lpips)
-        rows.append(np.concatenate([*in_frame, *around_disc]))
+        crops = (image[i : i + 1, :, lines, columns] for image in (x, y))
+        values[i, 2] = _scores(*crops, None, lpips)
     names = [f"{metric}{region}" for region in REGIONS for metric in METRICS]
-    return pd.DataFrame(rows, columns=names, dtype=float)
+    return pd.DataFrame(values.reshape(len(x), len(names)), columns=names)
 
 
-def _scores(x, y, masks, lpips):
-    """The values of METRICS of one image for each mask; NaN where the image is too small."""
-    side, values = min(x.shape[-2:]), []
-    ssim_map = _ssim_map(x, y) if side >= WINDOW else None
-    for mask in masks:
+def _scores(x, y, mask, lpips):
+    """The values of METRICS, (N, 3); NaN where the images are too small."""
+    side, values = min(x.shape[-2:]), np.full((len(x), len(METRICS)), np.nan)
+    values[:, 0] = psnr(x, y, mask).cpu()
+    if side >= WINDOW:
+        values[:, 1] = ssim(x, y, mask)
+    if lpips is not None and side >= LPIPS_SIDE:
         black_outside = (x, y) if mask is None else (x * mask, y * mask)
-        values.append([
-            psnr(x, y, mask).item(),
-            np.nan if ssim_map is None else _mean_ssim(ssim_map, mask).item(),
-            lpips(*black_outside).item() if lpips is not None and side >= LPIPS_SIDE else np.nan,
-        ])  # fmt: skip
+        values[:, 2] = lpips(*black_outside)
     return values
 
 

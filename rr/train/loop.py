@@ -28,16 +28,31 @@ from rr.train import distributed, state
 from rr.train.distributed import slots
 
 
+def rmsprop(parameters, lr):
+    return torch.optim.RMSprop([{"params": list(parameters), "scale": 1.0}], lr)
+
+
 def adamw(parameters, lr):
+    """AdamW whose steps suit the size of the weights: see `scale`, the factor of a group's rate.
+
+    AdamW moves every weight by about its rate, whatever the gradient. The weights of a layer with n
+    inputs start with a spread of about 1 / sqrt(n). Without the factor, a rate that is good for the
+    biases moves the 2,048 weights of each mu of the VAE further in one step than their whole size.
+    """
+    groups = [
+        {"params": [weight], "scale": weight[0].numel() ** -0.5 if weight.ndim > 1 else 1.0}
+        for weight in parameters
+    ]
     # a short memory of squared gradients (torch: 0.999) suits trainings of a few hundred steps
-    return torch.optim.AdamW(parameters, lr, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)
+    return torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)
 
 
 OPTIMIZERS = {
-    "rmsprop": torch.optim.RMSprop,  # the classifier (2.2), with a constant rate
+    "rmsprop": rmsprop,  # the classifier (2.2), with a constant rate
     "adamw": adamw,  # all others: not stated in the paper; with warm-up and decay, see Config.rate
 }
 WARM_UP = 50  # steps
+DECAY = 0.4  # share of the training in which the rate falls
 
 
 # Compiling a model takes 36 s to more than 100 s, measured on an H200 in presets mini and course. A
@@ -77,12 +92,12 @@ class Config:
 
     def rate(self, step):
         """The learning rate at a step from 1. With AdamW it rises for WARM_UP steps, or a tenth of
-        the training if that is shorter, and falls to 0 like a cosine.
+        the training if that is shorter, and in the last DECAY of the training it falls to 0.
         """
         if self.optimizer != "adamw":
             return self.lr
         rise = min(1, step / min(WARM_UP, self.total / 10))
-        return self.lr * rise * (1 + math.cos(math.pi * step / self.total)) / 2
+        return self.lr * rise * min(1, (1 - step / self.total) / DECAY)
 
     def entries(self):
         """{name: value} of what decides the result: recorded, and compared at a resume."""
@@ -145,7 +160,7 @@ def train(config, fabric, micro=1, fresh=False):
                 for name, value in values.items():
                     losses[name] = losses.get(name, 0) + weight * value.detach()
             for group in optimizer.param_groups:
-                group["lr"] = config.rate(progress.step)
+                group["lr"] = config.rate(progress.step) * group["scale"]
             optimizer.step()
             optimizer.zero_grad()
             averaged.update_parameters(model)
