@@ -183,26 +183,27 @@ def score(
     if disc is None:
         disc = np.full((len(x), 3), np.nan)
     values = np.full((len(x), len(REGIONS), len(METRICS)), np.nan)
-    values[:, 0] = _scores(x, y, None, lpips)
-    if fov is not None:
-        values[:, 1] = _scores(x, y, fov, lpips)
+    frame_and_fov = [None] if fov is None else [None, fov]
+    values[:, : len(frame_and_fov)] = _scores(x, y, frame_and_fov, lpips)
     for i, circle in enumerate(np.asarray(disc, dtype=float)):
         columns, lines = _disc_crop(circle, *x.shape[-2:])
         crops = (image[i : i + 1, :, lines, columns] for image in (x, y))
-        values[i, 2] = _scores(*crops, None, lpips)
+        values[i : i + 1, 2:] = _scores(*crops, [None], lpips)
     names = [f"{metric}{region}" for region in REGIONS for metric in METRICS]
     return pd.DataFrame(values.reshape(len(x), len(names)), columns=names)
 
 
-def _scores(x, y, mask, lpips):
-    """The values of METRICS, (N, 3); NaN where the images are too small."""
-    side, values = min(x.shape[-2:]), np.full((len(x), len(METRICS)), np.nan)
-    values[:, 0] = psnr(x, y, mask).cpu()
-    if side >= WINDOW:
-        values[:, 1] = ssim(x, y, mask)
-    if lpips is not None and side >= LPIPS_SIDE:
-        black_outside = (x, y) if mask is None else (x * mask, y * mask)
-        values[:, 2] = lpips(*black_outside)
+def _scores(x, y, masks, lpips):
+    """The values of METRICS for each mask, (N, masks, 3); NaN where the images are too small."""
+    side, values = min(x.shape[-2:]), np.full((len(x), len(masks), len(METRICS)), np.nan)
+    ssim_map = _ssim_map(x, y) if side >= WINDOW else None
+    for i, mask in enumerate(masks):
+        values[:, i, 0] = psnr(x, y, mask).cpu()
+        if ssim_map is not None:
+            values[:, i, 1] = _mean_ssim(ssim_map, mask)
+        if lpips is not None and side >= LPIPS_SIDE:
+            black_outside = (x, y) if mask is None else (x * mask, y * mask)
+            values[:, i, 2] = lpips(*black_outside)
     return values
 
 

@@ -39,10 +39,11 @@ def adamw(parameters, lr):
     inputs start with a spread of about 1 / sqrt(n). Without the factor, a rate that is good for the
     biases moves the 2,048 weights of each mu of the VAE further in one step than their whole size.
     """
-    groups = [
-        {"params": [weight], "scale": weight[0].numel() ** -0.5 if weight.ndim > 1 else 1.0}
-        for weight in parameters
-    ]
+    by_scale = {}
+    for weight in parameters:
+        scale = weight[0].numel() ** -0.5 if weight.ndim > 1 else 1.0
+        by_scale.setdefault(scale, []).append(weight)
+    groups = [{"params": weights, "scale": scale} for scale, weights in by_scale.items()]
     # a short memory of squared gradients (torch: 0.999) suits trainings of a few hundred steps
     return torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)
 
