@@ -59,7 +59,7 @@ _TABLE = (
     # 24.8 dB, SSIM 0.77 (do nothing: 21.2 dB, 0.68; population mean: 22.7 dB, 0.76)
     Preset("smoke",   3200,  64, "none",      8, 16, 4, 0.98, held_out=64, pooled=128,
            classifier_images=2_500,  classifier_lr=1e-4, extractor_images=96,
-           attention=256, heads=8, width=8,  latent=128, T=100,  schedule="cosine", start=0.15,
+           attention=256, heads=8, width=8,  latent=64,  T=100,  schedule="cosine", start=0.15,
            diffusion_images=1_200,   vae_images=9_000,   restorer_images=9_000,
            unet_images=600,          factorial_images=600,     lr=7e-2),
     # a small GPU or a patient laptop. Expected quality: not run
