@@ -140,8 +140,8 @@ figures.save(plots.learning(log), pictures, "06_restoration_training") if draw e
 # ## One eye from input to output
 #
 # This is the test image with the lowest probability of a readable disc. It is noised to $t_0$,
-# restored, and classified again. Between input and output of a VAE lies a code of a few hundred
-# numbers. Does it keep vessels?
+# restored, and classified again. Between input and output of a VAE lies the short code z. Does it
+# keep vessels?
 
 # %%
 regen = RetinaRegen(classifier, model.to(fabric.device))

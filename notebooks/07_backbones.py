@@ -83,7 +83,7 @@ figures.save(bars, pictures, "07_backbones_bars")
 # ## The same eyes
 #
 # From the most degraded to the least degraded test image, restored with seed 0. The VAE passes the
-# eye through a code of a few hundred numbers, the other backbones through feature maps. Which
+# eye through a short code z, the other backbones through feature maps. Which
 # columns show vessels? Which ones keep the faults of the input, or noise?
 
 # %%

@@ -191,8 +191,9 @@ CHOICES = (
            "no clipping"),
     Choice("length of training, batch, optimizer",
            "RMSprop 1e-4 for the classifier (2.2), nothing else",
-           "AdamW with warm-up and cosine decay for all other components; images seen and batch "
-           "per preset; the averaged weights (EMA) are kept",
+           "AdamW for all others, with warm-up, a decay in the last 40 %, and a rate that falls "
+           "with the inputs of a layer; images seen and batch per preset; the averaged weights "
+           "(EMA) are kept",
            "equal time instead of equal numbers of images"),
     Choice("metrics",
            "PSNR, SSIM, LPIPS (3.1)",

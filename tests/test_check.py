@@ -8,7 +8,7 @@ import pytest
 from rr import cli
 from rr import files as io
 from rr.errors import InputError
-from rr.evaluate import check
+from rr.evaluate import check, statistics
 
 
 @pytest.fixture()
@@ -20,6 +20,7 @@ def folders(tmp_path):
         ("vae", "psnr", 1, 22.5),
         ("vae", "ssim", 1, 0.75),
         ("vae", "lpips", 1, None),
+        ("unet", "psnr", 4, 22.0),
     ]
     labels = dict.fromkeys(["fundus", "macula", "disc", "retina"], 0.8)
     tables = {
@@ -29,9 +30,11 @@ def folders(tmp_path):
         "02_readability_report": pd.DataFrame(
             {"label": ["disc"], "roc_auc": 0.87, "accuracy": 0.8}
         ),
-        "07_backbones": pd.DataFrame(study, columns=["method", "metric", "seeds", "mean"]),
+        "07_backbones": pd.DataFrame(study, columns=["method", "metric", "seeds", "mean"]).assign(
+            sd=[None] * 5 + [0.5]
+        ),
         "11_summary_verdicts": pd.DataFrame(
-            {"claim": ["C1", "C2"], "verdict": ["supported", "not tested"]}
+            {"claim": ["C1", "C2"], "verdict": ["supported", "not tested"], "because": "seen"}
         ),
     }
     for name, table in tables.items():
@@ -48,7 +51,7 @@ def change(folder, name, row, column, value):
 
 
 def differing(folders):
-    return [row.headline for row in check.compare(*folders) if not row.agrees]
+    return [row.headline for row in check.compare(*folders) if row.agrees is False]
 
 
 def test_an_equal_run_agrees(folders):
@@ -64,6 +67,8 @@ def test_an_equal_run_agrees(folders):
     [
         ("07_backbones", 2, "mean", 23.1, 23.2, "07_backbones vae psnr mean"),
         ("07_backbones", 2, "mean", 21.9, 21.8, "07_backbones vae psnr mean"),
+        # 4 standard deviations of 0.5, one training against a mean of four: 2 sqrt(5 / 4) = 2.24
+        ("07_backbones", 5, "mean", 24.2, 24.3, "07_backbones unet psnr mean"),
         ("07_backbones", 0, "mean", 20.04, 20.1, "07_backbones do nothing psnr mean"),
         ("07_backbones", 3, "mean", 0.73, 0.71, "07_backbones vae ssim mean"),
         ("02_readability_report", 0, "roc_auc", 0.85, 0.83, "02_readability_report disc roc_auc"),
@@ -83,6 +88,17 @@ def test_a_number_may_differ_by_its_tolerance(
 def test_another_verdict_disagrees(folders):
     change(folders[1], "11_summary_verdicts", 0, "verdict", "not supported")
     assert differing(folders) == ["11_summary_verdicts C1 verdict"]
+
+
+@pytest.mark.parametrize("folder", [0, 1])
+def test_a_verdict_of_too_few_trainings_is_not_compared(folders, folder):
+    """Fails if every run with one seed disagrees with a reference with five."""
+    change(folders[folder], "11_summary_verdicts", 0, "verdict", "not testable here")
+    change(folders[folder], "11_summary_verdicts", 0, "because", statistics.NOT_TESTED)
+    assert differing(folders) == []
+    (row,) = [row for row in check.compare(*folders) if row.agrees is None]
+    assert row.headline == "11_summary_verdicts C1 verdict"
+    assert "not compared" in check.shown(check.compare(*folders))
 
 
 def test_a_missing_or_damaged_table_disagrees(folders):
@@ -116,7 +132,8 @@ def test_the_command_prints_all_and_its_exit_code_tells(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert end.value.code == 0 and len(lines) > 50
     assert lines[0].split() == ["headline", "reference", "yours", "tolerance", "agrees"]
-    assert lines[-1] == f"{len(lines) - 2} of {len(lines) - 2} headlines agree with the reference"
+    compared = len([line for line in lines[1:-1] if not line.endswith("not compared")])
+    assert lines[-1] == f"{compared} of {compared} headlines agree with the reference"
     (out / "tables" / "02_readability_report.csv").unlink()
     with pytest.raises(SystemExit) as end:
         cli.main(["check", "--out", str(tmp_path)])

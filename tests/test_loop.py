@@ -293,7 +293,10 @@ def test_dropout_and_batch_normalisation_are_on_in_training_and_off_in_validatio
     assert not model.training
 
 
-@pytest.mark.parametrize("optimizer, key", [("rmsprop", "square_avg"), ("adamw", "exp_avg_sq")])
+@pytest.mark.parametrize(
+    "optimizer, key",
+    [("rmsprop", "square_avg"), ("adamw", "exp_avg_sq"), ("adamw-by-layer", "exp_avg_sq")],
+)
 def test_the_optimizer_is_the_one_of_the_configuration(tmp_path, training, optimizer, key):
     list(training(tmp_path, epochs=1, optimizer=optimizer)[1])
     assert key in state.load_state(tmp_path)["optimizer"]["state"][0]
@@ -324,7 +327,7 @@ def test_a_weight_with_many_inputs_moves_in_small_steps():
     layers = nn.Linear(2048, 2), nn.Conv2d(4, 2, 4)
     weights = [weight for layer in layers for weight in layer.parameters()]
     before = [weight.detach().clone() for weight in weights]
-    optimizer = loop.OPTIMIZERS["adamw"](weights, lr=0.5)
+    optimizer = loop.OPTIMIZERS["adamw-by-layer"](weights, lr=0.5)
     for group in optimizer.param_groups:
         group["lr"] = 0.5 * group["scale"]
     sum(weight.sum() for weight in weights).backward()

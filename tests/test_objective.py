@@ -238,23 +238,24 @@ def restorer(backbone="vae", extractor="off", **words):
     return {**shared, "backbone": backbone, "extractor": extractor, **words}
 
 
+LAYERS = "adamw-by-layer"
 CONFIGS = [  # component, its choices, rows, images seen, rate, optimizer, seed
     ("readability", {}, "labelled", 11, 0.03, "rmsprop", 5),
     ("heldout", {}, "labelled", 5, 0.03, "rmsprop", 6),
-    ("extractor", {"extractor": "attention"}, "labelled", 12, 0.07, "adamw", 5),
-    ("diffusion", {}, "clean", 13, 0.7, "adamw", 5),
-    ("vae", {}, "clean", 14, 0.7, "adamw", 5),
-    ("restorer", restorer("vae"), "clean", 15, 0.7, "adamw", 5),
-    ("restorer", restorer("unet"), "clean", 16, 0.7, "adamw", 5),
-    ("restorer", restorer("unet++"), "clean", 16, 0.7, "adamw", 5),
-    ("restorer", restorer("resnet"), "clean", 16, 0.7, "adamw", 5),
-    ("restorer", restorer("densenet"), "clean", 16, 0.7, "adamw", 5),
-    ("restorer", restorer(start=1.0), "clean", 15, 0.7, "adamw", 5),
-    ("restorer", restorer("unet", method="bridge"), "clean", 16, 0.7, "adamw", 5),
-    ("restorer", restorer(budget="equal"), "clean", 17, 0.7, "adamw", 5),
-    ("restorer", restorer("unet", method="one-step", budget="equal"), "clean", 17, 0.7, "adamw", 5),
-    ("restorer", restorer(protocol="literal"), "disc", 15, 0.7, "adamw", 5),
-    ("restorer", restorer(protocol="literal", region="macula"), "macula", 15, 0.7, "adamw", 5),
+    ("extractor", {"extractor": "attention"}, "labelled", 12, 0.07, LAYERS, 5),
+    ("diffusion", {}, "clean", 13, 0.7, LAYERS, 5),
+    ("vae", {}, "clean", 14, 0.7, LAYERS, 5),
+    ("restorer", restorer("vae"), "clean", 15, 0.7, LAYERS, 5),
+    ("restorer", restorer("unet"), "clean", 16, 0.7, LAYERS, 5),
+    ("restorer", restorer("unet++"), "clean", 16, 0.7, LAYERS, 5),
+    ("restorer", restorer("resnet"), "clean", 16, 0.7, LAYERS, 5),
+    ("restorer", restorer("densenet"), "clean", 16, 0.7, LAYERS, 5),
+    ("restorer", restorer(start=1.0), "clean", 15, 0.7, LAYERS, 5),
+    ("restorer", restorer("unet", method="bridge"), "clean", 16, 0.7, LAYERS, 5),
+    ("restorer", restorer(budget="equal"), "clean", 17, 0.7, LAYERS, 5),
+    ("restorer", restorer("unet", method="one-step", budget="equal"), "clean", 17, 0.7, LAYERS, 5),
+    ("restorer", restorer(protocol="literal"), "disc", 15, 0.7, LAYERS, 5),
+    ("restorer", restorer(protocol="literal", region="macula"), "macula", 15, 0.7, LAYERS, 5),
 ]
 
 

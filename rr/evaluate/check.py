@@ -1,15 +1,17 @@
 """Compare a user's run with the reference that comes with the project, headline by headline.
 
-The same command gives other numbers on another CPU. The tolerances for trained methods come from a
-measurement with preset smoke: 31 trainings on two kinds of x86 machines differed in PSNR by 0.16 dB
-on average and by 0.65 dB at most. The standard deviation of one training is 0.22 dB.
+The same command gives other numbers with other seeds and on other CPUs. The reference has several
+trainings of each row, and its tables have their standard deviation. One training agrees if it
+differs from the mean by at most SPREADS standard deviations, or by at most OTHER_CPU.
 """
 
+import math
 from typing import NamedTuple
 
 import pandas as pd
 
 from rr.errors import InputError
+from rr.evaluate.statistics import NOT_TESTED
 
 # table of results/<preset>/tables: the columns that name a row, and the columns that are compared
 TABLES = {
@@ -25,19 +27,23 @@ TABLES = {
 # the rows that are compared; LPIPS depends on weights that a user may not have
 ROWS = {"split": ["test"], "family": ["all"], "metric": ["psnr", "ssim"]}
 # the largest difference that agrees; what is not listed must be equal
-TRAINED = {"psnr": 0.65, "ssim": 0.03, "roc_auc": 0.03}
+SPREADS = 4  # standard deviations of one training
+OTHER_CPU = {"psnr": 0.65, "ssim": 0.03, "roc_auc": 0.03}  # of what is trained
 UNTRAINED = {"psnr": 0.05, "ssim": 0.005}
 LABELS = {"fundus": 0.02, "macula": 0.02, "disc": 0.02, "retina": 0.02}  # shares of the test images
 
 
 class Headline(NamedTuple):
-    """A number or a verdict; `yours` is None if the run does not have it."""
+    """A number or a verdict; `yours` is None if the run does not have it.
+
+    A verdict is not compared, and `agrees` is None, if one of the two runs has too few trainings.
+    """
 
     headline: str
     reference: float | str
     yours: float | str | None
     tolerance: float
-    agrees: bool
+    agrees: bool | None
 
 
 def compare(reference, results_dir):
@@ -73,20 +79,29 @@ def _values(folder, name):
     for _, row in table.iterrows():
         for column in columns:
             words = [name, *(row[key] for key in names), column]
-            if pd.notna(row[column]):
-                values[" ".join(map(str, words))] = (row[column], _tolerance(row, column))
+            value = NOT_TESTED if row.get("because") == NOT_TESTED else row[column]
+            if pd.notna(value):
+                values[" ".join(map(str, words))] = (value, _tolerance(row, column))
     return values
 
 
 def _tolerance(row, column):
     kind = row.get("metric", column)
-    if kind in TRAINED:
-        return (TRAINED if row.get("seeds", 1) else UNTRAINED)[kind]
-    return LABELS.get(kind, 0)
+    if kind not in OTHER_CPU:
+        return LABELS.get(kind, 0)
+    if not row.get("seeds", 1):
+        return UNTRAINED[kind]
+    if math.isnan(sd := row.get("sd", math.nan)):
+        return OTHER_CPU[kind]
+    return max(OTHER_CPU[kind], SPREADS * sd * math.sqrt(1 + 1 / row["seeds"]))
 
 
 def _agree(reference, yours, tolerance):
-    if isinstance(reference, str) or isinstance(yours, str | None):
+    if yours is None:
+        return False
+    if NOT_TESTED in (reference, yours):
+        return None
+    if isinstance(reference, str) or isinstance(yours, str):
         return reference == yours
     return abs(reference - yours) <= tolerance
 
@@ -94,7 +109,7 @@ def _agree(reference, yours, tolerance):
 def shown(headlines):
     """The headlines as a table in text."""
     table = pd.DataFrame(headlines)
-    table["agrees"] = table["agrees"].map({True: "yes", False: "NO"})
+    table["agrees"] = table["agrees"].map({True: "yes", False: "NO", None: "not compared"})
     for column in ("reference", "yours", "tolerance"):
         table[column] = [_text(value) for value in table[column]]
     return table.to_string(index=False)

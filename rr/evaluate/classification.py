@@ -7,6 +7,7 @@ corrected for the class weights (see Readability.probabilities), so 0.5 is the t
 import numpy as np
 import pandas as pd
 
+from rr.evaluate.statistics import wilson
 from rr.paper import LABELS
 
 THRESHOLD = 0.5  # a label with this probability or more counts as readable
@@ -139,15 +140,12 @@ def passed(probabilities):
 
 def share(hits):
     """{"n", "hits", "share", "low", "high"}: the share of hits (N,) and its Wilson interval."""
-    from scipy.stats import binomtest
-
     hits = np.asarray(hits, bool)
     n, k = len(hits), int(hits.sum())
     if n == 0:
         return {"n": 0, "hits": 0, "share": np.nan, "low": np.nan, "high": np.nan}
-    interval = binomtest(k, n).proportion_ci(method="wilson")
-    return {"n": n, "hits": k, "share": k / n,
-            "low": float(interval.low), "high": float(interval.high)}  # fmt: skip
+    low, high = wilson(k / n, n)
+    return {"n": n, "hits": k, "share": k / n, "low": float(low), "high": float(high)}
 
 
 def curves(labels, probabilities):

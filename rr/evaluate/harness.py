@@ -124,7 +124,7 @@ def summarize(table, by=("family",), only=None, reference=REFERENCE):
         }
         study = statistics.study(scores, reference)
         for i in study.index[study.metric.str.startswith(PASSED) & (study.n > 0)]:
-            study.loc[i, ["low", "high"]] = _wilson(study["mean"][i], study.n[i])
+            study.loc[i, ["low", "high"]] = statistics.wilson(study["mean"][i], study.n[i])
         parts.append(study[study.metric.isin(metrics)].assign(**dict(zip(by, key))))
     summary = pd.concat(parts, ignore_index=True)
     return summary[[*by, *summary.columns.drop(list(by))]]
@@ -172,16 +172,9 @@ def over_enhancement(table):
     rows = {}
     for method, group in table[table.family == UNDEGRADED.family].groupby("method", sort=False):
         changed = (group.psnr < UNCHANGED).groupby(group.image).mean()
-        low, high = _wilson(changed.mean(), len(changed))
+        low, high = statistics.wilson(changed.mean(), len(changed))
         rows[method] = (group.psnr.median(), changed.mean(), low, high)
     return pd.DataFrame.from_dict(rows, "index", columns=["psnr", "changed", "low", "high"])
-
-
-def _wilson(share, n, z=1.96):
-    """Wilson's 95 % interval of a share of n images. The share may be a mean over seeds."""
-    centre = share + z**2 / (2 * n)
-    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
 
 
 # ---------------------------------------------------------------------------------- single images

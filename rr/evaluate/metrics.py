@@ -30,6 +30,7 @@ WINDOW, SIGMA = 11, 1.5  # Gaussian window of SSIM, in pixels
 RIM = WINDOW // 2  # pixels at the border, where the window would leave the image
 LPIPS_SIDE = 64  # pixels; the last layers of the trunk see only padding in smaller images
 LPIPS_TRUNKS = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}
+BATCH = 64  # images that `score` compares at a time
 DISC_CROP = 3.0  # half-width of the disc crop in disc radii: the disc and the vessels around it
 
 
@@ -140,8 +141,6 @@ class Lpips:
     below 64 pixels.
     """
 
-    BATCH = 64  # images at a time
-
     def __init__(self, model, note):
         self.model, self.note = model, note
 
@@ -160,9 +159,7 @@ class Lpips:
                 )
         device = next(self.model.parameters()).device
         x, y = x.to(device, torch.float32), y.to(device, torch.float32)
-        batches = zip(x.split(self.BATCH), y.split(self.BATCH))
-        values = [self.model(*batch, normalize=True).flatten() for batch in batches]
-        return torch.cat(values).double().cpu()
+        return self.model(x, y, normalize=True).flatten().double().cpu()
 
 
 def score(
@@ -183,8 +180,10 @@ def score(
     if disc is None:
         disc = np.full((len(x), 3), np.nan)
     values = np.full((len(x), len(REGIONS), len(METRICS)), np.nan)
-    frame_and_fov = [None] if fov is None else [None, fov]
-    values[:, : len(frame_and_fov)] = _scores(x, y, frame_and_fov, lpips)
+    for i in range(0, len(x), BATCH):
+        part = slice(i, i + BATCH)
+        masks = [None] if fov is None else [None, fov[part]]
+        values[part, : len(masks)] = _scores(x[part], y[part], masks, lpips)
     for i, circle in enumerate(np.asarray(disc, dtype=float)):
         columns, lines = _disc_crop(circle, *x.shape[-2:])
         crops = (image[i : i + 1, :, lines, columns] for image in (x, y))

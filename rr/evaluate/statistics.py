@@ -65,6 +65,13 @@ def bootstrap(values, level=0.95, n=2000, seed=0):
     return Interval(float(values.mean()), float(low), float(high))
 
 
+def wilson(share, n, z=1.96):
+    """Wilson's 95 % interval (low, high) of a share of n images, which may be a mean over seeds."""
+    centre = share + z**2 / (2 * n)
+    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
+
+
 @lru_cache(maxsize=2)
 def _draws(images, n, seed):
     """n samples of as many images, drawn with replacement: (n, images)."""

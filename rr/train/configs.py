@@ -46,25 +46,25 @@ def config(component, preset, data, results_dir, **choices):
     # fmt: off
     table = {
         # component    model         inputs          data       rows
-        #              images seen               rate             optimizer  seed        folder
+        #              images seen               rate             optimizer         seed    folder
         "readability": (inception,   pairs.labelled, data,      data.labelled,
-                        p.classifier_images,      p.classifier_lr, "rmsprop", p.seed,
+                        p.classifier_images,      p.classifier_lr, "rmsprop",        p.seed,
                         checkpoints / "readability"),
         # another architecture, other initial weights, another order of the images
         "heldout":     (resnet18,    pairs.labelled, data,      data.labelled,
-                        p.classifier_images // 2, p.classifier_lr, "rmsprop", p.seed + 1,
+                        p.classifier_images // 2, p.classifier_lr, "rmsprop",        p.seed + 1,
                         checkpoints / "heldout"),
         "extractor":   (features,    pairs.labelled, data,      data.labelled,
-                        p.extractor_images,       p.lr / 10,       "adamw",   p.seed,
+                        p.extractor_images,       p.lr / 10,       "adamw-by-layer", p.seed,
                         extractors),
         "diffusion":   (noise_model, pairs.literal,  originals, originals.clean_rows,
-                        p.diffusion_images,       p.lr,            "adamw",   p.seed,
+                        p.diffusion_images,       p.lr,            "adamw-by-layer", p.seed,
                         checkpoints / "diffusion"),
         "vae":         (vae,         pairs.clean,    originals, originals.clean_rows,
-                        p.vae_images,             p.lr,            "adamw",   p.seed,
+                        p.vae_images,             p.lr,            "adamw-by-layer", p.seed,
                         checkpoints / "vae"),
         "restorer":    (restorer,    pair,           pair_data, pair_rows,
-                        restorer_images,          p.lr,            "adamw",   p.seed,
+                        restorer_images,          p.lr,            "adamw-by-layer", p.seed,
                         run / "denoiser"),
     }
     # fmt: on

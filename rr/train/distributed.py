@@ -84,7 +84,9 @@ def check_images(config, fabric, micro):
 def seeded_generator(*numbers):
     """A CPU generator that is seeded from `numbers`; so is the global generator, for dropout."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
     return torch.Generator().manual_seed(seed)
 
 

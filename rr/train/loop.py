@@ -28,29 +28,30 @@ from rr.train import distributed, state
 from rr.train.distributed import slots
 
 
-def rmsprop(parameters, lr):
-    return torch.optim.RMSprop([{"params": list(parameters), "scale": 1.0}], lr)
-
-
 def adamw(parameters, lr):
-    """AdamW whose steps suit the size of the weights: see `scale`, the factor of a group's rate.
+    # a short memory of squared gradients (torch: 0.999) suits trainings of a few hundred steps
+    return torch.optim.AdamW(parameters, lr, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)
 
-    AdamW moves every weight by about its rate, whatever the gradient. The weights of a layer with n
-    inputs start with a spread of about 1 / sqrt(n). Without the factor, a rate that is good for the
-    biases moves the 2,048 weights of each mu of the VAE further in one step than their whole size.
+
+def adamw_by_layer(parameters, lr):
+    """AdamW whose rate is `lr` for biases, and lr / sqrt(n) for weights with n inputs.
+
+    AdamW moves every weight by about its rate, whatever the gradient. Weights with n inputs start
+    with a spread of about 1 / sqrt(n). At one rate for all, either the biases hardly move, or a few
+    steps replace the initial weights of a wide layer, such as mu of the VAE. (The n of a transposed
+    convolution is the size of what one input value reaches.)
     """
     by_scale = {}
     for weight in parameters:
         scale = weight[0].numel() ** -0.5 if weight.ndim > 1 else 1.0
         by_scale.setdefault(scale, []).append(weight)
-    groups = [{"params": weights, "scale": scale} for scale, weights in by_scale.items()]
-    # a short memory of squared gradients (torch: 0.999) suits trainings of a few hundred steps
-    return torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)
+    return adamw([{"params": group, "scale": scale} for scale, group in by_scale.items()], lr)
 
 
 OPTIMIZERS = {
-    "rmsprop": rmsprop,  # the classifier (2.2), with a constant rate
-    "adamw": adamw,  # all others: not stated in the paper; with warm-up and decay, see Config.rate
+    "rmsprop": torch.optim.RMSprop,  # the classifier (2.2), with a constant rate
+    "adamw": adamw,  # the recommended restorer
+    "adamw-by-layer": adamw_by_layer,  # all others: not stated in the paper
 }
 WARM_UP = 50  # steps
 DECAY = 0.4  # share of the training in which the rate falls
@@ -95,7 +96,7 @@ class Config:
         """The learning rate at a step from 1. With AdamW it rises for WARM_UP steps, or a tenth of
         the training if that is shorter, and in the last DECAY of the training it falls to 0.
         """
-        if self.optimizer != "adamw":
+        if self.optimizer == "rmsprop":
             return self.lr
         rise = min(1, step / min(WARM_UP, self.total / 10))
         return self.lr * rise * min(1, (1 - step / self.total) / DECAY)
@@ -161,7 +162,7 @@ def train(config, fabric, micro=1, fresh=False):
                 for name, value in values.items():
                     losses[name] = losses.get(name, 0) + weight * value.detach()
             for group in optimizer.param_groups:
-                group["lr"] = config.rate(progress.step) * group["scale"]
+                group["lr"] = config.rate(progress.step) * group.get("scale", 1)
             optimizer.step()
             optimizer.zero_grad()
             averaged.update_parameters(model)
