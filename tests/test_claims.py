@@ -188,7 +188,7 @@ def test_c6_wants_both_classifiers():
     )
     divided = c6([fakes.rechecked(heldout=15)] * 3, honest)
     assert divided.verdict == NOT_SUPPORTED and divided.because.endswith(
-        "pass with the held-out classifier"
+        "one half with the held-out classifier"
     )
     assert (
         c6([fakes.rechecked(), fakes.rechecked(), fakes.rechecked(classifier=20)], honest).verdict
@@ -199,6 +199,15 @@ def test_c6_wants_both_classifiers():
         NOT_SUPPORTED,
         SUPPORTED,
     ]
+
+
+def test_c6_needs_enough_unreadable_inputs():
+    """If all of three pass, the interval still reaches one half: nothing was refuted."""
+    few = c6([fakes.rechecked(n=3)] * 3, fakes.fooled(another=40))
+    assert few.verdict == NOT_TESTABLE and few.because.endswith("only 3 inputs unreadable")
+    assert c6([fakes.rechecked(n=4)] * 3, fakes.fooled(another=40)).verdict != NOT_TESTABLE
+    none = c6([fakes.rechecked(n=4, heldout=0)] * 3, fakes.fooled(another=40))
+    assert none.verdict == NOT_SUPPORTED
 
 
 def test_c6_cannot_be_tested_by_classifiers_that_pass_anything():

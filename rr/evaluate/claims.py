@@ -33,6 +33,7 @@ from rr.evaluate.statistics import (
     SEEDS,
     compare,
     compare_order,
+    wilson,
 )
 from rr.evaluate.tables import interval, short
 
@@ -195,7 +196,8 @@ def c6(rechecked, shams, collapsed):
         )
         for name in classifiers
     }
-    if min(share["n"] for share in ours.values()) == 0:
+    n = min(share["n"] for share in ours.values())
+    if n == 0:
         return Verdict(*start, NOT_TESTABLE, "–", "the classifier called no input unreadable")
     rows = pd.DataFrame(shams).set_index(["method", "classifier"]).astype(float)
     here = "; ".join(
@@ -208,9 +210,12 @@ def c6(rechecked, shams, collapsed):
         return Verdict(*start, NOT_TESTABLE, here, ALIKE)
     if len(rechecked) < SEEDS:
         return Verdict(*start, NOT_TESTABLE, here, NOT_TESTED)
+    if wilson(1, n)[0] <= 0.5:  # also if all pass
+        reason = f"the classifier called only {n} inputs unreadable"
+        return Verdict(*start, NOT_TESTABLE, here, reason)
     failed = [name for name, share in ours.items() if share["low"] <= 0.5]
     if failed:
-        reason = f"not more than half pass with the {' and the '.join(failed)}"
+        reason = f"the interval reaches one half with the {' and the '.join(failed)}"
         return Verdict(*start, NOT_SUPPORTED, here, reason)
     highs = {sham: [rows.passed_high[sham, name] for name in classifiers] for sham in SHAMS}
     highs["the population mean"] = [
