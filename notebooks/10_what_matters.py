@@ -247,16 +247,16 @@ Markdown(sentences[-1])
 #
 # The paper writes $x_t^{conditioned} = c + x_t$ and continues with it. Then $c$ is added to the
 # state at every step, and $x_t$ is no longer $\sqrt{\bar\alpha_t}\,x_0 +
-# \sqrt{1-\bar\alpha_t}\,\epsilon$. The figure compares both versions with the same weights. Below,
-# it shows the mean of the state minus the mean of the forward process.
+# \sqrt{1-\bar\alpha_t}\,\epsilon$. The figure compares both versions with the same weights, those that
+# were trained for the chain. It shows the mean of the state minus the mean of the forward process.
 
 # %%
-state = {"do nothing": nothing, "input only": swaps["c"], "state": []}
-drift = []
+state, drift = {"input only": [], "state": []}, []
 for seed in range(seeds):
-    model = inputs.load_restorer(home, ours, seed, on)
-    state["state"].append(test.score(inputs.trained(model, seed, condition_on_state=True)(y, fov)))
+    model = inputs.load_restorer(home, studies.CHAIN, seed, on)
     for name, choice in (("input only", False), ("state", True)):
+        method = inputs.trained(model, seed, condition_on_state=choice)
+        state[name].append(test.score(method(y, fov)))
         way = model.trajectory(
             y[:16].to(on), torch.Generator().manual_seed(seed), condition_on_state=choice
         )

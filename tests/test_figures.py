@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from PIL import Image
 from test_plots import plotted
 
 from rr.evaluate import figures
@@ -43,6 +44,16 @@ def test_a_figure_is_saved_with_the_same_bytes_on_every_run(tmp_path):
     for name in files:
         first, second = ((tmp_path / run / name).read_bytes() for run in "12")
         assert first == second and len(first) > 2000, name
+
+
+def test_no_label_is_cut_off(tmp_path):
+    """Fails if a layout moves the axes after the border of the picture was measured."""
+    for name, figure in plotted().items():
+        figures.save(figure, tmp_path, name)
+        picture = np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"))
+        border = np.concatenate([picture[[0, -1]].ravel(), picture[:, [0, -1]].ravel()])
+        assert border.min() > 200, name
+    figures.plt.close("all")
 
 
 def test_bytes_and_tensors_are_the_same_picture():

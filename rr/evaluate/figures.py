@@ -35,6 +35,7 @@ def save(figure, folder, stem):
     from IPython.display import Image
 
     figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # a layout that moves again would leave the box
     box = figure.get_tightbbox().padded(0.1)  # inches; bbox_inches="tight" draws again per format
     metadata = {"pdf": {"CreationDate": None}, "png": {"Software": None}}
     for suffix in metadata:
