@@ -44,7 +44,7 @@ class Preset:
     restorer_images: int    # of VAE + fusion, notebook 06
     unet_images: int        # of each of the other four backbones + fusion
     factorial_images: int   # of all that notebook 10 compares across backbones
-    lr: float               # AdamW, of biases; of other weights see loop.adamw  (paper: not stated)
+    lr: float               # AdamW, biases; weights: see loop.adamw_by_layer (paper: not stated)
     seed: int = 0
 
 
@@ -63,7 +63,7 @@ _TABLE = (
            diffusion_images=1_200,   vae_images=9_000,   restorer_images=9_000,
            unet_images=600,          factorial_images=600,     lr=7e-2),
     # a small GPU or a patient laptop. Expected quality: not run. The rates of this preset and of
-    # paper are guesses: lower than that of smoke, because they train longer
+    # paper are guesses. They are lower than that of smoke, because these presets train longer
     Preset("course",  8000, 128, "none",     64, 64, 64, 0.995, held_out=256, pooled=1000,
            classifier_images=40_000, classifier_lr=1e-4, extractor_images=20_000,
            attention=256, heads=8, width=32, latent=256, T=200,  schedule="cosine", start=0.15,

@@ -1,8 +1,9 @@
 """Compare a user's run with the reference that comes with the project, headline by headline.
 
 The same command gives other numbers with other seeds and on other CPUs. The reference has several
-trainings of each row, and its tables have their standard deviation. One training agrees if it
-differs from the mean by at most SPREADS standard deviations, or by at most OTHER_CPU.
+trainings of each row, and its tables have their mean and standard deviation sd. Your training
+agrees if it differs from the mean of n trainings by at most SPREADS sd sqrt(1 + 1/n), or by at most
+OTHER_CPU.
 """
 
 import math
