@@ -16,4 +16,9 @@ Images are float32 tensors (N, 3, H, W), RGB, with values in [0, 1], unless a do
 otherwise.
 """
 
+import gc
+
+# The garbage collector would take a fifth of the time in which torch is imported.
+gc.set_threshold(50_000)
+
 __version__ = "0.1.0"

@@ -4,9 +4,11 @@ Commands import what they need themselves, so that `rr --help` answers at once. 
 one line `error: ...` on stderr. The exit code is 2 if nothing could be done, 1 if a part failed.
 """
 
+import json
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -132,26 +134,46 @@ def check(preset: Preset = "smoke", out: Out = "results"):
 def run(
     name: Annotated[str, Argument(metavar="NOTEBOOK", help="Name (01_data) or path of one.")],
     values: Values = [],
+    each: Annotated[
+        list[str], Option(metavar="JSON", help="{NAME: VALUE} of one of several runs.")
+    ] = [],
     executed: Annotated[Path | None, Option(help="The executed notebook to write.")] = None,
 ):
     """Run one notebook with papermill. Its parameters are checked before anything starts.
 
-    The result replaces the one of `rr reproduce`; delete it to have it made again.
+    With --each, given once per run, the notebook runs several times in one kernel, which saves the
+    time of its start. The result replaces the one of `rr reproduce`; delete it to have it made
+    again.
     """
     path = notebook.find(name)
-    given = dict(map(notebook.assignment, values))
-    for key in ("data", "labels", "photo", "photos", "train_photos"):
-        if key in given and Path(given[key]).exists():  # notebooks run in the project's root
-            given[key] = str(Path(given[key]).absolute())
-    every = notebook.check(path, given)
-    if executed is None:
-        if not {"preset", "out"} <= every.keys():
-            raise InputError(f"{path.name}: has no parameters preset and out; give --executed")
-        folder = io.results(every["preset"], every["out"])
-        executed = folder / "executed" / f"{workflow.name(path.stem, every)}.ipynb"
+    if executed and len(each) > 1:
+        raise InputError("--executed: is one notebook; leave it out with several --each")
+    runs = []
+    for more in map(json_object, each or ["{}"]):
+        given = dict(map(notebook.assignment, values)) | more
+        for key in ("data", "labels", "photo", "photos", "train_photos"):
+            if key in given and Path(given[key]).exists():  # notebooks run in the project's root
+                given[key] = str(Path(given[key]).absolute())
+        runs.append((given, executed or _executed(path, notebook.check(path, given))))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # end the kernel, too
     with workflow.lease():
-        notebook.execute(path, given, executed)
+        notebook.execute(path, *runs)
+
+
+def json_object(text):
+    """The dict in a JSON text. Raises InputError for anything else."""
+    with suppress(json.JSONDecodeError):
+        if isinstance(value := json.loads(text), dict):
+            return value
+    raise InputError(f'--each {text}: must be JSON like {{"seed": 1}}')
+
+
+def _executed(path, every):
+    """Where the executed notebook of a run with these values belongs."""
+    if not {"preset", "out"} <= every.keys():
+        raise InputError(f"{path.name}: has no parameters preset and out; give --executed")
+    name = workflow.name(path.stem, every)
+    return io.results(every["preset"], every["out"]) / "executed" / f"{name}.ipynb"
 
 
 # ------------------------------------------------------------------------------------------ restore

@@ -51,7 +51,7 @@ def executed(folder, big):
     path = ELSEWHERE / "toy.py"
     code = f"print('x' * {BIG if big else 1})"
     path.write_text(f'# %% tags=["parameters"]\nseed: int = 0  # any\n\n# %%\n{code}\n')
-    notebook.execute(path, {}, folder / "toy.ipynb")
+    notebook.execute(path, ({}, folder / "toy.ipynb"))
 
 
 def strip(folder, big):

@@ -94,7 +94,7 @@ def test_execute(toy, tmp_path, monkeypatch, capfd):
     spec.write_text('{"argv": ["false"], "display_name": "other", "language": "python"}')
     code = "import os, sys\nprint(seed, sys.executable, os.getcwd())\nprint('bar', file=sys.stderr)"
     executed = tmp_path / "with {braces}" / "toy.ipynb"
-    notebook.execute(toy(code), {"seed": "5"}, executed)
+    notebook.execute(toy(code), ({"seed": "5"}, executed))
     printed, warned = outputs(executed)
     assert printed.text.split() == ["5", sys.executable, str(ROOT)] and warned.text == "bar\n"
     metadata = nbformat.read(executed, 4).metadata.papermill
@@ -108,7 +108,7 @@ def test_a_failure_keeps_its_traceback_and_names_it(toy, tmp_path):
     executed = tmp_path / "toy.ipynb"
     message = rf"^toy: ValueError: last line; see the traceback in {executed}$"
     with pytest.raises(notebook.NotebookError, match=message):
-        notebook.execute(toy("raise ValueError('first line\\nlast line')"), {}, executed)
+        notebook.execute(toy("raise ValueError('first line\\nlast line')"), ({}, executed))
     (error,) = outputs(executed)
     assert error.ename == "ValueError" and "last line" in error.traceback[-1]
 
@@ -116,7 +116,7 @@ def test_a_failure_keeps_its_traceback_and_names_it(toy, tmp_path):
 def test_bad_input_in_a_cell_is_bad_input_of_the_run(toy, tmp_path):
     path = toy("from rr.presets import preset as choose_preset\nchoose_preset('tiny')")
     with pytest.raises(InputError, match=r"^toy: preset 'tiny': unknown; choose one of mini"):
-        notebook.execute(path, {}, tmp_path / "toy.ipynb")
+        notebook.execute(path, ({}, tmp_path / "toy.ipynb"))
 
 
 def test_a_killed_kernel_is_an_error(toy, tmp_path):
@@ -132,7 +132,7 @@ def test_a_kernel_that_does_not_start_is_an_error(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(AsyncKernelManager, "format_kernel_cmd", lambda *_, **__: silent)
     monkeypatch.setattr(notebook, "START_TIMEOUT", 1)
     with pytest.raises(notebook.NotebookError, match="Kernel didn't respond in 1 seconds"):
-        notebook.execute(toy(), {}, tmp_path / "toy.ipynb")
+        notebook.execute(toy(), ({}, tmp_path / "toy.ipynb"))
 
 
 def alive(pid):

@@ -4,6 +4,7 @@ workflow/Snakefile turns the table of `jobs` into rules. Nothing here needs torc
 """
 
 import itertools
+import math
 import os
 import re
 import subprocess
@@ -37,11 +38,12 @@ GPUS = "RR_GPUS"  # environment variable: the GPUs that the jobs of this machine
 
 
 class Job(NamedTuple):
-    """One execution of a notebook; needs: names of the jobs whose results it reads."""
+    """One execution of a notebook."""
 
     notebook: str
     values: dict
-    needs: list[str]
+    needs: list[str]  # names of the jobs whose results it reads
+    studies: tuple[str, ...] = ()  # that need it, if it is one of several runs of its notebook
 
 
 def jobs(seeds=1, study="all", data="", labels=""):
@@ -65,7 +67,8 @@ def jobs(seeds=1, study="all", data="", labels=""):
     for configuration, seed in runs:
         if configuration.extractor in paper.EXTRACTORS:  # the others are not trained
             values = {"extractor": configuration.extractor, "seed": seed}
-            table[name("03_features", values)] = Job("03_features", values, ["01_data"])
+            of = _studies(lambda row: row.extractor == configuration.extractor)
+            table[name("03_features", values)] = Job("03_features", values, ["01_data"], of)
     if study == "all":
         table["00_start_here"] = Job("00_start_here", {}, [])
         table["04_diffusion"] = Job("04_diffusion", {}, ["01_data"])
@@ -76,7 +79,8 @@ def jobs(seeds=1, study="all", data="", labels=""):
         needs = ["01_data", "02_readability"]
         if (extractor := name("03_features", values)) in table:
             needs.append(extractor)
-        table[_restoration(configuration, seed)] = Job("06_restoration", values, needs)
+        of = _studies(lambda row: row == configuration)
+        table[_restoration(configuration, seed)] = Job("06_restoration", values, needs, of)
 
     def restorations(configurations):
         return [_restoration(row, seed) for row in configurations for seed in range(seeds)]
@@ -92,6 +96,28 @@ def jobs(seeds=1, study="all", data="", labels=""):
         needs = ["01_data", "02_readability", *restorations(evaluated)]
         table[EVALUATION] = Job(EVALUATION, {"seeds": seeds}, needs)
     return table
+
+
+def groups(table, size):
+    """The names of a table of jobs in lists of at most `size`, each for one kernel.
+
+    The jobs of a list have the same notebook and the same seed, and the same studies need them.
+    Therefore a study needs all or none of them, and its lists are those of `all`.
+    """
+    together = {}
+    for name, job in table.items():
+        key = (job.notebook, job.values["seed"], job.studies) if job.studies else name
+        together.setdefault(key, []).append(name)
+    lists = []
+    for names in together.values():
+        n = math.ceil(len(names) / size)
+        lists += [names[i::n] for i in range(n)]
+    return lists
+
+
+def _studies(needs):
+    """The names of the studies that have a configuration for which `needs` is true."""
+    return tuple(key for key, rows in studies.STUDIES.items() if any(map(needs, rows)))
 
 
 def _restoration(configuration, seed):

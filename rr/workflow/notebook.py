@@ -1,4 +1,4 @@
-"""Run one notebook: its parameters are checked, then papermill runs it in a new kernel.
+"""Run a notebook: its parameters are checked, then papermill runs it in a new kernel.
 
 Notebooks are jupytext percent scripts, or .ipynb files. One cell has the tag "parameters"; its
 lines are
@@ -26,6 +26,7 @@ NOTEBOOKS = ROOT / "notebooks"
 TYPES = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 KERNEL = {"name": "python3", "language": "python", "display_name": "Python 3 (ipykernel)"}
 START_TIMEOUT = 60  # seconds in which a kernel must answer
+RESET = "get_ipython().reset(); get_ipython().execution_count = 0"  # as in a new kernel
 
 
 class NotebookError(Exception):
@@ -131,39 +132,44 @@ def _typed(text, kind):
     return kind(text)
 
 
-def execute(path, values, executed):
-    """Run a notebook in the project's root; the executed notebook is written to `executed`.
+def execute(path, *runs):
+    """Run a notebook in the project's root, once per run (values, executed), in one kernel.
 
-    It is written completely, and also after a failure: then it holds the traceback. What the
-    notebook writes to stderr is shown. Raises InputError if the parameters do not fit, the disk is
-    full or a cell raised InputError, and NotebookError if a cell failed or the kernel died.
+    A kernel needs seconds to start and to import torch. Every run begins without the variables of
+    the one before. Its notebook is written to `executed`, completely, and also after a failure:
+    then it holds the traceback, and no further run begins. What the notebook writes to stderr is
+    shown. Raises InputError if the parameters do not fit, the disk is full or a cell raised
+    InputError, and NotebookError if a cell failed or the kernel died.
     """
-    values = check(path, values)
+    checked = [(check(path, values), Path(executed).resolve()) for values, executed in runs]
+    with tempfile.TemporaryDirectory(prefix="rr-") as scratch, _kernel(Path(scratch)) as kernel:
+        for values, executed in checked:
+            lock = folder(executed.parent) / f".{executed.stem}.lock"
+            with exclusive_lock(lock, f"another run is writing {executed}"):
+                _execute(path, values, executed, kernel, Path(scratch) / "executed.ipynb")
+
+
+def _execute(path, values, executed, kernel, output):
     import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    executed, started, failure = Path(executed).resolve(), time.monotonic(), None
-    lock = folder(executed.parent) / f".{executed.stem}.lock"
-    with (
-        exclusive_lock(lock, f"another run is writing {executed}"),
-        tempfile.TemporaryDirectory(prefix="rr-") as scratch,
-        _kernel(Path(scratch)) as kernel,
-    ):
-        remove_partial_files(executed.parent, glob.escape(executed.stem))
-        output = Path(scratch) / "executed.ipynb"
-        try:
-            papermill.execute_notebook(
-                read(path), output, values, kernel_name="python3", language="python", cwd=ROOT,
-                km=kernel, start_timeout=START_TIMEOUT, progress_bar=False, stderr_file=sys.stderr,
-            )  # fmt: skip
-        except (PapermillExecutionError, DeadKernelError, RuntimeError) as error:
-            failure = error
-        nb = nbformat.read(output, as_version=4)
-        nb.metadata.papermill.update(input_path=Path(path).name, output_path=executed.name)
-        with writing(executed) as part:
-            nbformat.write(nb, part)
+    nb, started, failure = read(path), time.monotonic(), None
+    nb.cells.insert(0, nbformat.v4.new_code_cell(RESET, metadata={"tags": [RESET]}))
+    remove_partial_files(executed.parent, glob.escape(executed.stem))
+    try:
+        papermill.execute_notebook(
+            nb, output, values, kernel_name="python3", language="python", cwd=ROOT,
+            km=kernel, start_timeout=START_TIMEOUT, progress_bar=False, stderr_file=sys.stderr,
+        )  # fmt: skip
+    except (PapermillExecutionError, DeadKernelError, RuntimeError) as error:
+        failure = error
+    nb = nbformat.read(output, as_version=4)
+    nb.cells = [cell for cell in nb.cells if RESET not in cell.metadata.get("tags", [])]
+    nb.metadata.papermill.update(input_path=Path(path).name, output_path=executed.name)
+    with writing(executed) as part:
+        nbformat.write(nb, part)
     if failure is None:
         print(f"{executed.stem}: done in {time.monotonic() - started:.0f} s", file=sys.stderr)
         return

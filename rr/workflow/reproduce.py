@@ -16,6 +16,9 @@ from rr.files import ROOT
 from rr.workflow.jobs import GPUS, gpus
 
 WORKFLOW = ROOT / "workflow"
+# Runs that share a kernel on a machine without GPUs. The start of a kernel takes 7 s of a CPU core,
+# and a run of preset smoke 15 to 25 s. On a GPU or a cluster every run is a job of its own.
+TOGETHER = 4
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -25,27 +28,28 @@ class Progress(logging.Handler):
     def __init__(self, stream, dry_run):
         super().__init__()
         self.stream, self.dry_run = stream, dry_run
-        self.names, self.ended, self.failed = {}, "", {}
+        self.names, self.ended, self.failed = {}, [], {}
 
     def emit(self, record):
         from snakemake.logging import LogEvent
 
         event = getattr(record, "event", None)
         if event == LogEvent.JOB_INFO and record.log:
-            name = self.names[record.jobid] = Path(record.log[0]).stem
+            names = self.names[record.jobid] = [Path(log).stem for log in record.log]
             reason = textwrap.shorten(str(record.reason), 100)
-            self.say(f"{name}: {reason}" if self.dry_run else f"{name}: starts")
+            self.say(names, reason if self.dry_run else "starts")
         elif event == LogEvent.JOB_ERROR:
-            name = self.names[record.jobid]
+            name = self.names[record.jobid][0]
             self.failed[name] = record.rule_msg or "killed, or out of memory"
         elif event == LogEvent.JOB_FINISHED:
-            self.ended = self.names.get(record.job_id, "")
-            self.failed.pop(self.ended, None)  # it failed before, and was tried again
-        elif event == LogEvent.PROGRESS and self.ended:
-            self.say(f"{self.ended}: done, {record.done} of {record.total} steps")
+            self.ended = self.names.get(record.job_id, [])
+            self.failed.pop(next(iter(self.ended), None), None)  # failed before, and tried again
+        elif event == LogEvent.PROGRESS:
+            self.say(self.ended, f"done, {record.done} of {record.total} steps")
 
-    def say(self, line):
-        print(line, file=self.stream, flush=True)
+    def say(self, names, text):
+        for name in names:
+            print(f"{name}: {text}", file=self.stream, flush=True)
 
 
 def snakemake(results_dir, config, profile="laptop", cores=None, jobs=None, dry_run=False):
@@ -65,6 +69,7 @@ def snakemake(results_dir, config, profile="laptop", cores=None, jobs=None, dry_
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
     if settings.get("executor", "local") == "local":
         os.environ[GPUS] = ",".join(gpus())
+        config["together"] = 1 if gpus() else TOGETHER
     side_by_side = jobs or max(min(2, CORES), len(gpus()))
     config["threads"] = max(1, (cores or CORES) // side_by_side)
     config["cores"] = side_by_side * config["threads"]
@@ -77,7 +82,7 @@ def snakemake(results_dir, config, profile="laptop", cores=None, jobs=None, dry_
     ]  # fmt: skip
     progress = _run(list(map(str, arguments)), dry_run)
     if dry_run:
-        print(f"{len(progress.names)} notebooks to run")
+        print(f"{sum(map(len, progress.names.values()))} notebooks to run")
     logs = {job: results_dir / "executed" / f"{job}.log" for job in progress.failed}
     return {job: _reason(logs[job], message) for job, message in progress.failed.items()}
 
