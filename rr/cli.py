@@ -101,7 +101,7 @@ def reproduce(
     for reason in failed.values():
         fail(reason)
     if failed:
-        count = f"{len(failed)} of {total} notebooks failed"
+        count = f"{sum(map(len, failed))} of {total} notebooks have no result"
         fail(f"{count}; after a repair the same command continues")
         raise typer.Exit(1)
     print(f"preset {preset}, seeds {seeds}, study {study}: all {total} notebooks have a result")
@@ -146,8 +146,6 @@ def run(
     again.
     """
     path = notebook.find(name)
-    if executed and len(each) > 1:
-        raise InputError("--executed: is one notebook; leave it out with several --each")
     runs = []
     for more in map(json_object, each or ["{}"]):
         given = dict(map(notebook.assignment, values)) | more
@@ -155,6 +153,8 @@ def run(
             if key in given and Path(given[key]).exists():  # notebooks run in the project's root
                 given[key] = str(Path(given[key]).absolute())
         runs.append((given, executed or _executed(path, notebook.check(path, given))))
+    if len({target for _, target in runs}) < len(runs):
+        raise InputError(f"--each: several runs of {path.stem} would write the same notebook")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # end the kernel, too
     with workflow.lease():
         notebook.execute(path, *runs)

@@ -54,6 +54,10 @@ def test_the_command_line_starts_without_torch():
         (["run", "TOY", "-p", "seed=one"], "must be a whole number"),
         (["run", "TOY", "-p", "seed"], "must be NAME=VALUE"),
         (["run", "TOY", "-p", "out="], "out: empty; name the folder"),
+        (["run", "TOY", "--each", "seed=1"], '--each seed=1: must be JSON like {"seed": 1}'),
+        (["run", "TOY", "--each", "[1]"], "must be JSON like"),
+        (["run", "TOY", "--each", '{"sed": 1}'], "choose one of preset, seed, out"),
+        (["run", "TOY", "--each", "{}", "--each", "{}"], "runs of toy would write the same"),
         (["reproduce", "--preset", "tiny"], "choose one of mini, smoke, course, paper"),
         (["reproduce", "--study", "every"], "choose one of all, backbones, extractors, fusion"),
         (["reproduce", "--profile", "cloud", "--out", "TMP"], "choose one of kubernetes, laptop"),
@@ -84,6 +88,17 @@ def test_run(command, toy, tmp_path):
     assert code == 0 and "toy: done in" in error
     assert json.loads((tmp_path / "a b" / "mini" / "toy.json").read_text()) == [4, 0.5]
     assert (tmp_path / "a b" / "mini" / "executed" / "toy.ipynb").is_file()
+
+
+def test_run_with_each_runs_once_per_value(command, toy, tmp_path):
+    code = "from rr.files import results, write_json\n"
+    code += "write_json(results(preset, out) / 'toy.json', [seed, rate])"
+    each = [("--each", json.dumps({"preset": name, "seed": 7})) for name in ("mini", "smoke")]
+    given = ("-p", "rate=0.5", "-p", "seed=1", "-p", f"out={tmp_path}")
+    assert command("run", toy(code), *given, *each[0], *each[1])[0] == 0
+    for name in ("mini", "smoke"):
+        assert json.loads((tmp_path / name / "toy.json").read_text()) == [7, 0.5]
+        assert (tmp_path / name / "executed" / "toy.ipynb").is_file()
 
 
 def test_run_of_a_failing_notebook_is_exit_1(command, toy, tmp_path):

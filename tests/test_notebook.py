@@ -113,6 +113,26 @@ def test_a_failure_keeps_its_traceback_and_names_it(toy, tmp_path):
     assert error.ename == "ValueError" and "last line" in error.traceback[-1]
 
 
+def test_runs_in_one_kernel_do_not_see_each_other(toy, tmp_path):
+    """Fails if a run could use a variable of the one before, or if it has a kernel of its own."""
+    path = toy("import os\nprint(os.getpid(), seed, 'left' in dir())\nleft = 1")
+    runs = [({"seed": seed}, tmp_path / f"{seed}.ipynb") for seed in (3, 4)]
+    notebook.execute(path, *runs)
+    first, second = (outputs(executed)[0].text.split() for _, executed in runs)
+    assert first[0] == second[0] and first[1:] == ["3", "False"] and second[1:] == ["4", "False"]
+    for _, executed in runs:
+        cells = nbformat.read(executed, 4).cells
+        counts = [cell.execution_count for cell in cells if cell.cell_type == "code"]
+        assert counts == list(range(1, len(cells) + 1))  # as if each had a kernel of its own
+
+
+def test_no_run_begins_after_one_that_failed(toy, tmp_path):
+    runs = [({"seed": seed}, tmp_path / f"{seed}.ipynb") for seed in range(3)]
+    with pytest.raises(notebook.NotebookError, match="^1: AssertionError"):
+        notebook.execute(toy("assert seed != 1"), *runs)
+    assert [executed.exists() for _, executed in runs] == [True, True, False]
+
+
 def test_bad_input_in_a_cell_is_bad_input_of_the_run(toy, tmp_path):
     path = toy("from rr.presets import preset as choose_preset\nchoose_preset('tiny')")
     with pytest.raises(InputError, match=r"^toy: preset 'tiny': unknown; choose one of mini"):

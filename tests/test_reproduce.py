@@ -79,11 +79,12 @@ def would_run(lines):
 
 
 def after(*jobs):
-    """These jobs, and all that read their results."""
-    collected = set()
-    for name, job in workflow.jobs().items():  # in an order in which they can run
-        if name in jobs or collected & set(job.needs):
-            collected.add(name)
+    """These jobs, those that share their kernels, and all that read their results."""
+    table, collected = workflow.jobs(), set(jobs)
+    for names in workflow.groups(table, reproduce.TOGETHER):  # in an order in which they can run
+        needs = {need for name in names for need in table[name].needs}
+        if collected & {*names, *needs}:
+            collected |= set(names)
     return collected
 
 
@@ -220,7 +221,10 @@ def test_a_failing_job_is_named_with_its_error(call, made, tmp_path):
     code, _, errors = call("--study", "fusion", out=tmp_path)
     assert code == 1 and len(errors) == 2
     assert errors[0].startswith(f"error: {job}: ") and "denoiser" in errors[0]
-    assert errors[1] == "error: 1 of 8 notebooks failed; after a repair the same command continues"
+    assert (
+        errors[1]
+        == "error: 3 of 8 notebooks have no result; after a repair the same command continues"
+    )
     nb = nbformat.read(tmp_path / "mini" / "executed" / f"{job}.ipynb", 4)
     assert any(o.output_type == "error" for c in nb.cells for o in c.get("outputs", []))
 

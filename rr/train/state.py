@@ -53,7 +53,9 @@ def save(config, parts, progress, fabric, micro):
         checkpoint.save(config.folder, model, record, **numbers)
     write_table(config.folder / "history.csv", pd.DataFrame(progress.log))
     checkpoint.save(config.folder / "last", model, record, **numbers)
-    state = {name: part.state_dict() for name, part in parts.items()}
+    state = {}
+    if row["step"] < config.total:  # nothing continues a finished training
+        state = {name: part.state_dict() for name, part in parts.items()}
     state |= {"epochs": row["epoch"] + 1, "step": progress.step, "best": progress.best}
     state |= {"seconds": time.time() - started, "config": config.entries()}
     save_state(config.folder, state)
@@ -85,8 +87,8 @@ def resume(config, parts, fabric, fresh=False):
     fabric.barrier()
     if (folder / "last" / "state.pt").is_file():
         state = load_state(folder)
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        for name in parts.keys() & state.keys():
+            parts[name].load_state_dict(state[name])
         for name in ("epochs", "step", "best", "seconds"):
             setattr(progress, name, state[name])
         progress.log = history(folder).query("step <= @progress.step").to_dict("records")

@@ -39,11 +39,11 @@ class Progress(logging.Handler):
             reason = textwrap.shorten(str(record.reason), 100)
             self.say(names, reason if self.dry_run else "starts")
         elif event == LogEvent.JOB_ERROR:
-            name = self.names[record.jobid][0]
-            self.failed[name] = record.rule_msg or "killed, or out of memory"
+            names = self.names[record.jobid]
+            self.failed[tuple(names)] = record.rule_msg or "killed, or out of memory"
         elif event == LogEvent.JOB_FINISHED:
             self.ended = self.names.get(record.job_id, [])
-            self.failed.pop(next(iter(self.ended), None), None)  # failed before, and tried again
+            self.failed.pop(tuple(self.ended), None)  # it failed before, and was tried again
         elif event == LogEvent.PROGRESS:
             self.say(self.ended, f"done, {record.done} of {record.total} steps")
 
@@ -53,7 +53,7 @@ class Progress(logging.Handler):
 
 
 def snakemake(results_dir, config, profile="laptop", cores=None, jobs=None, dry_run=False):
-    """Run the jobs that have no current result; returns {name of a job that failed: reason}.
+    """Run the jobs that have no current result; returns {names of jobs without one: reason}.
 
     config: the values that workflow/Snakefile takes. profile: a folder in workflow/profiles, or the
     path of another Snakemake profile. cores: of this machine, all by default. jobs: how many run
@@ -83,8 +83,11 @@ def snakemake(results_dir, config, profile="laptop", cores=None, jobs=None, dry_
     progress = _run(list(map(str, arguments)), dry_run)
     if dry_run:
         print(f"{sum(map(len, progress.names.values()))} notebooks to run")
-    logs = {job: results_dir / "executed" / f"{job}.log" for job in progress.failed}
-    return {job: _reason(logs[job], message) for job, message in progress.failed.items()}
+    executed = results_dir / "executed"
+    return {
+        names: _reason(executed / f"{names[0]}.log", message)
+        for names, message in progress.failed.items()
+    }
 
 
 def _run(arguments, dry_run):
