@@ -49,7 +49,7 @@ def test_the_restorer_takes_every_field_of_a_configuration(out):
     chosen = config("restorer", out, **{name: str(value) for name, value in choice.values.items()})
     assert chosen.model.arguments["backbone"] == "unet" and chosen.model.pure_noise
     assert chosen.folder == studies.folder(io.results("mini", out), choice, 0) / "denoiser"
-    with pytest.raises(InputError, match="no checkpoint there"):
+    with pytest.raises(InputError, match="no static condition there; run 03_features"):
         config("restorer", out)  # its extractor is not trained
     with pytest.raises(InputError, match="condition 'image': needs an extractor"):
         config("restorer", out, extractor="off", condition="image")

@@ -100,10 +100,12 @@ class Extractor(nn.Module):
         """
         if self.source is None:
             return "none: this extractor has no pretrained trunk"
-        network, name = self.source.build(weights=None), self.source.build.__name__
+        name = self.source.build.__name__
+        if weights == "none":
+            return pretrained.load(self.trunk, name, weights)
+        network = self.source.build(weights=None)
         note = pretrained.load(network, name, weights, folder, skip=("fc.", "classifier."))
-        if weights != "none":
-            self.trunk.load_state_dict(self.source.convolutions(network).state_dict())
+        self.trunk.load_state_dict(self.source.convolutions(network).state_dict())
         return note
 
     @property

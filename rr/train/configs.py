@@ -150,7 +150,7 @@ def restorer(preset, data, choice, results_dir):
 
 
 def extractor_and_condition(preset, data, choice, results_dir):
-    """(extractor or None, static condition c) of a configuration."""
+    """(extractor, static condition c) of a configuration; the extractor is None if c is enough."""
     if choice.extractor == "off":
         if choice.condition not in ("mean", "zeros"):
             raise InputError(f"condition {choice.condition!r}: needs an extractor, not 'off'")
@@ -160,7 +160,8 @@ def extractor_and_condition(preset, data, choice, results_dir):
         c = conditions.static_condition(extractor, data, limit=preset.pooled)
     else:
         folder = io.extractor_folder(results_dir, choice.extractor, preset.seed)
-        extractor, c = checkpoint.load(folder, Extractor), conditions.load_condition(folder)
+        c = conditions.load_condition(folder)
+        extractor = None if choice.condition == "mean" else checkpoint.load(folder, Extractor)
     if choice.condition not in ("mean", "image"):
         c = conditions.control_condition(
             choice.condition, c, extractor, data, preset.seed, preset.pooled

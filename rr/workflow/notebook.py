@@ -26,7 +26,7 @@ NOTEBOOKS = ROOT / "notebooks"
 TYPES = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 KERNEL = {"name": "python3", "language": "python", "display_name": "Python 3 (ipykernel)"}
 START_TIMEOUT = 60  # seconds in which a kernel must answer
-RESET = "get_ipython().reset(); get_ipython().execution_count = 0"  # as in a new kernel
+RESET = "%reset_selective -f .\nget_ipython().execution_count = 1"  # deletes the user's variables
 
 
 class NotebookError(Exception):
