@@ -64,16 +64,16 @@ def test_jobs_come_after_what_they_need_with_values_that_their_notebooks_take(st
 def test_runs_that_share_a_kernel_are_the_same_in_every_study():
     """Fails if a study or a second seed changes a list, because Snakemake would run it again."""
     table = workflow.jobs(2)
-    lists = workflow.groups(table, 4)
+    lists = workflow.groups(table, 8)
     assert sorted(name for names in lists for name in names) == sorted(table)
     for names in lists:
-        assert len(names) <= 4
+        assert len(names) <= 8
         assert len({(table[name].notebook, table[name].values.get("seed")) for name in names}) == 1
     for study, seeds in product(workflow.NOTEBOOKS, (1, 2)):
-        for names in workflow.groups(workflow.jobs(seeds, study), 4):
+        for names in workflow.groups(workflow.jobs(seeds, study), 8):
             assert names in lists
     stems = [table[names[0]].notebook for names in lists]
-    assert (stems.count("03_features"), stems.count("06_restoration")) == (2 * 3, 2 * 10)
+    assert (stems.count("03_features"), stems.count("06_restoration")) == (2 * 2, 2 * 7)
     assert workflow.groups(table, 1) == [[name] for name in table]
 
 

@@ -3,13 +3,13 @@
 workflow/Snakefile turns the table of `jobs` into rules. Nothing here needs torch.
 """
 
-import itertools
 import math
 import os
 import re
 import subprocess
 import tempfile
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,7 +111,8 @@ def groups(table, size):
     lists = []
     for names in together.values():
         n = math.ceil(len(names) / size)
-        lists += [names[i::n] for i in range(n)]
+        ends = [len(names) * i // n for i in range(n + 1)]
+        lists += [names[start:end] for start, end in pairwise(ends)]
     return lists
 
 
@@ -171,7 +172,7 @@ def lease():
     from filelock import FileLock, Timeout
 
     with ExitStack() as stack:
-        for gpu in itertools.cycle(ids):
+        for gpu in cycle(ids):
             lock = FileLock(Path(tempfile.gettempdir()) / f"rr-{os.getuid()}-gpu-{gpu}")
             with suppress(Timeout):
                 stack.enter_context(lock.acquire(timeout=1))
