@@ -183,6 +183,15 @@ def test_more_seeds_run_what_is_new(call):
     assert would_run(lines) == {"03_features_resnet34_1", *new, "09_fusion"}
 
 
+def test_where_every_run_has_its_own_kernel_the_same_runs_are_planned(call, tmp_path, monkeypatch):
+    """On GPUs and clusters. Fails if a run is in no rule, or in two."""
+    planned = call("--seeds", 2, "--dry-run", out=tmp_path)[1]
+    monkeypatch.setattr(reproduce, "TOGETHER", 1)
+    code, lines, errors = call("--seeds", 2, "--dry-run", out=tmp_path)
+    assert (code, errors) == (0, []) and would_run(lines) == would_run(planned)
+    assert lines[-1] == planned[-1] == f"{len(workflow.jobs(2))} notebooks to run"
+
+
 def test_fresh_deletes_the_results_and_only_those(call, tmp_path, monkeypatch):
     (tmp_path / "mini" / ".snakemake").mkdir(parents=True)
     (tmp_path / "mini" / "figures").mkdir()
