@@ -615,9 +615,9 @@ wrong = (drawn[0][0].cpu() - x).abs().mean(1, keepdim=True)
 marked = tables.labels(extended)
 images = {"input": y[picks], marked["RetinaRegen"]: outputs["c"][picks]}
 images |= {
-    marked[name]: inputs.trained(inputs.load_restorer(home, row, 0, on), 0, **options)(y, fov)[
-        picks
-    ]
+    marked[name]: inputs.trained(inputs.load_restorer(home, row, 0, on), 0, **options)(
+        y[picks], fov[picks]
+    )
     for name, row, options in (
         ("y concatenated", studies.CONCATENATED, {"steps": studies.STEPS}),
         ("one-step U-Net", studies.ONE_STEP, {}),

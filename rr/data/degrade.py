@@ -52,7 +52,6 @@ RANGES = {  # parameter: (how many, uniform from, to) at severity 1
 MILD_BLUR = (1.5 / 512, 4 / 512)  # sigma of a real photograph that is slightly out of focus
 TINTS = ((251, 249, 246), (141, 238, 238), (177, 195, 147))  # of 255: white, cyan, olive
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601, for contrast and saturation
-EVERYWHERE = 10.0  # a radius of ten image widths covers the whole image
 
 
 def sample(n, generator, families=FAMILIES, severity=None, centre=None, radius=None) -> Params:
@@ -73,7 +72,6 @@ def sample(n, generator, families=FAMILIES, severity=None, centre=None, radius=N
     params = draw(RANGES, n, generator, severity)
     params["families"] = families.float().cpu().clone()
     if centre is None:
-        params["centre"], params["radius"] = torch.full((n, 2), 0.5), torch.full((n,), EVERYWHERE)
         return params
     params["centre"], params["radius"] = centre.float().cpu().clone(), radius.float().cpu().clone()
     for axis, name in enumerate("uv"):
@@ -120,7 +118,7 @@ def blur_width(params: Params) -> Tensor:
 
 
 def apply(x: Tensor, params: Params, fov: Tensor | None = None) -> Tensor:
-    """y = A(x) in [0, 1]: x + w (blur(spots(illumination(x))) - x), where w is the aim.
+    """y = A(x) in [0, 1]: x + w (blur(spots(illumination(x))) - x), where w is the aim, or 1.
 
     x (N, 3, H, W) in [0, 1], with `params` on its device. The severity s scales every family:
     factors are 1 + s (f - 1), additive shapes and the blur's sigma are multiplied by s. s = 0
@@ -134,10 +132,12 @@ def apply(x: Tensor, params: Params, fov: Tensor | None = None) -> Tensor:
         y = _illuminate(x.float(), params, amount[:, 0], u, v)
         y = (y + _spots(params, amount[:, 1], u, v)).clamp(0, 1)
         y = blur(y, blur_width(params)).clamp(0, 1)
-    r = distance2(u, v, *params["centre"].unbind(1)).sqrt()
-    w = (3 - 2 * r / per_image(params["radius"])).clamp(0, 1)  # 1 inside, 0 beyond 1.5 radii
-    w = w * w * (3 - 2 * w)  # smoothstep
-    y = torch.lerp(x, y, w * per_image(amount.amax(dim=1) > 0))  # exactly x where the weight is 0
+    w = per_image((amount.amax(dim=1) > 0).float())
+    if "centre" in params:
+        r = distance2(u, v, *params["centre"].unbind(1)).sqrt()
+        aim = (3 - 2 * r / per_image(params["radius"])).clamp(0, 1)  # 1 inside, 0 beyond 1.5 radii
+        w = w * aim * aim * (3 - 2 * aim)  # smoothstep
+    y = torch.lerp(x, y, w)  # exactly x where the weight is 0
     return y if fov is None else y * fov
 
 
@@ -217,8 +217,9 @@ def from_table(table: pd.DataFrame) -> Params:
 
     Raises InputError if a column is missing.
     """
-    sizes = {"severity": 1, "families": 3, "centre": 2, "radius": 1}
-    sizes |= {name: k for name, (k, _, _) in RANGES.items()}
+    sizes = {"severity": 1, "families": 3} | {name: k for name, (k, _, _) in RANGES.items()}
+    if "radius" in table:  # of an aimed degradation
+        sizes |= {"centre": 2, "radius": 1}
     params = {}
     for name, k in sizes.items():
         columns = [name] if k == 1 else [f"{name}_{i}" for i in range(k)]

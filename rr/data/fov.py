@@ -131,5 +131,5 @@ def fov_mask(circle, size):
     x, y, r, top, bottom = torch.as_tensor(circle).float()[..., None, None].unbind(1)  # N, 1, 1
     column = (torch.arange(size, device=x.device) + 0.5) / size
     row = column[:, None]
-    inside = (column - x) ** 2 + (row - y) ** 2 <= r**2
-    return ((inside & (row >= top) & (row <= bottom)) | x.isnan())[:, None]
+    limit = torch.where((row >= top) & (row <= bottom), r**2, -1)  # N, size, 1
+    return ~((column - x) ** 2 + (row - y) ** 2 > limit)[:, None]  # NaN is not greater
