@@ -148,7 +148,8 @@ def run(
     path = notebook.find(name)
     runs = []
     for more in map(json_object, each or ["{}"]):
-        given = dict(map(notebook.assignment, values)) | more
+        given = dict(map(notebook.assignment, values))
+        given |= {key: str(value) for key, value in more.items()}
         for key in ("data", "labels", "photo", "photos", "train_photos"):
             if key in given and Path(given[key]).exists():  # notebooks run in the project's root
                 given[key] = str(Path(given[key]).absolute())

@@ -69,7 +69,7 @@ def check(results: str = "results"):
     fabric, path, rows = distributed.fabric("auto"), folder / "check.csv", []
     made = {"code": code(), "device": str(fabric.device)}
     if path.is_file():
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, dtype={"code": str})  # some consist of digits
         if (table[list(made)] == pd.Series(made)).all(axis=None) and table["agrees"].all():
             print(f"{path}: everything agrees already")
             return
@@ -168,7 +168,8 @@ def rates(preset: str = "course", results: str = "results", seconds: float = 3):
     p, folder = choose_preset(preset), io.results(preset, results)
     path = io.results("gpu", results) / "rates.csv"
     data = Packed(folder / "data", p.size)
-    rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
+    before = pd.read_csv(path, dtype={"code": str}) if path.is_file() else pd.DataFrame()
+    rows = before.to_dict("records")
     rows = [row for row in rows if (row["code"], row["preset"]) == (code(), preset)]
     for name, (component, choices) in COMPONENTS.items():
         if name in [row["component"] for row in rows]:

@@ -111,7 +111,10 @@ def study_provenance(runs, preset):
 
 
 def cost(runs):
-    """What each configuration is and took. Times are means over its seeds."""
+    """What each configuration is and took. Times are means over its seeds.
+
+    The memory is that of the process, in which other runs may have come before (rr run --each).
+    """
     rows = {}
     for name, group in runs.items():
         numbers, provenance = group[0].numbers, [run.provenance for run in group]
@@ -124,6 +127,6 @@ def cost(runs):
             "training / s": f"{training:.0f}",
             "whole run / s": f"{np.mean([p['seconds'] for p in provenance]):.0f}",
             "device": provenance[0]["device"],
-            "peak memory / MiB": str(max(peaks)),
+            "peak memory of the process / MiB": str(max(peaks)),
         }
     return pd.DataFrame.from_dict(rows, orient="index")

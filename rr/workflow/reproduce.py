@@ -66,11 +66,12 @@ def snakemake(results_dir, config, profile="laptop", cores=None, jobs=None, dry_
         raise InputError(
             f"profile {profile!r}: unknown; choose one of {names}, or a folder with a config.yaml"
         )
+    found = gpus()
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
     if settings.get("executor", "local") == "local":
-        os.environ[GPUS] = ",".join(gpus())
-        config["together"] = 1 if gpus() else TOGETHER
-    side_by_side = jobs or max(min(2, CORES), len(gpus()))
+        os.environ[GPUS] = ",".join(found)
+        config["together"] = 1 if found else TOGETHER
+    side_by_side = jobs or max(min(2, CORES), len(found))
     config["threads"] = max(1, (cores or CORES) // side_by_side)
     config["cores"] = side_by_side * config["threads"]
     arguments = [
