@@ -101,7 +101,7 @@ def reproduce(
     for reason in failed.values():
         fail(reason)
     if failed:
-        count = f"{sum(map(len, failed))} of {total} notebooks have no result"
+        count = f"{sum(map(len, failed))} of {total} notebooks must run again"
         fail(f"{count}; after a repair the same command continues")
         raise typer.Exit(1)
     print(f"preset {preset}, seeds {seeds}, study {study}: all {total} notebooks have a result")

@@ -232,7 +232,7 @@ def test_a_failing_job_is_named_with_its_error(call, made, tmp_path):
     assert errors[0].startswith(f"error: {job}: ") and "denoiser" in errors[0]
     assert (
         errors[1]
-        == "error: 3 of 8 notebooks have no result; after a repair the same command continues"
+        == "error: 3 of 8 notebooks must run again; after a repair the same command continues"
     )
     nb = nbformat.read(tmp_path / "mini" / "executed" / f"{job}.ipynb", 4)
     assert any(o.output_type == "error" for c in nb.cells for o in c.get("outputs", []))

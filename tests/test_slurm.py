@@ -104,7 +104,7 @@ def test_the_workflow_goes_through_slurm(tmp_path):
             process.wait(60)
     said = (tmp_path / "output").read_text()
 
-    assert code == 1 and "error: 1 of 8 notebooks have no result" in said, said
+    assert code == 1 and "error: 1 of 8 notebooks must run again" in said, said
     assert "error: 09_fusion: " in said and "SLURM status is: 'TIMEOUT'" in said
     states = jobs(out / "mini")
     assert states[cancelled] == ("02_readability", "CANCELLED")
