@@ -18,7 +18,7 @@ otherwise.
 
 import gc
 
-# The garbage collector would take a tenth of the time in which torch is imported.
+# With a low threshold the garbage collector takes a tenth of the time in which torch is imported.
 gc.set_threshold(500_000)
 
 __version__ = "0.1.0"

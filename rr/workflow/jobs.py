@@ -67,8 +67,8 @@ def jobs(seeds=1, study="all", data="", labels=""):
     for configuration, seed in runs:
         if configuration.extractor in paper.EXTRACTORS:  # the others are not trained
             values = {"extractor": configuration.extractor, "seed": seed}
-            of = _studies(lambda row: row.extractor == configuration.extractor)
-            table[name("03_features", values)] = Job("03_features", values, ["01_data"], of)
+            asking = _studies(lambda row: row.extractor == configuration.extractor)
+            table[name("03_features", values)] = Job("03_features", values, ["01_data"], asking)
     if study == "all":
         table["00_start_here"] = Job("00_start_here", {}, [])
         table["04_diffusion"] = Job("04_diffusion", {}, ["01_data"])
@@ -79,8 +79,8 @@ def jobs(seeds=1, study="all", data="", labels=""):
         needs = ["01_data", "02_readability"]
         if (extractor := name("03_features", values)) in table:
             needs.append(extractor)
-        of = _studies(lambda row: row == configuration)
-        table[_restoration(configuration, seed)] = Job("06_restoration", values, needs, of)
+        asking = _studies(lambda row: row == configuration)
+        table[_restoration(configuration, seed)] = Job("06_restoration", values, needs, asking)
 
     def restorations(configurations):
         return [_restoration(row, seed) for row in configurations for seed in range(seeds)]

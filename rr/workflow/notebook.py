@@ -26,7 +26,8 @@ NOTEBOOKS = ROOT / "notebooks"
 TYPES = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 KERNEL = {"name": "python3", "language": "python", "display_name": "Python 3 (ipykernel)"}
 START_TIMEOUT = 60  # seconds in which a kernel must answer
-RESET = "%reset_selective -f .\nget_ipython().execution_count = 1"  # deletes the user's variables
+# It deletes the variables of an earlier run. %reset would delete __spec__, too, which spawn needs.
+RESET = "%reset_selective -f .\nget_ipython().execution_count = 1"
 
 
 class NotebookError(Exception):
@@ -156,7 +157,7 @@ def _execute(path, values, executed, kernel, output):
     from papermill.exceptions import PapermillExecutionError
 
     nb, started, failure = read(path), time.monotonic(), None
-    nb.cells.insert(0, nbformat.v4.new_code_cell(RESET, metadata={"tags": [RESET]}))
+    nb.cells.insert(0, nbformat.v4.new_code_cell(RESET))
     remove_partial_files(executed.parent, glob.escape(executed.stem))
     try:
         papermill.execute_notebook(
@@ -166,7 +167,7 @@ def _execute(path, values, executed, kernel, output):
     except (PapermillExecutionError, DeadKernelError, RuntimeError) as error:
         failure = error
     nb = nbformat.read(output, as_version=4)
-    nb.cells = [cell for cell in nb.cells if RESET not in cell.metadata.get("tags", [])]
+    nb.cells = [cell for cell in nb.cells if cell.source != RESET]
     nb.metadata.papermill.update(input_path=Path(path).name, output_path=executed.name)
     with writing(executed) as part:
         nbformat.write(nb, part)

@@ -16,8 +16,8 @@ from rr.files import ROOT
 from rr.workflow.jobs import GPUS, gpus
 
 WORKFLOW = ROOT / "workflow"
-# Runs that share a kernel on a machine without GPUs. The start of a kernel takes 7 s of a CPU core,
-# and a run of preset smoke 15 to 25 s. On a GPU or a cluster every run is a job of its own.
+# On a machine without GPUs, up to so many runs share a kernel. The start of a kernel takes 7 s of a
+# CPU core, and a run of preset smoke 15 to 25 s. On a GPU or a cluster every run is its own job.
 TOGETHER = 8
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
